@@ -1,0 +1,79 @@
+"""Collective operations over the training workers, as functions that are the identity for one worker.
+
+The convention everywhere: the objective is the *sum over ranks* of what each rank back-propagates. A rank's
+share of a mean is its own sum divided by the global count; a quantity that every rank computes alike from
+gathered values is divided by the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of workers; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number; 0 outside a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GatherRows(torch.autograd.Function):
+    """All ranks' rows in rank order; the gradient of a rank's rows is the sum over what all ranks made of them."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:  # type: ignore[override]
+        ctx.counts = counts  # type: ignore[attr-defined]
+        return _gather(rows, counts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        counts: tuple[int, ...] = ctx.counts  # type: ignore[attr-defined]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        first = sum(counts[: dist.get_rank()])
+        return total[first : first + counts[dist.get_rank()]], None
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Concatenate the ranks' rows, differentiably.
+
+    Args:
+        rows: counts[rank] x ..., this rank's.
+        counts: rows of every rank; they may differ, also be 0.
+
+    Returns: sum(counts) x ..., alike on every rank.
+    """
+    assert rows.shape[0] == counts[rank()], (rows.shape, counts)
+    if len(counts) == 1:
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows, tuple(counts))
+    return gathered
+
+
+def _gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """gloo and nccl gather equal shapes, so unequal shares are padded to the largest."""
+    largest = max(counts)
+    padded = rows.new_zeros((largest, *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def sum_over_ranks(*values: Tensor) -> None:
+    """Add up tensors of one dtype over the ranks, in place, in one flat reduce of fixed order."""
+    if world_size() == 1:
+        return
+    flat = torch.cat([value.reshape(-1) for value in values])
+    dist.all_reduce(flat)
+    first = 0
+    for value in values:
+        value.copy_(flat[first : first + value.numel()].view_as(value))
+        first += value.numel()

@@ -1,0 +1,387 @@
+"""Typed configuration: one frozen tree, read from a preset or a YAML file, changed with `a.b=value`.
+
+Unknown keys, values out of range and contradictions are refused with a `ConfigError` that names the key,
+the value and what is allowed. Nothing here imports PyTorch or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names each key, its value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ModelConfig(Section):
+    """Shapes and widths of the three networks (supplement, tables 1 and 2)."""
+
+    height: int = Field(112, description="rows of both images; a multiple of 8, at least 32")
+    width: int = Field(616, description="columns of both images; a multiple of 8, at least 32")
+    channels: int = Field(
+        32, ge=4, multiple_of=4, description="generator stem; the bottleneck has 8 times as many"
+    )
+    residual_blocks: int = Field(6, ge=1, description="residual blocks of the bottleneck")
+    discriminator_channels: int = Field(64, ge=4, multiple_of=4, description="first convolution of D")
+    discriminator_variant: Literal["paper", "released"] = Field(
+        "paper", description="paper: table 2's shapes; released: padding and spectral norm of the public code"
+    )
+    street_blocks: tuple[int, int, int] = Field(
+        (3, 4, 6), description="ResNet blocks per stage; 3 4 6 is ResNet34"
+    )
+    street_weights: str = Field(
+        "random", description="'random', 'imagenet' (torchvision's ResNet34) or the URI of such a state dict"
+    )
+    street_batchnorm: Literal["live", "frozen"] = Field(
+        "live", description="live: batch statistics over all workers; frozen: the running statistics"
+    )
+    masks: int = Field(8, ge=1, description="spatial attention masks per view")
+
+    @field_validator("height", "width")
+    @classmethod
+    def _resolution(cls, value: int) -> int:
+        if value < 32 or value % 8:
+            raise ValueError("must be a multiple of 8 and at least 32")
+        return value
+
+    @field_validator("street_blocks")
+    @classmethod
+    def _blocks(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(value) < 1:
+            raise ValueError("each stage needs at least one block")
+        return value
+
+    @model_validator(mode="after")
+    def _imagenet_is_resnet34(self) -> Self:
+        if self.street_weights != "random" and (self.street_blocks != (3, 4, 6) or self.channels != 32):
+            raise ValueError(
+                "street_weights other than 'random' need street_blocks [3, 4, 6] and channels 32 (ResNet34)"
+            )
+        return self
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the local features of both views."""
+        return 8 * self.channels
+
+    @property
+    def descriptor_size(self) -> int:
+        """Numbers in a descriptor: feature channels times masks."""
+        return self.feature_channels * self.masks
+
+
+class LossConfig(Section):
+    """Loss weights and the triplet loss (supplement, section B)."""
+
+    lambda_gan: NonNegative = 1.0
+    lambda_ret: NonNegative = 1000.0
+    lambda_l1: NonNegative = 100.0
+    alpha: Positive = Field(10.0, description="sharpness of the soft-margin triplet loss")
+    real_label: Fraction = Field(0.9, description="one-sided label smoothing of the GAN loss")
+    negative_min_distance_m: NonNegative | None = Field(
+        None, description="pairs closer than this are not each other's negatives; needs coordinates"
+    )
+
+
+class MiningConfig(Section):
+    """Hard-negative mining as a fine-tuning step (supplement, section B)."""
+
+    start: Literal["never", "plateau"] | Annotated[int, Field(ge=0)] = Field(
+        "plateau", description="never, once the loss has converged, or a 0-based epoch"
+    )
+    discard: tuple[Annotated[float, Field(ge=0.0, lt=100.0)], ...] = Field(
+        (90.0, 95.0, 99.0), min_length=1, description="percentage of triplets discarded, stage by stage"
+    )
+    stage_epochs: int = Field(20, ge=1, description="epochs each stage lasts; the last one stays")
+    metric: Literal["triplet", "recall"] = Field("triplet", description="what has to stop improving")
+    patience: int = Field(5, ge=1, description="epochs without improvement that make a plateau")
+    min_gain: NonNegative = Field(0.01, description="relative improvement that counts")
+
+
+class SyntheticSourceConfig(Section):
+    """The procedural city."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    seed: int = Field(0, ge=0, description="which world")
+    train_pairs: int = Field(
+        1000, ge=2, description="pairs of the training region (validation is held out of them)"
+    )
+    test_pairs: int = Field(300, ge=2, description="pairs of a region that training never sees")
+    tile_px: int = Field(128, ge=32, description="side of a satellite tile in pixels")
+    tile_m: Positive = Field(64.0, description="side of a satellite tile in metres")
+    panorama_height: int = Field(
+        64, ge=16, description="rows of a rendered panorama, elevation +45 to -45 degrees"
+    )
+    panorama_width: int = Field(352, ge=32, description="columns of a rendered panorama, 360 degrees")
+    spacing_m: Positive = Field(
+        25.0, description="smallest distance between two positions; smaller is harder"
+    )
+    jitter_m: NonNegative = Field(0.0, description="largest offset of the panorama from the tile's centre")
+    occlusion: Fraction = Field(0.3, description="how much trees and vehicles hide along the street")
+    panorama_heading: float = Field(
+        0.0, description="compass bearing of the panorama's middle column, degrees"
+    )
+
+    @property
+    def panorama_rows(self) -> tuple[float, float]:
+        """Rows the model sees, as fractions from the top: the renderer draws no others."""
+        return (0.0, 1.0)
+
+
+class ManifestSourceConfig(Section):
+    """The user's own images, listed in a CSV or Parquet file."""
+
+    kind: Literal["manifest"] = "manifest"
+    uri: str = Field(description="CSV or Parquet with id, satellite, street, split and optional coordinates")
+    panorama_heading: float = Field(
+        0.0, description="compass bearing of the middle column, degrees, where a row has none"
+    )
+    panorama_rows: tuple[Fraction, Fraction] = Field(
+        (0.25, 0.75), description="rows kept, as fractions from the top; a full sphere keeps the middle half"
+    )
+
+    @field_validator("panorama_rows")
+    @classmethod
+    def _rows(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("the first fraction must be below the second")
+        return value
+
+
+SourceConfig = Annotated[SyntheticSourceConfig | ManifestSourceConfig, Field(discriminator="kind")]
+
+
+class PrepareConfig(Section):
+    """How a source becomes a data set."""
+
+    encoding: Literal["png", "jpeg", "webp"] = Field(
+        "png", description="png and webp are lossless, jpeg is smaller"
+    )
+    shard_mb: Positive = Field(64.0, description="aimed size of a shard, in 10^6 bytes of encoded images")
+    keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.1, description="part of the training split held out where the source names no validation pairs"
+    )
+    validation_block_m: Positive = Field(
+        500.0, description="side of the blocks held out where there are coordinates"
+    )
+    parallel: bool = Field(
+        True, description="write shards as Ray Data tasks; false: in this process, without Ray"
+    )
+
+
+class DataConfig(Section):
+    """Where the data set is and how it is read."""
+
+    uri: str = Field("data/synthetic", description="the data set: a directory or an object-store URI")
+    cache_dir: str | None = Field(
+        None, description="node-local shard cache; default: a folder below the temp dir"
+    )
+    cache_gb: Positive = Field(50.0, description="largest size of the cache, in 10^9 bytes")
+    window: int = Field(8, ge=1, description="shards whose pairs are shuffled together")
+    flip: Fraction = Field(
+        0.5, description="probability that both images of a pair are mirrored, training only"
+    )
+
+
+class TrainConfig(Section):
+    """One run of the trainer."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run; the same name resumes it"
+    )
+    storage: str = Field("runs", description="root of all runs: a directory or an object-store URI")
+    epochs: int = Field(200, ge=1)
+    batch: int = Field(32, ge=2, description="global batch, whatever the number of workers")
+    lr_generator: Positive = 1e-4
+    lr_discriminator: Positive = 1e-4
+    lr_retrieval: Positive = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=1, description="Ray Train workers")
+    use_gpu: bool = Field(False, description="one GPU per worker and nccl; false: gloo on CPUs")
+    resources_per_worker: dict[str, Positive] = Field(
+        default_factory=dict, description="Ray resources of a worker; default: 1 CPU, and 1 GPU with use_gpu"
+    )
+    threads: int = Field(1, ge=1, description="PyTorch threads per worker on CPUs")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints inside an epoch")
+    keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept, beside the best")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    log_every_s: Positive = Field(10.0, description="seconds between progress lines")
+    max_failures: int = Field(3, ge=-1, description="worker failures survived by restarting; -1: any number")
+
+    @model_validator(mode="after")
+    def _workers_have_pairs(self) -> Self:
+        if self.workers > self.batch:
+            raise ValueError(
+                f"workers={self.workers} is more than batch={self.batch}: every worker needs a pair"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """What `evaluate` measures and draws."""
+
+    split: Literal["train", "val", "test"] = "test"
+    batch: int = Field(64, ge=1)
+    chunk: int = Field(4096, ge=1, description="queries compared with the gallery at a time")
+    radius_m: NonNegative | None = Field(
+        None, description="a match counts within this distance; default: only the pair's own tile"
+    )
+    gallery_rows: int = Field(8, ge=0, description="queries drawn in the galleries")
+
+
+class Config(Section):
+    """Everything a run needs, saved with it as `config.yaml`."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    mining: MiningConfig = MiningConfig()
+    source: SourceConfig = SyntheticSourceConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Config:
+        """Validate a nested mapping. Raises `ConfigError` with one line per fault."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, cls)) from None
+
+    def to_yaml(self) -> str:
+        """The whole configuration as YAML that `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    """Names that `--config` takes besides file names."""
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(config: str | Path = "paper", overrides: Iterable[str] = ()) -> Config:
+    """Read a preset or a YAML file and apply `a.b=value` overrides in their order.
+
+    A file may start from a preset with a top-level `preset: NAME`; its other keys are merged over it. Values
+    of overrides are YAML (`train.batch=16`, `model.street_blocks=[1,1,1]`).
+
+    Raises:
+        ConfigError: no such preset or file, not a mapping, an unknown key, a value that is not allowed.
+    """
+    tree = _read(str(config))
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r}: expected a.b=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r}: the value is not YAML ({error})") from None
+        if isinstance(value, str):
+            value = _number(value)
+        _assign(tree, key, value)
+    return Config.from_tree(tree)
+
+
+def _presets() -> Any:
+    return resources.files("s2s_ray") / "presets"
+
+
+def _number(text: str) -> float | str:
+    """YAML 1.1 reads `1e-4` as a string; people who write it mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _read(config: str) -> dict[str, Any]:
+    if config in preset_names():
+        text, name = (_presets() / f"{config}.yaml").read_text(encoding="utf-8"), f"preset {config}"
+    elif Path(config).is_file():
+        text, name = Path(config).read_text(encoding="utf-8"), config
+    else:
+        raise ConfigError(f"config {config!r} is neither a preset ({', '.join(preset_names())}) nor a file")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} holds {type(tree).__name__}, expected a mapping of sections")
+    base = tree.pop("preset", None)
+    return tree if base is None else _merge(_read(str(base)), tree)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    if "kind" in top and base.get("kind", top["kind"]) != top["kind"]:
+        return dict(top)  # another kind of source shares no keys with the one it replaces
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        base[key] = _merge(base[key], value) if both else value
+    return base
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}={value!r}: {parent!r} is not a section")
+        tree = child
+    if leaf == "kind" and tree.get("kind", value) != value:
+        tree.clear()
+    tree[leaf] = value
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for fault in error.errors():
+        path = [str(part) for part in fault["loc"]]
+        shown = ".".join(part for part in path if part not in ("synthetic", "manifest"))
+        if fault["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields(model, path[:-1]))
+            lines.append(f"{shown}={fault['input']!r}: unknown key; known here: {allowed}")
+        elif fault["type"] == "missing":
+            lines.append(f"{shown} is missing: it has no default")
+        else:
+            lines.append(
+                f"{shown or 'config'}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
+            )
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    kinds: dict[str, type[BaseModel]] = {"synthetic": SyntheticSourceConfig, "manifest": ManifestSourceConfig}
+    for part in path:
+        if part in kinds:
+            model = kinds[part]
+        elif part in model.model_fields:
+            inner = model.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields)

@@ -1,0 +1,115 @@
+"""Image geometry shared by preparation, training and serving: tensors in, tensors out.
+
+The azimuth of a column grows clockwise; column 0 looks south and north is in the middle column
+(S, W, N, E), the convention of CVUSA's and CVACT's panoramas.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
+    """Unroll a square north-up aerial tile around its centre, as seen from the street.
+
+    Output row i (0 at the top) and column j sample the tile at radius r = S/(2H) * (H-1-i) and azimuth
+    phi = 2*pi*j/W: tile row S/2 + r*cos(phi), tile column S/2 - r*sin(phi), in pixel-index units. Bilinear; a tap
+    outside the tile counts as zero. The bottom row is the tile's centre, the top row its inscribed circle.
+
+    Args:
+        tile: ... C S S, floating point.
+        height, width: rows and columns of the result.
+
+    Returns: ... C height width, in the tile's dtype and units.
+
+    Raises:
+        ValueError: a tile that is not square or not floating point.
+
+    Source: MODEL_SPEC, "Geometry and pixels" (the polar transform of the public CVUSA and CVACT scripts).
+    """
+    size = tile.shape[-1]
+    if tile.ndim < 3 or tile.shape[-2] != size:
+        raise ValueError(f"tile has shape {tuple(tile.shape)}: expected ... C S S (square)")
+    if not tile.is_floating_point():
+        raise ValueError(f"tile has dtype {tile.dtype}: expected floating point")
+    grid = _polar_grid(size, height, width).to(tile)
+    flat = tile.reshape(1, -1, size, size)
+    polar = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return polar.reshape(*tile.shape[:-2], height, width)
+
+
+@lru_cache(maxsize=16)
+def _polar_grid(size: int, height: int, width: int) -> Tensor:
+    """Sampling positions of the polar transform, 1 H W 2 (x, y) in grid_sample's units, float64."""
+    radius = size / (2 * height) * (height - 1 - torch.arange(height, dtype=torch.float64))[:, None]
+    azimuth = 2 * torch.pi * torch.arange(width, dtype=torch.float64)[None, :] / width
+    row = size / 2 + radius * torch.cos(azimuth)
+    column = size / 2 - radius * torch.sin(azimuth)
+    return torch.stack([column, row], dim=-1).mul_(2 / (size - 1)).sub_(1)[None]
+
+
+def panorama_crop(panorama: Tensor, rows: tuple[float, float]) -> Tensor:
+    """Keep the rows between two fractions of the height, counted from the top.
+
+    A full sphere (180 degrees over its height) keeps (0.25, 0.75): elevations from +45 to -45 degrees (CVACT's
+    rows 208 to 624 of 832).
+
+    Args:
+        panorama: ... h w.
+        rows: 0 <= first < last <= 1.
+    """
+    height = panorama.shape[-2]
+    first, last = round(rows[0] * height), round(rows[1] * height)
+    if not 0 <= first < last <= height:
+        raise ValueError(
+            f"panorama_rows={list(rows)} of a panorama of {height} rows: expected 0 <= first < last <= 1"
+        )
+    return panorama[..., first:last, :]
+
+
+def roll_to_north(panorama: Tensor, heading: float) -> Tensor:
+    """Turn a 360-degree panorama so that north is in the middle column.
+
+    Args:
+        panorama: ... h w, all of the horizon.
+        heading: compass bearing of the middle column, in degrees; 0 changes nothing, 180 is a panorama that
+            starts at north. Rounded to whole columns.
+    """
+    width = panorama.shape[-1]
+    return torch.roll(panorama, round(heading / 360 * width), dims=-1)
+
+
+def resize_area(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize by exact area averaging (each result pixel is the mean of the area it covers).
+
+    Args:
+        image: ... h w, floating point.
+
+    Returns: ... height width.
+    """
+    return (
+        _area_weights(image.shape[-2], height).to(image)
+        @ image
+        @ _area_weights(image.shape[-1], width).to(image).T
+    )
+
+
+@lru_cache(maxsize=32)
+def _area_weights(source: int, target: int) -> Tensor:
+    """How much of each source pixel each target pixel covers, target x source; rows sum to one."""
+    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
+    pixels = torch.arange(source, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels[None] + 1) - torch.maximum(edges[:-1, None], pixels[None])
+    return overlap.clamp_(min=0).mul_(target / source)
+
+
+def flip_pair(satellite: Tensor, street: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror both images of a pair (polar satellite and panorama, ... H W) left to right together.
+
+    In the polar image column j goes to W-1-j, as in the panorama: the pair then shows the mirrored world.
+    """
+    return satellite.flip(-1), street.flip(-1)

@@ -1,0 +1,1 @@
+"""The networks of Toker et al., CVPR 2021: generator, discriminator and retrieval."""

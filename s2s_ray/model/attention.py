@@ -1,0 +1,67 @@
+"""Attention: the non-local block of G and D, and the spatial attention that pools features to descriptors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2s_ray.model.blocks import SpectralConv2d
+
+
+class NonLocalBlock(nn.Module):
+    """Self-attention over positions, as in SAGAN: y = gamma * o(softmax(q.k) v) + x, no scaling of q.k.
+
+    1x1 convolutions without bias, spectral norm; key and value are max-pooled 2x2. gamma starts at 0.
+    B C h w -> B C h w, with h and w even. Source: Zhang et al. 2019; Wang et al. 2018.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = SpectralConv2d(channels, channels // 8, 1, bias=False)
+        self.key = SpectralConv2d(channels, channels // 8, 1, bias=False)
+        self.value = SpectralConv2d(channels, channels // 2, 1, bias=False)
+        self.output = SpectralConv2d(channels // 2, channels, 1, bias=False)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).flatten(2).transpose(1, 2)
+        key = F.max_pool2d(self.key(x), 2).flatten(2).transpose(1, 2)
+        value = F.max_pool2d(self.value(x), 2).flatten(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = attended.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        attended = self.output(attended)
+        return x + self.gamma * attended
+
+
+class SpatialAttention(nn.Module):
+    """Spatial-aware feature aggregation: local features B C h w -> unit descriptors B (C*k), float32.
+
+    For each of k masks a two-layer linear map n -> n//2 -> n of the channel-wise maximum, n = h*w; a descriptor is
+    the mask-weighted sum of the features over positions, flattened channel-major and L2-normalised. n is fixed
+    by the resolution. Source: the main paper's SA module as MODEL_SPEC states it (Shi et al. 2019).
+    """
+
+    def __init__(self, height: int, width: int, masks: int) -> None:
+        super().__init__()
+        n = height * width
+        self.shape = (height, width)
+        self.w1 = nn.Parameter(torch.empty(n, n // 2, masks))
+        self.b1 = nn.Parameter(torch.empty(1, n // 2, masks))
+        self.w2 = nn.Parameter(torch.empty(n // 2, n, masks))
+        self.b2 = nn.Parameter(torch.empty(1, n, masks))
+        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
+            nn.init.normal_(weight, 0.0, 0.005)
+            nn.init.constant_(bias, 0.1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if tuple(features.shape[-2:]) != self.shape:
+            raise ValueError(
+                f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}"
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            local = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+            local = local.flatten(2)
+            hidden = torch.einsum("bn,nmk->bmk", local.amax(dim=1), self.w1) + self.b1
+            masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
+            return F.normalize((local @ masks).flatten(1), dim=1)

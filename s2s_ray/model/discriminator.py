@@ -1,0 +1,59 @@
+"""The discriminator D (supplement, table 2): a PatchGAN on satellite and street view together."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2s_ray.config import ModelConfig
+from s2s_ray.model.attention import NonLocalBlock
+from s2s_ray.model.blocks import SpectralConv2d
+
+
+class Discriminator(nn.Module):
+    """Patch logits of B 6 H W (satellite, street): no sigmoid. 2,788,290 parameters at full width.
+
+    The `paper` variant pads the two stride-1 convolutions by one more row below, which gives table 2's shapes
+    (14 x 75 logits at 112 x 616) and normalises every convolution but the last. `released` is the public code:
+    one row all round (12 x 75), and no spectral norm on the first convolution.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = config.discriminator_channels
+        self.extra_row = config.discriminator_variant == "paper"
+        first = _plain_conv if config.discriminator_variant == "released" else _conv
+        self.conv1 = first(6, c, stride=2)
+        self.conv2 = _conv(c, 2 * c, stride=2)
+        self.attention = NonLocalBlock(2 * c)
+        self.conv3 = _conv(2 * c, 4 * c, stride=2)
+        self.conv4 = _conv(4 * c, 8 * c, stride=1)
+        self.conv5 = _plain_conv(8 * c, 1, stride=1)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """B 6 H W, satellite and street views stacked, in [-1, 1] -> patch logits B 1 h w."""
+        x = _activate(self.conv1(pair))
+        x = self.attention(_activate(self.conv2(x)))
+        x = _activate(self.conv3(x))
+        x = _activate(self.conv4(self._pad(x)))
+        logits: Tensor = self.conv5(self._pad(x))
+        return logits
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 1)) if self.extra_row else x
+
+
+def _conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
+    return SpectralConv2d(in_channels, out_channels, 4, stride=stride, padding=1, padding_mode="zeros")
+
+
+def _plain_conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1)
+    nn.init.normal_(conv.weight, 0.0, 0.02)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+def _activate(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.1)

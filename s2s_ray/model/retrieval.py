@@ -1,0 +1,75 @@
+"""The retrieval branch R: a street encoder, and one spatial attention per view."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from s2s_ray.config import ModelConfig
+from s2s_ray.model.attention import SpatialAttention
+from s2s_ray.model.batchnorm import GlobalBatchNorm2d
+
+
+class StreetEncoder(nn.Module):
+    """A ResNet without its max-pool, cut after layer3: B 3 H W -> B 8c H/8 W/8.
+
+    Built of torchvision's blocks and named as torchvision's ResNet, so that a ResNet34 state dict fits (without
+    layer4 and fc). `street_blocks` 3, 4, 6 and 32 channels are ResNet34.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = 2 * config.channels
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = GlobalBatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        first, second, third = config.street_blocks
+        self.layer1 = _stage(width, width, first, stride=1)
+        self.layer2 = _stage(width, 2 * width, second, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, third, stride=2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, GlobalBatchNorm2d):
+                module.frozen = config.street_batchnorm == "frozen"
+
+    def forward(self, street: Tensor) -> Tensor:
+        features: Tensor = self.relu(self.bn1(self.conv1(street)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        return features
+
+
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
+    downsample = None
+    if stride != 1 or in_channels != out_channels:
+        downsample = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+            GlobalBatchNorm2d(out_channels),
+        )
+    norm: dict[str, Any] = {"norm_layer": GlobalBatchNorm2d}
+    layers = [BasicBlock(in_channels, out_channels, stride, downsample, **norm)]
+    layers += [BasicBlock(out_channels, out_channels, **norm) for _ in range(blocks - 1)]
+    return nn.Sequential(*layers)
+
+
+class Retrieval(nn.Module):
+    """Local features of both views -> unit descriptors B x (8c*k). 26,789,520 parameters at full width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.street_encoder = StreetEncoder(config)
+        height, width = config.height // 8, config.width // 8
+        self.satellite_attention = SpatialAttention(height, width, config.masks)
+        self.street_attention = SpatialAttention(height, width, config.masks)
+
+    def embed_satellite(self, features: Tensor) -> Tensor:
+        """Local satellite features B 8c H/8 W/8 (the generator's bottleneck) -> B D."""
+        descriptor: Tensor = self.satellite_attention(features)
+        return descriptor
+
+    def embed_street(self, street: Tensor) -> Tensor:
+        """Street panoramas B 3 H W in [-1, 1] -> B D."""
+        descriptor: Tensor = self.street_attention(self.street_encoder(street))
+        return descriptor

@@ -1,0 +1,1 @@
+"""Training: one cycle, the loop around it, and what survives an interruption."""
