@@ -28,12 +28,12 @@ class _GatherRows(torch.autograd.Function):
     """All ranks' rows in rank order; the gradient of a rank's rows is the sum over what all ranks made of them."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
         ctx.counts = counts  # type: ignore[attr-defined]
         return _gather(rows, counts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         counts: tuple[int, ...] = ctx.counts  # type: ignore[attr-defined]
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
@@ -53,7 +53,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     assert rows.shape[0] == counts[rank()], (rows.shape, counts)
     if len(counts) == 1:
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, tuple(counts))
+    gathered: Tensor = _GatherRows.apply(rows, tuple(counts))  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -30,8 +30,8 @@ class NonLocalBlock(nn.Module):
         value = F.max_pool2d(self.value(x), 2).flatten(2).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         attended = attended.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
-        attended = self.output(attended)
-        return x + self.gamma * attended
+        result: Tensor = x + self.gamma * self.output(attended)
+        return result
 
 
 class SpatialAttention(nn.Module):

@@ -5,6 +5,8 @@ Sources: the supplement's figures 1 to 3, Miyato et al. 2018 (spectral normalisa
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,11 +33,11 @@ class SpectralConv2d(nn.Conv2d):
         *,
         stride: int = 1,
         padding: int = 0,
-        padding_mode: str = "reflect",
+        padding_mode: Literal["reflect", "zeros"] = "reflect",
         bias: bool = True,
         idle_bias: bool = False,
     ) -> None:
-        mode = padding_mode if padding else "zeros"
+        mode: Literal["reflect", "zeros"] = padding_mode if padding else "zeros"
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode=mode
         )
@@ -59,7 +61,8 @@ class SpectralConv2d(nn.Conv2d):
             # The vectors are cloned so that a later power iteration does not change what backward reads.
             sigma = self.weight_u.clone() @ (self.weight.flatten(1) @ self.weight_v.clone())
             weight = self.weight / sigma
-        return self._conv_forward(x, weight, self.bias)
+        result: Tensor = self._conv_forward(x, weight, self.bias)
+        return result
 
 
 def power_iterate(network: nn.Module) -> None:

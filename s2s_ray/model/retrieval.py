@@ -36,8 +36,9 @@ class StreetEncoder(nn.Module):
                 module.frozen = config.street_batchnorm == "frozen"
 
     def forward(self, street: Tensor) -> Tensor:
-        features: Tensor = self.relu(self.bn1(self.conv1(street)))
-        features = self.layer3(self.layer2(self.layer1(features)))
+        """B 3 H W in [-1, 1] -> B 8c H/8 W/8."""
+        stem = self.relu(self.bn1(self.conv1(street)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(stem)))
         return features
 
 

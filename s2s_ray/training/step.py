@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, rank, sum_over_ranks, world_size
+from s2s_ray.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.batchnorm import track_statistics

@@ -1,0 +1,10 @@
+"""`s2s prepare` as an entry script: `ray job submit --working-dir . -- python jobs/prepare.py --config ...`."""
+
+from __future__ import annotations
+
+import sys
+
+from s2s_ray.cli import main
+
+if __name__ == "__main__":
+    main(["prepare", *sys.argv[1:]])

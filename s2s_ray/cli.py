@@ -1,0 +1,217 @@
+"""The `s2s` command: each verb calls one function of the library.
+
+User errors are printed as one line and end with exit code 2; Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from s2s_ray import registry, storage
+from s2s_ray.checkpoint import code_version, load_checkpoint, read_meta, save_model
+from s2s_ray.config import Config, load_config, preset_names
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: paper, small, tiny.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]
+RegistryOption = Annotated[str, typer.Option(help="Root of the registry: a directory or an object-store URI.")]
+NameOption = Annotated[str, typer.Option(help="Name of the model in the registry.")]
+CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="A checkpoint, or a run: its best one is taken.")]
+
+
+@app.command("config")
+def show_config(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
+    """Print the resolved configuration as YAML."""
+    typer.echo(load_config(config, overrides or ()).to_yaml(), nl=False)
+
+
+@app.command()
+def prepare(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
+    """Make the data set at data.uri from the source: polar-transformed, resized, in Arrow shards."""
+    from s2s_ray.cluster import ray_cluster
+    from s2s_ray.data.prepare import prepare as run
+
+    settings = load_config(config, overrides or ())
+    if settings.prepare.parallel:
+        with ray_cluster():
+            run(settings)
+    else:
+        run(settings)
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="The data set.")],
+    quick: Annotated[bool, typer.Option(help="Checksums and counts only, no image is decoded.")] = False,
+) -> None:
+    """Check a data set: counts, checksums, unreadable images. Exit code 1 if anything is wrong."""
+    from s2s_ray.data.verify import verify as run
+
+    report = run(uri, quick=quick)
+    typer.echo("\n".join(report.lines()))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
+    """Train on Ray Train's workers; the same train.name goes on where it stopped."""
+    from s2s_ray.cluster import ray_cluster
+    from s2s_ray.training.ray_train import train as run
+
+    settings = load_config(config, overrides or ())
+    with ray_cluster():
+        result = run(settings)
+    figures = read_meta(result.best)["metrics"]
+    typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
+
+
+@app.command()
+def evaluate(
+    checkpoint: CheckpointOption,
+    out: Annotated[str, typer.Option(help="Where metrics.json and the pictures go.")],
+    config: ConfigOption = "paper",
+    overrides: SetOption = None,
+) -> None:
+    """Measure a checkpoint on a split of data.uri (evaluation.split): recall, synthesis, galleries."""
+    from s2s_ray.data.dataset import PairDataset
+    from s2s_ray.evaluation.evaluate import evaluate as run
+    from s2s_ray.training.run import find_checkpoint
+
+    settings = load_config(config, overrides or ())
+    model = load_checkpoint(find_checkpoint(checkpoint), _device(settings))
+    dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
+    report = run(model, dataset, settings.evaluation, device=_device(settings), out=out)
+    typer.echo(json.dumps(report.as_dict(), indent=2))
+
+
+@app.command("build-index")
+def build_index(
+    checkpoint: CheckpointOption,
+    out: Annotated[str, typer.Option(help="Where the index goes.")],
+    config: ConfigOption = "paper",
+    overrides: SetOption = None,
+) -> None:
+    """Embed the satellite tiles of a split (evaluation.split) of data.uri into a reference index."""
+    from s2s_ray.data.dataset import PairDataset
+    from s2s_ray.index import build_index as run
+    from s2s_ray.training.run import find_checkpoint
+
+    settings = load_config(config, overrides or ())
+    uri = find_checkpoint(checkpoint)
+    dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
+    index = run(
+        load_checkpoint(uri, _device(settings)),
+        dataset,
+        checkpoint_fingerprint=registry.fingerprint(uri),
+        batch=settings.evaluation.batch,
+        device=_device(settings),
+    )
+    index.save(out)
+    typer.echo(f"{len(index)} tiles indexed in {out}")
+
+
+@checkpoint_app.command("import")
+def import_released(
+    file: Annotated[str, typer.Argument(help="One of the authors' published checkpoints.")],
+    out: Annotated[str, typer.Option(help="Where the checkpoint goes.")],
+    strict: Annotated[bool, typer.Option(help="Refuse generator keys that the model has no place for.")] = False,
+) -> None:
+    """Turn one of the authors' published files into a checkpoint."""
+    import tempfile
+    from pathlib import Path
+
+    from s2s_ray.model.released import ReleasedCheckpointError, read_released
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "released"
+        storage.download(file, local)
+        model, unused = read_released(local)
+        if unused and strict:
+            raise ReleasedCheckpointError(f"{file}: keys without a place: {', '.join(unused)}")
+        save_model(model, {"run": "released", "step": 0, "source": storage.name(file)}, Path(folder) / "checkpoint")
+        storage.publish(Path(folder) / "checkpoint", out)
+    typer.echo(f"{out} written" + (f"; not used: {', '.join(unused)}" if unused else ""))
+
+
+@checkpoint_app.command()
+def publish(
+    checkpoint: CheckpointOption,
+    index: Annotated[str, typer.Option(help="The index built with this checkpoint.")],
+    registry_uri: Annotated[str, typer.Option("--registry", help="Root of the registry.")],
+    name: NameOption,
+) -> None:
+    """Put a checkpoint and its index into the registry as a release; `promote` puts it in service."""
+    from s2s_ray.training.run import find_checkpoint
+
+    release = registry.publish(registry_uri, name, find_checkpoint(checkpoint), index)
+    typer.echo(f"release {release.id} of {name}")
+
+
+@checkpoint_app.command()
+def promote(
+    release: Annotated[str, typer.Argument(help="The release's id.")],
+    registry_uri: Annotated[str, typer.Option("--registry", help="Root of the registry.")],
+    name: NameOption,
+) -> None:
+    """Make a release the current one."""
+    typer.echo(f"{name} is now {registry.promote(registry_uri, name, release).id}")
+
+
+@checkpoint_app.command()
+def rollback(
+    registry_uri: Annotated[str, typer.Option("--registry", help="Root of the registry.")], name: NameOption
+) -> None:
+    """Go back to the release that was current before."""
+    typer.echo(f"{name} is now {registry.rollback(registry_uri, name).id}")
+
+
+@checkpoint_app.command("list")
+def list_releases(
+    registry_uri: Annotated[str, typer.Option("--registry", help="Root of the registry.")], name: NameOption
+) -> None:
+    """List the releases of a name; the current one is marked."""
+    releases = registry.list_releases(registry_uri, name)
+    current = registry.current(registry_uri, name) if releases else None
+    for release in releases:
+        typer.echo(f"{'*' if release.id == current else ' '} {release.id}  step {release.step}  {release.source}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and the presets.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"s2s-ray {code_version()}; presets: {', '.join(preset_names())}")
+        raise typer.Exit
+
+
+def _device(config: Config) -> str:
+    return "cuda" if config.train.use_gpu else "cpu"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the process ends here."""
+    logging.basicConfig(level=os.environ.get("S2S_LOG_LEVEL", "INFO"), format="%(message)s")
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    try:
+        app(args=arguments, prog_name="s2s", standalone_mode=True)
+    except ValueError as error:
+        print(f"s2s: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        print(f"s2s: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

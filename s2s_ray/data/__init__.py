@@ -1,0 +1,1 @@
+"""From sources of image pairs to a data set that training reads."""

@@ -1,0 +1,189 @@
+"""A prepared data set as PyTorch reads it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from s2s_ray import storage
+from s2s_ray.data.cache import ShardCache
+from s2s_ray.data.images import decode
+from s2s_ray.data.manifest import DatasetError, read_manifest
+from s2s_ray.data.schema import Pixels, Split, UnreadableImage
+from s2s_ray.geometry import flip_pair
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One pair: `polar` and `street` are 3 H W, uint8 RGB; `index` is its place in the split."""
+
+    polar: Tensor
+    street: Tensor
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B pairs: `polar` and `street` are B 3 H W, uint8 RGB; `index` is B, int64. B may be 0."""
+
+    polar: Tensor
+    street: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device; the copy may still be under way when pinned memory goes to a GPU."""
+        return Batch(
+            self.polar.to(device, non_blocking=True),
+            self.street.to(device, non_blocking=True),
+            self.index.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader's `pin_memory` calls it."""
+        return Batch(self.polar.pin_memory(), self.street.pin_memory(), self.index.pin_memory())
+
+
+def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> Batch:
+    """Samples as a batch. A share without a pair (a short batch over many ranks) gives a batch of none, for which
+    `size`, rows and columns, is needed."""
+    if not samples:
+        assert size is not None, "an empty batch needs the size of its images"
+        empty = torch.empty((0, 3, *size), dtype=torch.uint8)
+        return Batch(empty, empty.clone(), torch.empty(0, dtype=torch.int64))
+    return Batch(
+        torch.stack([sample.polar for sample in samples]),
+        torch.stack([sample.street for sample in samples]),
+        torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+    )
+
+
+class PairDataset(Dataset[Sample]):
+    """One split of a prepared data set.
+
+    An index gives the pair as it is; a tuple (epoch, index) gives it as that epoch of training sees it: both images
+    mirrored with probability `flip`, drawn from (seed, epoch, id) alone, so that neither the order nor the number of
+    processes changes it. Opening reads the manifest and the records; shards come with the first pair of them.
+    Instances are pickled into loader processes, which open shards of their own.
+
+    Args:
+        uri: the data set.
+        split: train, val or test.
+        cache_dir: node-local folder for the shards of a data set that is not local; by default one below the
+            temporary directory.
+        cache_bytes: largest size of that folder.
+        window: shards whose pairs are shuffled together; the cache must hold two windows.
+        flip: probability that a pair of an epoch is mirrored.
+        seed: of the augmentation.
+
+    Attributes:
+        manifest: the data set's `DatasetManifest`.
+        ids: ids of the pairs, by index.
+        shard_sizes: pairs in each shard, for `epoch_order`.
+        positions: easting and northing in metres, N 2 float64; NaN where unknown.
+        zones: EPSG codes of their UTM zones, N int64; 0 where unknown.
+        latlon: latitude and longitude in degrees, N 2 float64; NaN where unknown.
+
+    Raises:
+        DatasetError: no complete data set, or no such split.
+        StorageError: its files cannot be read.
+        ConfigError: a cache smaller than two windows.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        split: Split,
+        *,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = 50_000_000_000,
+        window: int = 8,
+        flip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.uri = uri
+        self.manifest = read_manifest(uri)
+        self.height, self.width = self.manifest.geometry.height, self.manifest.geometry.width
+        self.flip, self.seed = flip, seed
+        info = self.manifest.split(split)
+        self._shards = info.shards
+        self.shard_sizes = [shard.count for shard in info.shards]
+        self._ends = np.cumsum(self.shard_sizes)
+        folder = None if cache_dir is None else Path(cache_dir)
+        self._cache = ShardCache(uri, info.shards, folder=folder, max_bytes=cache_bytes, window=window)
+        records = _read_records(storage.join(uri, info.records.name), info.records.sha256)
+        self.ids: list[str] = records.column("id").to_pylist()
+        if len(self.ids) != info.count or sum(self.shard_sizes) != info.count:
+            raise DatasetError(f"{uri}: the {split} split lists {info.count} pairs, its files hold other numbers")
+        self.positions = _pairs(records, "easting", "northing")
+        self.latlon = _pairs(records, "latitude", "longitude")
+        self.zones: NDArray[np.int64] = records.column("zone").fill_null(0).to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        polar, street = self._planes("polar", index), self._planes("street", index)
+        if epoch is not None and _draw(self.seed, epoch, self.ids[index]) < self.flip:
+            polar, street = flip_pair(polar, street)
+        return Sample(polar, street, index)
+
+    def tile(self, index: int) -> Pixels | None:
+        """The raw satellite tile, S S 3, of a data set prepared with `keep_tiles`; None of others."""
+        return self._decode("satellite", index) if self.manifest.keep_tiles else None
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """`collate` for this data set's image size; give it to the loader."""
+        return collate(samples, (self.height, self.width))
+
+    def _planes(self, column: str, index: int) -> Tensor:
+        pixels = self._decode(column, index)
+        if pixels.shape != (self.height, self.width, 3):
+            raise DatasetError(
+                f"{self.uri}: {column} image of {self.ids[index]} is {pixels.shape[1]} x {pixels.shape[0]}, "
+                f"the data set's are {self.width} x {self.height}"
+            )
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _decode(self, column: str, index: int) -> Pixels:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} pairs")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
+        table = self._cache.table(self._shards[shard])
+        try:
+            return decode(table.column(column)[row].as_py())
+        except UnreadableImage as error:
+            raise DatasetError(
+                f"{self.uri}: {column} image of {self.ids[index]} in {self._shards[shard].name} {error}"
+            ) from None
+
+
+def _read_records(uri: str, digest: str) -> pa.Table:
+    data = storage.read_bytes(uri)
+    if storage.sha256(data) != digest:
+        raise storage.StorageError(f"{uri} fails its checksum: it is damaged; prepare the data set again")
+    return pa.ipc.open_file(data).read_all()
+
+
+def _pairs(records: pa.Table, first: str, second: str) -> NDArray[np.float64]:
+    columns = [records.column(name).fill_null(float("nan")).to_numpy() for name in (first, second)]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _draw(seed: int, epoch: int, id: str) -> float:
+    """A number in [0, 1) that depends on the three arguments alone."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,78 @@
+"""Bytes of an image file to pixels and back. Preparation, reading and the service decode here and nowhere else."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from s2s_ray.data.schema import Pixels, UnreadableImage
+
+Encoding = Literal["png", "jpeg", "webp"]
+# Street-level panoramas reach 13312 x 6656; just below the size at which Pillow itself warns.
+MAX_PIXELS = 89_000_000
+# No more than needed: some of the other plugins start interpreters (EPS). JPEG brings the MPO of stereo cameras.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
+# What Pillow's decoders raise on damaged files; the last three are what its own `open` takes for damage too.
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Pixels of an encoded image, H W 3 RGB.
+
+    The camera's orientation tag is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB (the high byte);
+    transparency is dropped; of an animation or a multi-page file the first image counts.
+
+    Raises:
+        UnreadableImage: not an image, damaged, cut short, or more than `max_pixels` pixels. The message is a clause
+            that reads on from "the image ", fit to be shown to whoever sent it.
+    """
+    if not data:
+        raise UnreadableImage("is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise UnreadableImage(_too_large(image.width, image.height, max_pixels))
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImage(f"has more than {max_pixels:,} pixels; make it smaller") from None
+    except _DAMAGE as error:
+        raise UnreadableImage(f"is damaged or cut short ({error})") from None
+
+
+def encode(pixels: Pixels, encoding: Encoding) -> bytes:
+    """Encode H W 3 RGB pixels; the same pixels give the same bytes. PNG and WebP are lossless, JPEG has quality 95."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if encoding == "png":
+        image.save(buffer, "PNG", compress_level=3)
+    elif encoding == "webp":
+        image.save(buffer, "WEBP", lossless=True, quality=20, method=2)
+    else:
+        image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> str:
+    return f"has {width} x {height} pixels, more than {max_pixels:,} in all; make it smaller"
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 0xFFFF:
+            raise UnreadableImage("has 32-bit pixels; expected 8 or 16 bits a channel")
+        return np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise UnreadableImage("has floating-point pixels; expected 8 or 16 bits a channel")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))

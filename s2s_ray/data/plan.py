@@ -1,0 +1,149 @@
+"""How records are laid out in shards, and whether a data set that was begun is the one that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from s2s_ray import storage
+from s2s_ray.config import Config, ManifestSourceConfig
+from s2s_ray.data.manifest import MANIFEST, SCHEMA_VERSION, DatasetError, Geometry
+from s2s_ray.data.schema import SPLITS, Record, Source, UnreadableImage
+from s2s_ray.data.shard import Plan, ShardPlan, encode_record
+
+log = logging.getLogger(__name__)
+
+PLAN = "plan.json"
+_SAMPLES = 8
+_SHOWN = 5
+
+
+def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan:
+    """Lay the records out in shards of about `prepare.shard_mb`, and claim `data.uri` for this data set.
+
+    The training split is laid out in the order of its ids' hashes, so that pairs that are shuffled together come
+    from all over the data set; the others keep the source's order. The number of pairs in a shard follows from the
+    sizes of a few encoded ones and is kept in `plan.json`, by which a later run knows its own work.
+
+    Raises:
+        DatasetError: an empty split, no readable pair, or another data set at `data.uri`.
+    """
+    for split in SPLITS:
+        if not any(record.split == split for record in records):
+            raise DatasetError(f"{split} split is empty: the source has no pair for it")
+    settings = _settings(config, source)
+    digest = _digest(settings, records)
+    plan = Plan(
+        uri=storage.absolute(config.data.uri),
+        digest=digest,
+        source=config.source,
+        geometry=Geometry(height=config.model.height, width=config.model.width, panorama_rows=source.panorama_rows),
+        encoding=config.prepare.encoding,
+        keep_tiles=config.prepare.keep_tiles,
+        shards=(),
+    )
+    if isinstance(plan.source, ManifestSourceConfig):
+        # workers run in other directories
+        plan = replace(plan, source=plan.source.model_copy(update={"uri": storage.absolute(plan.source.uri)}))
+    begun = _begun(plan.uri)
+    if begun is not None and begun["digest"] == digest:
+        per_shard = int(begun["pairs_per_shard"])
+    else:
+        if begun is not None and _has_work(plan.uri):
+            raise DatasetError(_difference(config.data.uri, begun, settings, len(records)))
+        per_shard = _pairs_per_shard(plan, source, records, config.prepare.shard_mb * 1e6)
+        tree = {"digest": digest, "settings": settings, "records": len(records), "pairs_per_shard": per_shard}
+        storage.write_json(storage.join(plan.uri, PLAN), tree)
+    return replace(plan, shards=tuple(_lay_out(records, per_shard)))
+
+
+def _settings(config: Config, source: Source) -> dict[str, Any]:
+    """What decides the bytes of the data set, by the names of the configuration."""
+    prepare = config.prepare
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model.height": config.model.height,
+        "model.width": config.model.width,
+        "source": config.source.model_dump(mode="json"),
+        "panorama_rows": list(source.panorama_rows),
+        "prepare.encoding": prepare.encoding,
+        "prepare.shard_mb": prepare.shard_mb,
+        "prepare.keep_tiles": prepare.keep_tiles,
+        "prepare.validation_fraction": prepare.validation_fraction,
+        "prepare.validation_block_m": prepare.validation_block_m,
+    }
+
+
+def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for record in records:
+        digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _begun(uri: str) -> dict[str, Any] | None:
+    try:
+        tree: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
+    except storage.NotFoundError:
+        if storage.exists(storage.join(uri, MANIFEST)):
+            raise DatasetError(
+                f"{uri} has a {MANIFEST} without {PLAN}: it was not made here; choose another data.uri"
+            ) from None
+        return None
+    return tree
+
+
+def _has_work(uri: str) -> bool:
+    return any(name == MANIFEST or name.endswith(".arrow") for name in storage.list_names(uri))
+
+
+def _difference(uri: str, begun: dict[str, Any], settings: dict[str, Any], records: int) -> str:
+    before = begun["settings"]
+    changed = [
+        f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
+        for key in settings.keys() | before.keys()
+        if before.get(key) != settings.get(key)
+    ]
+    if begun["records"] != records:
+        changed.append(f"the source had {begun['records']} pairs, now {records}")
+    what = "; ".join(sorted(changed)) or "the source's records changed"
+    return f"{uri} already holds another data set ({what}): choose another data.uri, or delete that one first"
+
+
+def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shard_bytes: float) -> int:
+    """How many pairs fill a shard, by the first readable ones in the order of their ids' hashes."""
+    sizes: list[int] = []
+    faults: list[str] = []
+    for record in sorted(records, key=_rank):
+        try:
+            sizes.append(sum(len(image) for image in encode_record(source, record, plan).values()))
+        except UnreadableImage as error:
+            faults.append(f"{record.id}: {error}")
+        if len(sizes) == _SAMPLES:
+            break
+    if not sizes:
+        raise DatasetError(
+            f"not one of the {len(records)} pairs of the source can be read; the first: {'; '.join(faults[:_SHOWN])}"
+        )
+    return max(1, round(shard_bytes * len(sizes) / sum(sizes)))
+
+
+def _lay_out(records: Sequence[Record], per_shard: int) -> list[ShardPlan]:
+    shards = []
+    for split in SPLITS:
+        members = [record for record in records if record.split == split]
+        if split == "train":
+            members.sort(key=_rank)
+        count = math.ceil(len(members) / per_shard)
+        edges = [len(members) * k // count for k in range(count + 1)]
+        shards += [ShardPlan(f"{split}-{k:05d}", split, tuple(members[edges[k] : edges[k + 1]])) for k in range(count)]
+    return shards
+
+
+def _rank(record: Record) -> bytes:
+    return hashlib.blake2b(record.id.encode(), digest_size=16).digest()

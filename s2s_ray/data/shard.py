@@ -1,0 +1,173 @@
+"""A shard: some pairs of one split as an Arrow IPC file of encoded images, ready for the networks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from s2s_ray import storage
+from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
+from s2s_ray.data.images import Encoding, encode
+from s2s_ray.data.manifest import FileInfo, Geometry, Quarantined
+from s2s_ray.data.schema import Pair, Pixels, Record, Source, Split, UnreadableImage
+from s2s_ray.data.sources import open_source
+from s2s_ray.data.views import ViewError, prepare_satellite, prepare_street
+
+RECORD_FIELDS = [
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("latitude", pa.float64()),
+    pa.field("longitude", pa.float64()),
+    pa.field("easting", pa.float64()),
+    pa.field("northing", pa.float64()),
+    pa.field("zone", pa.int32()),
+    pa.field("heading", pa.float64(), nullable=False),
+]
+RECORD_SCHEMA = pa.schema(RECORD_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One shard to write: the records it is made of."""
+
+    name: str
+    split: Split
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A data set to write: everything that decides its bytes. Goes to workers as a pickle."""
+
+    uri: str
+    digest: str
+    source: SyntheticSourceConfig | ManifestSourceConfig
+    geometry: Geometry
+    encoding: Encoding
+    keep_tiles: bool
+    shards: tuple[ShardPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """A shard that was written: `file` is None where not one of its records could be used."""
+
+    name: str
+    file: FileInfo | None
+    quarantine: tuple[Quarantined, ...]
+
+
+def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, Pixels]:
+    """Both images of a pair at height x width: the tile unrolled, the panorama turned north and cropped.
+
+    Returns: polar and street, H W 3, values rounded to nearest.
+
+    Raises:
+        UnreadableImage: a tile that is not square, or images too small to be used.
+    """
+    rows, columns = pair.satellite.shape[:2]
+    if rows != columns or rows < 2:
+        raise UnreadableImage(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
+    try:
+        polar = prepare_satellite(pair.satellite, shape.height, shape.width)
+        street = prepare_street(pair.street, record.heading, shape.panorama_rows, shape.height, shape.width)
+    except ViewError as error:
+        raise UnreadableImage(str(error)) from None
+    return _pixels(polar), _pixels(street)
+
+
+def encode_record(source: Source, record: Record, plan: Plan) -> dict[str, bytes]:
+    """The encoded images of one record by column. Raises `UnreadableImage`."""
+    pair = source.read(record)
+    polar, street = prepare_pair(pair, record, plan.geometry)
+    images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
+    if plan.keep_tiles:
+        images["satellite"] = encode(pair.satellite, plan.encoding)
+    return images
+
+
+def write_shard(plan: Plan, k: int) -> ShardReport:
+    """Write shard `k` of a plan, unless it is there already. The same plan always gives the same bytes.
+
+    The shard is written before its side-car NAME.json (count, size, checksum, quarantine), which makes it finished:
+    a shard cut short is written again, a finished one is not.
+
+    Raises:
+        StorageError: the source or the data set cannot be reached.
+    """
+    shard = plan.shards[k]
+    report = finished(plan, k)
+    if report is not None:
+        return report
+    source = open_source(plan.source)
+    rows: list[tuple[Record, dict[str, bytes]]] = []
+    quarantine = []
+    for record in shard.records:
+        try:
+            rows.append((record, encode_record(source, record, plan)))
+        except UnreadableImage as error:
+            quarantine.append(Quarantined(id=record.id, split=shard.split, reason=str(error)))
+    info = None
+    if rows:
+        data = shard_bytes(rows, keep_tiles=plan.keep_tiles)
+        file = f"{shard.name}.arrow"
+        storage.write_bytes(storage.join(plan.uri, file), data)
+        info = FileInfo(name=file, count=len(rows), bytes=len(data), sha256=storage.sha256(data))
+    report = ShardReport(shard.name, info, tuple(quarantine))
+    storage.write_json(storage.join(plan.uri, f"{shard.name}.json"), _side_car(plan, report))
+    return report
+
+
+def finished(plan: Plan, k: int) -> ShardReport | None:
+    """The report of a shard that an earlier run of the same plan wrote, or None."""
+    shard = plan.shards[k]
+    try:
+        tree = storage.read_json(storage.join(plan.uri, f"{shard.name}.json"))
+        if tree["digest"] != plan.digest:
+            return None
+        file = None if tree["file"] is None else FileInfo.model_validate(tree["file"])
+        if file is not None and storage.size(storage.join(plan.uri, file.name)) != file.bytes:
+            return None
+    except storage.NotFoundError:
+        return None
+    return ShardReport(shard.name, file, tuple(Quarantined.model_validate(entry) for entry in tree["quarantine"]))
+
+
+def _side_car(plan: Plan, report: ShardReport) -> dict[str, Any]:
+    return {
+        "digest": plan.digest,
+        "file": None if report.file is None else report.file.model_dump(),
+        "quarantine": [entry.model_dump() for entry in report.quarantine],
+    }
+
+
+def shard_bytes(rows: Sequence[tuple[Record, dict[str, bytes]]], *, keep_tiles: bool) -> bytes:
+    """A shard's file: the records' columns, then one column of encoded images for each of `polar`, `street` and,
+    with `keep_tiles`, `satellite`."""
+    images = ["polar", "street", *(["satellite"] if keep_tiles else [])]
+    columns = record_columns([record for record, _ in rows])
+    columns |= {image: [encoded[image] for _, encoded in rows] for image in images}
+    fields = [*RECORD_FIELDS, *(pa.field(image, pa.large_binary(), nullable=False) for image in images)]
+    return arrow_bytes(pa.schema(fields), columns)
+
+
+def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Columns of `RECORD_SCHEMA`."""
+    return {name: [getattr(record, name) for record in records] for name in RECORD_SCHEMA.names}
+
+
+def arrow_bytes(schema: pa.Schema, columns: dict[str, list[Any]]) -> bytes:
+    """An Arrow IPC file of one record batch."""
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
+    return buffer.getvalue()
+
+
+def _pixels(planes: Tensor) -> Pixels:
+    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())

@@ -1,0 +1,202 @@
+"""The user's own images, listed in a CSV or Parquet file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from s2s_ray import storage
+from s2s_ray.config import ManifestSourceConfig
+from s2s_ray.data.images import decode
+from s2s_ray.data.schema import SPLITS, Pair, Pixels, Record, Split, UnreadableImage
+from s2s_ray.data.utm import to_utm, utm_zone
+
+REQUIRED = ("id", "satellite", "street", "split")
+OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading")
+_SHOWN = 5
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message names the file, the rows and the values."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    record: Record
+    satellite: str
+    street: str
+
+
+class ManifestSource:
+    """Pairs listed in a table with the columns id, satellite, street and split (train, val or test).
+
+    `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
+    which may be empty in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`, `northing`
+    and `zone` (UTM metres and the zone's EPSG code, all or none; computed from the former where they are not
+    given); `heading` (compass bearing of the panorama's middle column in degrees). Other columns are ignored.
+    """
+
+    def __init__(self, config: ManifestSourceConfig) -> None:
+        self.config = config
+        self.uri = storage.absolute(config.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "uri": self.uri}
+
+    @property
+    def panorama_rows(self) -> tuple[float, float]:
+        """Rows of the panorama to keep, as fractions from the top."""
+        return self.config.panorama_rows
+
+    def records(self) -> Sequence[Record]:
+        """All rows in the order of the file. Raises `ManifestError` or `StorageError`."""
+        return [row.record for row in self._rows.values()]
+
+    def read(self, record: Record) -> Pair:
+        """Both images of a row. Raises `UnreadableImage` where one is missing or cannot be decoded."""
+        row = self._rows[record.id]
+        return Pair(self._image("satellite", row.satellite), self._image("street", row.street))
+
+    def _image(self, column: str, reference: str) -> Pixels:
+        rooted = "://" in reference or reference.startswith("/")
+        uri = reference if rooted else storage.join(storage.parent(self.uri), reference)
+        try:
+            return decode(storage.read_bytes(uri))
+        except storage.NotFoundError as error:
+            raise UnreadableImage(f"{column} image is missing: {error}") from None
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{column} image {reference} {error}") from None
+
+    @cached_property
+    def _rows(self) -> dict[str, _Row]:
+        table = _read_table(self.uri)
+        rows = [self._row(number, fields) for number, fields in table]
+        repeated = [id for id, count in Counter(row.record.id for row in rows).items() if count > 1]
+        if repeated:
+            raise ManifestError(f"{self.uri}: ids must be unique, {len(repeated)} are not: {_some(repeated)}")
+        return {row.record.id: row for row in _with_utm(rows)}
+
+    def _row(self, number: int, fields: Mapping[str, str]) -> _Row:
+        where = f"{self.uri}, row {number}"
+        for column in REQUIRED:
+            if not fields[column]:
+                raise ManifestError(f"{where}: {column} is empty")
+        if fields["split"] not in SPLITS:
+            raise ManifestError(f"{where}: split is {fields['split']!r}, expected one of {', '.join(SPLITS)}")
+        value = {column: _number(where, column, fields.get(column, "")) for column in OPTIONAL}
+        for group in (("latitude", "longitude"), ("easting", "northing", "zone")):
+            absent = [column for column in group if value[column] is None]
+            if absent and len(absent) < len(group):
+                raise ManifestError(f"{where}: {' and '.join(absent)} missing; give {', '.join(group)} or none of them")
+        _check(
+            where, "latitude", value["latitude"], "between -80 and 84 (where UTM is defined)", lambda x: -80 <= x <= 84
+        )
+        _check(where, "longitude", value["longitude"], "between -180 and 180", lambda x: -180 <= x <= 180)
+        _check(where, "zone", value["zone"], "the EPSG code of a UTM zone, 32601 to 32660 or 32701 to 32760", _is_utm)
+        split: Split = next(split for split in SPLITS if split == fields["split"])
+        heading, zone = value["heading"], value["zone"]
+        record = Record(
+            id=fields["id"],
+            split=split,
+            latitude=value["latitude"],
+            longitude=value["longitude"],
+            easting=value["easting"],
+            northing=value["northing"],
+            zone=None if zone is None else int(zone),
+            heading=self.config.panorama_heading if heading is None else heading,
+        )
+        return _Row(record, fields["satellite"], fields["street"])
+
+
+def _read_table(uri: str) -> list[tuple[int, dict[str, str]]]:
+    """Row numbers (from 1, without the header) and their fields as text."""
+    data = storage.read_bytes(uri)
+    columns, rows = _parquet(uri, data) if data[:4] == b"PAR1" else _csv(uri, data)
+    absent = [column for column in REQUIRED if column not in columns]
+    if absent:
+        raise ManifestError(
+            f"{uri}: column {', '.join(absent)} is missing; the file has {', '.join(columns) or 'none'}"
+        )
+    if not rows:
+        raise ManifestError(f"{uri} has no rows")
+    return list(enumerate(rows, start=1))
+
+
+def _csv(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{uri} is neither Parquet nor CSV in UTF-8 ({error})") from None
+    if not lines:
+        raise ManifestError(f"{uri} is empty; expected a header with {', '.join(REQUIRED)}")
+    columns = [column.strip() for column in lines[0]]
+    rows = []
+    for number, line in enumerate(filter(None, lines[1:]), start=1):
+        if len(line) != len(columns):
+            raise ManifestError(f"{uri}, row {number}: {len(line)} fields, the header has {len(columns)}")
+        rows.append(dict(zip(columns, (field.strip() for field in line), strict=True)))
+    return columns, rows
+
+
+def _parquet(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{uri} is not a readable Parquet file ({error})") from None
+    rows = [
+        {column: "" if value is None else str(value).strip() for column, value in row.items()}
+        for row in table.to_pylist()
+    ]
+    return table.column_names, rows
+
+
+def _number(where: str, column: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ManifestError(f"{where}: {column} is {text!r}, expected a number")
+    return number
+
+
+def _check(where: str, column: str, value: float | None, allowed: str, test: Callable[[float], bool]) -> None:
+    if value is not None and not test(value):
+        raise ManifestError(f"{where}: {column} is {value:g}, expected {allowed}")
+
+
+def _is_utm(zone: float) -> bool:
+    return zone in range(32601, 32661) or zone in range(32701, 32761)
+
+
+def _with_utm(rows: list[_Row]) -> list[_Row]:
+    """Rows in their order, with easting, northing and zone where only latitude and longitude were given."""
+    zones: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        latitude, longitude = row.record.latitude, row.record.longitude
+        if row.record.zone is None and latitude is not None and longitude is not None:
+            zones.setdefault(utm_zone(latitude, longitude), []).append(index)
+    complete = list(rows)
+    for zone, members in zones.items():
+        degrees = np.array([(rows[index].record.latitude, rows[index].record.longitude) for index in members])
+        eastings, northings = to_utm(degrees[:, 0], degrees[:, 1], zone)
+        for index, easting, northing in zip(members, eastings.tolist(), northings.tolist(), strict=True):
+            record = replace(rows[index].record, easting=easting, northing=northing, zone=zone)
+            complete[index] = replace(rows[index], record=record)
+    return complete
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")

@@ -1,0 +1,110 @@
+"""The aerial tile: the scene seen straight from above."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.data.sources.synthetic import surface
+from s2s_ray.data.sources.synthetic.light import Light, cast_shade
+from s2s_ray.data.sources.synthetic.noise import Floats, lattice
+from s2s_ray.data.sources.synthetic.pixels import shrink
+from s2s_ray.data.sources.synthetic.roofs import roof_slope
+from s2s_ray.data.sources.synthetic.scene import Scene
+from s2s_ray.data.sources.synthetic.things import FLAT, HEDGE
+from s2s_ray.data.sources.synthetic.traffic import Boxes
+
+
+def render_tile(
+    scene: Scene, light: Light, traffic: Boxes, x: float, y: float, pixels: int, metres: float
+) -> NDArray[np.uint8]:
+    """North-up tile of `pixels` squared over `metres` squared, S S 3.
+
+    Pixel (row, column) shows the point (column - S/2, S/2 - row) * metres / S east and north of (x, y): the
+    centre of the polar transform is (x, y) itself.
+    """
+    step = metres / pixels
+    fine = max(1, min(4, round(step / scene.cell)))
+    offsets = (np.arange(pixels * fine) + 0.5) / fine - 0.5 - pixels / 2
+    east, north = x + offsets * step, y - offsets * step
+    rows, columns = scene.rows(north), scene.columns(east)
+    cells = scene.flat(rows[:, None], columns[None, :])
+    rasters = scene.rasters
+    ground, height, canopy = (part.ravel()[cells] for part in (rasters.ground, rasters.height, rasters.canopy))
+    colour = light.ground[ground]
+    colour *= _grain(ground, rows, columns)[..., None]
+    slope = np.full(height.shape, light.sun[2], np.float32)
+    built = np.nonzero(height)
+    solid = scene.solid_rows(cells[built])
+    colour[built], slope[built] = _roofs(scene, light, solid, east[built[1]], north[built[0]])
+    _park(colour, height, traffic, east, north)
+    leafy = np.nonzero(canopy > height)
+    tree = scene.tree_rows(cells[leafy])
+    colour[leafy], slope[leafy] = _crowns(scene, light, tree, east[leafy[1]], north[leafy[0]])
+    shade = cast_shade(scene, light, x, y, metres / 2 + 1)
+    slope *= shade.reaches(np.maximum(height, canopy), shade.level_at(east[None, :], north[:, None]))
+    colour *= light.ambient + light.direct * np.maximum(slope, 0)[..., None]
+    return light.expose(shrink(colour, fine))
+
+
+def _grain(ground: NDArray[np.uint8], rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Brightness of the ground's texture; grass and fields are rough."""
+    soft = (ground == surface.GRASS) | (ground == surface.FIELD)
+    fleck = lattice(columns[None, :] // 2, rows[:, None] // 2) - np.float32(0.5)
+    broad = np.sin(columns * 0.052)[None, :] * np.sin(rows * 0.043)[:, None]
+    rough = np.where(soft, np.float32(0.3), np.float32(0.1))
+    return np.asarray(1 + rough * (fleck + np.float32(0.3) * broad.astype(np.float32)))
+
+
+def _roofs(
+    scene: Scene, light: Light, rows: NDArray[np.int32], east: Floats, north: Floats
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Colour and cosine to the sun of roofs; element k shows solid `rows[k]` at (east, north)."""
+    solids = scene.solids
+    dx, dy = (east - solids["x"][rows]).astype(np.float32), (north - solids["y"][rows]).astype(np.float32)
+    c, s, key = solids["cosine"][rows], solids["sine"][rows], solids["key"][rows]
+    along, across = c * dx + s * dy, c * dy - s * dx
+    tiles = lattice((along * 2).astype(np.int32), (across * 2).astype(np.int32), key)
+    edge = np.minimum(solids["a"][rows] - np.abs(along), solids["b"][rows] - np.abs(across))
+    plant = lattice((along * 0.4 + 99).astype(np.int32), (across * 0.4 + 99).astype(np.int32), key)
+    bright = 0.93 + 0.14 * tiles
+    flat = solids["roof"][rows] == FLAT
+    bright[flat & (plant < 0.06) & (edge > 1.5)] *= 0.62
+    bright[flat & (edge < 0.45)] *= 1.16
+    colour = solids["top"][rows]
+    hedge = solids["style"][rows] == HEDGE
+    colour[hedge] = light.leaf
+    colour *= bright[:, None]
+    return colour, roof_slope(solids, rows, light, along, across)
+
+
+def _crowns(
+    scene: Scene, light: Light, rows: NDArray[np.int32], east: Floats, north: Floats
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Colour and cosine to the sun of treetops."""
+    trees = scene.trees
+    radius = trees["radius"][rows]
+    nx = (east - trees["x"][rows]).astype(np.float32) / radius
+    ny = (north - trees["y"][rows]).astype(np.float32) / radius
+    up = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0))
+    leaves = lattice((nx * radius * 2.5).astype(np.int32), (ny * radius * 2.5).astype(np.int32), trees["key"][rows])
+    colour = light.leaf * (trees["shade"][rows] * (0.62 + 0.5 * leaves))[:, None]
+    slope = nx * light.sun[0] + ny * light.sun[1] + up * light.sun[2]
+    return colour, 0.25 + 0.75 * slope
+
+
+def _park(colour: Floats, height: Floats, traffic: Boxes, east: Floats, north: Floats) -> None:
+    """Paint vehicles and people into colours and heights, low boxes first."""
+    near = (traffic.x > east[0]) & (traffic.x < east[-1]) & (traffic.y > north[-1]) & (traffic.y < north[0])
+    shown = np.flatnonzero(near)
+    for k in shown[np.argsort(traffic.high[shown], kind="stable")]:
+        x, y, c, s, a, b = (
+            float(part[k]) for part in (traffic.x, traffic.y, traffic.cosine, traffic.sine, traffic.a, traffic.b)
+        )
+        reach = float(np.hypot(a, b))
+        c0, c1 = np.searchsorted(east, (x - reach, x + reach))
+        r0, r1 = np.searchsorted(-north, (-y - reach, -y + reach))
+        dx, dy = east[None, c0:c1] - x, north[r0:r1, None] - y
+        inside = (np.abs(c * dx + s * dy) <= a) & (np.abs(c * dy - s * dx) <= b)
+        colour[r0:r1, c0:c1][inside] = traffic.colour[k]
+        height[r0:r1, c0:c1][inside] = traffic.high[k]

@@ -1,0 +1,172 @@
+"""Contents of a district: its blocks filled, its streets planted, everything moved to world metres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.data.sources.synthetic import surface
+from s2s_ray.data.sources.synthetic.blocks import FILL, house
+from s2s_ray.data.sources.synthetic.district import CELL_M, PAVEMENT_M, District
+from s2s_ray.data.sources.synthetic.noise import Floats, generator
+from s2s_ray.data.sources.synthetic.spots import draw_spots
+from s2s_ray.data.sources.synthetic.streets import Streets
+from s2s_ray.data.sources.synthetic.things import PATCH, SOLID, TREE, Plot, Rect, Table, stacked, table
+
+VERGE_M = 1.1  # street trees stand this far behind the kerb
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """Everything that stands in one district, and the places where vehicles and people may be; world metres."""
+
+    solids: Table
+    trees: Table
+    patches: Table
+    spots: Table
+
+
+def fill(plan: Streets, district: District, occlusion: float) -> Contents:
+    """Blocks and street trees of one district; what would stand on a street or in the water is left out."""
+    plot = Plot(generator(plan.seed, 3, *district.key))
+    for i, j in _own_blocks(plan, district):
+        rect = _inner(district, i, j)
+        if min(rect.width, rect.length) > 16:
+            FILL[int(district.blocks[i, j])](plot, rect)
+    _line_streets(plot, district, occlusion)
+    solids = _fitted(plan, district, _placed(plan, district, table(plot.solids, SOLID)))
+    trees = _placed(plan, district, table(plot.trees, TREE))
+    patches = _placed(plan, district, table(plot.patches, PATCH))
+    return Contents(
+        solids=stacked([solids, _infill(plan, district, plot, solids)], SOLID),
+        trees=trees[_open(plan, district, trees["x"], trees["y"], 0.6)],
+        patches=patches[_open(plan, district, patches["x"], patches["y"], PAVEMENT_M)],
+        spots=draw_spots(plan, district),
+    )
+
+
+def _own_blocks(plan: Streets, district: District) -> list[tuple[int, int]]:
+    """Blocks with a corner, the middle of a side or their own middle in the district."""
+    low, high = district.cross[:, :-1, None], district.cross[:, 1:, None]
+    left, right = (part[:, None, None] for part in (district.lines[:-1], district.lines[1:]))
+    share = np.arange(9)
+    u = left + (right - left) * (share % 3) / 2
+    v = low + (high - low) * (share // 3) / 2
+    qx, qy = district.bent(u, v)
+    i, j = district.key
+    others = [plan.district(i + a, j + b) for a in range(-2, 3) for b in range(-2, 3)]
+    squares = [(qx - other.x) ** 2 + (qy - other.y) ** 2 for other in others]
+    own = (squares[12] <= np.min(squares, 0)).any(2)
+    return [(int(a), int(b)) for a, b in zip(*np.nonzero(own), strict=True)]
+
+
+def _inner(district: District, i: int, j: int) -> Rect:
+    """Block (i, j) without its pavements."""
+    pavement = PAVEMENT_M
+    return Rect(
+        district.lines[i] + district.line_half[i] + pavement,
+        district.lines[i + 1] - district.line_half[i + 1] - pavement,
+        district.cross[i, j] + district.cross_half[i, j] + pavement,
+        district.cross[i, j + 1] - district.cross_half[i, j + 1] - pavement,
+    )
+
+
+def _line_streets(plot: Plot, district: District, occlusion: float) -> None:
+    """Trees along the pavements; each side of each street has its own habit."""
+    rng = plot.rng
+    reach = CELL_M
+    for i in np.flatnonzero(np.abs(district.lines) < reach):
+        for side in (-1, 1):
+            u = district.lines[i] + side * (district.line_half[i] + VERGE_M)
+            _tree_row(plot, [(u, v) for v in np.arange(-reach, reach, rng.uniform(7, 14))], occlusion)
+    for i, j in zip(*np.nonzero(np.abs(district.cross) < reach), strict=True):
+        if i + 1 < len(district.lines) and np.abs(district.lines[i]) < reach:
+            v = district.cross[i, j] + rng.choice((-1, 1)) * (district.cross_half[i, j] + VERGE_M)
+            steps = np.arange(district.lines[i] + 9, district.lines[i + 1] - 8, rng.uniform(7, 14))
+            _tree_row(plot, [(u, v) for u in steps], occlusion)
+
+
+def _tree_row(plot: Plot, spots: list[tuple[float, float]], occlusion: float) -> None:
+    share = plot.rng.choice((0.0, 0.25, 1.0)) * min(1.0, 0.15 + occlusion)
+    for u, v in spots:
+        if plot.rng.random() < share:
+            plot.tree(u, v + plot.rng.uniform(-1.0, 1.0), size=0.72, low=2.9)
+
+
+def _placed(plan: Streets, district: District, things: Table) -> Table:
+    """Local coordinates to world metres; outlines turn and stretch with the plane, so neighbours still meet."""
+    placed = things.copy()
+    placed["x"], placed["y"] = plan.straighten(*district.bent(things["x"], things["y"]))
+    if "cosine" in (things.dtype.names or ()):
+        own = np.arctan2(things["sine"], things["cosine"]) + np.arctan2(district.sine, district.cosine)
+        angle, stretch = plan.unbend(placed["x"], placed["y"], own)
+        placed["cosine"], placed["sine"] = np.cos(angle), np.sin(angle)
+        placed["a"] *= stretch
+        placed["b"] *= plan.unbend(placed["x"], placed["y"], own + np.pi / 2)[1]
+    return placed
+
+
+def _open(plan: Streets, district: District, x: Floats, y: Floats, margin: float) -> NDArray[np.bool_]:
+    if x.size == 0:
+        return np.zeros(x.shape, bool)
+    places = plan.locate(x, y)
+    own = np.array([d.key == district.key for d in places.districts])[places.district]
+    return np.asarray(own & (places.edge > margin) & (places.ground != surface.WATER))
+
+
+def _fitted(plan: Streets, district: District, solids: Table) -> Table:
+    """Solids whose whole outline is on the district's own dry blocks; some are made smaller for it."""
+    fits = _stands(plan, district, solids)
+    for _ in range(2):
+        for side in ("a", "b"):
+            solids[side][~fits] *= 0.85
+        fits[~fits] = _stands(plan, district, solids[~fits])
+    return solids[fits]
+
+
+def _stands(plan: Streets, district: District, solids: Table) -> NDArray[np.bool_]:
+    side = np.array([-1.0, 0.0, 1.0])
+    a, b = (part.ravel() for part in np.meshgrid(side, side))
+    along, across = solids["a"][:, None] * a, solids["b"][:, None] * b
+    x = solids["x"][:, None] + solids["cosine"][:, None] * along - solids["sine"][:, None] * across
+    y = solids["y"][:, None] + solids["sine"][:, None] * along + solids["cosine"][:, None] * across
+    return np.asarray(_open(plan, district, x, y, 1.2).all(1))
+
+
+def _infill(plan: Streets, district: District, plot: Plot, solids: Table) -> Table:
+    """Houses along the streets where the blocks left a gap, above all beside the avenues."""
+    darts = 900
+    qx = district.x + plot.rng.uniform(-CELL_M, CELL_M, darts)
+    qy = district.y + plot.rng.uniform(-CELL_M, CELL_M, darts)
+    x, y = plan.straighten(qx, qy)
+    places = plan.locate(x, y)
+    near = (
+        (places.edge > 7.5) & (places.edge < 14) & np.isin(places.ground, (surface.YARD, surface.PLAZA, surface.GRASS))
+    )
+    x, y, along = x[near], y[near], places.along[near]
+    angle, _ = plan.unbend(x, y, along)
+    for _ in range(len(x)):
+        house(plot)
+    extra = table(plot.solids[len(plot.solids) - len(x) :], SOLID)
+    extra["x"], extra["y"], extra["cosine"], extra["sine"] = x, y, np.cos(angle), np.sin(angle)
+    extra = extra[_stands(plan, district, extra)]
+    kept: list[int] = []
+    reach = np.hypot(extra["a"], extra["b"])
+    clear = _gap(extra, solids).min(1, initial=np.inf) > reach
+    for k in np.flatnonzero(clear):
+        others = extra[kept]
+        away = np.hypot(others["x"] - extra["x"][k], others["y"] - extra["y"][k])
+        if (away > reach[kept] + reach[k] + 1).all():
+            kept.append(int(k))
+    return extra[kept]
+
+
+def _gap(things: Table, solids: Table) -> Floats:
+    """Distance from the middle of each thing to the outline of each solid; things x solids."""
+    dx = things["x"][:, None] - solids["x"]
+    dy = things["y"][:, None] - solids["y"]
+    along = np.abs(solids["cosine"] * dx + solids["sine"] * dy) - solids["a"]
+    across = np.abs(solids["cosine"] * dy - solids["sine"] * dx) - solids["b"]
+    return np.hypot(np.maximum(along, 0), np.maximum(across, 0))

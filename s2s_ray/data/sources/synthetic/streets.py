@@ -1,0 +1,163 @@
+"""The plan of the city: districts with streets of their own, avenues between them, a river.
+
+Everything is a function of the seed and the position, so the city has no borders. Positions are bent by a
+smooth warp first; in the bent plane districts are the Voronoi cells of a jittered lattice, their borders are
+avenues, and each district has straight streets in its own direction at uneven distances, with cross streets
+that differ from strip to strip. Bent back, no street is straight and no block repeats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.data.sources.synthetic import surface
+from s2s_ray.data.sources.synthetic.district import CELL_M, FAR, District, draw_district
+from s2s_ray.data.sources.synthetic.noise import Floats, generator
+from s2s_ray.data.sources.synthetic.survey import survey
+
+RIVER_M = 11.0  # half its width
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What the plan says about points: arrays of one shape.
+
+    `edge` is the distance to the nearest kerb in metres, negative on a carriageway; `ground` the surface code;
+    `district` an index into `districts`; `along` the direction of the nearest street in the bent plane.
+    """
+
+    edge: NDArray[np.float32]
+    ground: NDArray[np.uint8]
+    district: NDArray[np.int16]
+    along: NDArray[np.float32]
+    districts: tuple[District, ...]
+
+
+class Streets:
+    """The street plan of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        rng = generator(seed, 1)
+        lengths = np.array([260.0, 430.0, 900.0])
+        turn = rng.uniform(0, 2 * np.pi, (2, 3))
+        self._waves = np.stack([np.cos(turn), np.sin(turn)], -1) * (2 * np.pi / lengths)[:, None]
+        self._phases = rng.uniform(0, 2 * np.pi, (2, 3))
+        self._amplitudes = np.array([6.0, 11.0, 22.0])
+        angle = rng.uniform(0, 2 * np.pi)
+        self._river = (np.cos(angle), np.sin(angle), rng.uniform(0, 1))
+        self.district = lru_cache(maxsize=256)(partial(draw_district, seed))
+
+    def bend(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
+        """World metres to the bent plane; a row `x` and a column `y` make a grid, other shapes are equal."""
+        moved = []
+        for axis, base in enumerate((x, y)):
+            waves, phases, amplitudes = self._waves[axis], self._phases[axis], self._amplitudes
+            if x.shape == y.shape:
+                angles = waves[:, 0] * x[..., None] + waves[:, 1] * y[..., None] + phases
+                moved.append(base + np.sin(angles) @ amplitudes)
+            else:  # the sine of a sum: sines of a row and a column are enough
+                a, b = waves[:, :1] * x + phases[:, None], y * waves[:, 1]
+                row = np.concatenate([np.sin(a), np.cos(a)]) * np.tile(amplitudes, 2)[:, None]
+                moved.append(np.concatenate([np.cos(b), np.sin(b)], 1) @ row + base)
+        return moved[0], moved[1]
+
+    def straighten(self, qx: Floats, qy: Floats) -> tuple[Floats, Floats]:
+        """Inverse of `bend` for point lists, by fixed-point iteration (the warp contracts)."""
+        x, y = qx, qy
+        for _ in range(9):
+            bx, by = self.bend(x, y)
+            x, y = x + qx - bx, y + qy - by
+        return x, y
+
+    def unbend(self, x: Floats, y: Floats, along: Floats) -> tuple[Floats, Floats]:
+        """World angle (counter-clockwise from east) of direction `along` of the bent plane at points, and the world
+        metres that one bent metre in that direction makes."""
+        step = 0.5
+        east, west, north, south = (
+            self.bend(x + dx, y + dy) for dx, dy in ((step, 0.0), (-step, 0.0), (0.0, step), (0.0, -step))
+        )
+        xx, yx, xy, yy = east[0] - west[0], east[1] - west[1], north[0] - south[0], north[1] - south[1]
+        c, s = np.cos(along), np.sin(along)
+        dx, dy, scale = yy * c - xy * s, xx * s - yx * c, xx * yy - xy * yx
+        return np.arctan2(dy, dx), np.hypot(dx, dy) / scale
+
+    def owners(self, x: Floats, y: Floats) -> list[tuple[int, int]]:
+        """Keys of the districts that own points."""
+        qx, qy = (part.ravel() for part in self.bend(x, y))
+        districts = self._near(qx, qy)
+        own = np.stack([(qx - d.x) ** 2 + (qy - d.y) ** 2 for d in districts]).argmin(0)
+        return [districts[k].key for k in np.unique(own)]
+
+    def locate(self, x: Floats, y: Floats) -> Places:
+        """What lies at world points, shaped as for `bend`; they span at most a few hundred metres."""
+        qx, qy = self.bend(x, y)
+        shape = qx.shape
+        qx, qy = qx.ravel(), qy.ravel()
+        districts = self._near(qx, qy)
+        own = np.zeros(qx.shape, np.int16)
+        border, facing = np.full(qx.shape, FAR, np.float32), np.zeros(qx.shape, np.float32)
+        if len(districts) > 1:
+            squares = np.stack([_square(d, qx, qy) for d in districts])
+            own = squares.argmin(0).astype(np.int16)
+        edge, along = np.empty(qx.shape, np.float32), np.empty(qx.shape, np.float32)
+        ground = np.empty(qx.shape, np.uint8)
+        present = np.unique(own)
+        for index in present:
+            inside = slice(None) if len(present) == 1 else np.flatnonzero(own == index)
+            if len(districts) > 1:
+                border[inside], facing[inside] = _border(districts, int(index), squares[:, inside])
+            u, v = districts[index].local(qx[inside], qy[inside])
+            edge[inside], ground[inside], along[inside] = survey(
+                districts[index], u.astype(np.float32), v.astype(np.float32), border[inside], facing[inside]
+            )
+        self._flood(qx, qy, edge, ground)
+        return Places(*(part.reshape(shape) for part in (edge, ground, own, along)), districts)
+
+    def _flood(self, qx: Floats, qy: Floats, edge: Floats, ground: NDArray[np.uint8]) -> None:
+        """Put the river where no street bridges it."""
+        reach = np.hypot(np.ptp(qx), np.ptp(qy))  # the distance grows at most 1.07 times as fast as the way
+        if self._river_distance(qx[:1], qy[:1])[0] < RIVER_M + 1.1 * reach:
+            ground[(self._river_distance(qx, qy) < RIVER_M) & (edge > 0.6)] = surface.WATER
+
+    def _river_distance(self, qx: Floats, qy: Floats) -> Floats:
+        cosine, sine, phase = self._river
+        across = cosine * qx + sine * qy
+        across += 70.0 * np.sin(((cosine * qy - sine * qx) * (1 / 190.0)).astype(np.float32))
+        across *= 1 / 1300.0
+        across += phase
+        across -= np.floor(across) + 0.5
+        return np.abs(across) * 1300.0
+
+    def _near(self, qx: Floats, qy: Floats) -> tuple[District, ...]:
+        """Districts that own one of the points or whose border comes within 60 m of them."""
+        x0, x1, y0, y1 = qx.min(), qx.max(), qy.min(), qy.max()
+        columns = range(int(x0 // CELL_M) - 1, int(x1 // CELL_M) + 2)
+        rows = range(int(y0 // CELL_M) - 1, int(y1 // CELL_M) + 2)
+        found = [self.district(i, j) for i in columns for j in rows]
+        far = np.array([np.hypot(d.x - (x0 + x1) / 2, d.y - (y0 + y1) / 2) for d in found])
+        limit = far.min() + np.hypot(x1 - x0, y1 - y0) + 60.0
+        return tuple(d for d, distance in zip(found, far, strict=True) if distance <= limit)
+
+
+def _square(district: District, qx: Floats, qy: Floats) -> NDArray[np.float32]:
+    dx, dy = (qx - district.x).astype(np.float32), (qy - district.y).astype(np.float32)
+    return dx * dx + dy * dy
+
+
+def _border(districts: tuple[District, ...], own: int, squares: Floats) -> tuple[Floats, Floats]:
+    """Distance to the nearest avenue's middle and that avenue's direction."""
+    border, facing = np.full(squares.shape[1], FAR, np.float32), np.zeros(squares.shape[1], np.float32)
+    home = districts[own]
+    for index, other in enumerate(districts):
+        if index != own:
+            dx, dy = other.x - home.x, other.y - home.y
+            distance = (squares[index] - squares[own]) * np.float32(0.5 / np.hypot(dx, dy))
+            nearer = distance < border
+            np.copyto(border, distance, where=nearer)
+            np.copyto(facing, np.float32(np.arctan2(dx, -dy) % np.pi), where=nearer)
+    return border, facing

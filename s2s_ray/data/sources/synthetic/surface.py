@@ -1,0 +1,5 @@
+"""Codes of the ground's surfaces."""
+
+from __future__ import annotations
+
+ASPHALT, PAVEMENT, MARKING, GRASS, PLAZA, FIELD, PARKING, WATER, PATH, YARD = range(10)

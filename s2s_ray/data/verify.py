@@ -1,0 +1,123 @@
+"""Whether a data set is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from s2s_ray import storage
+from s2s_ray.data.images import decode
+from s2s_ray.data.manifest import DatasetManifest, FileInfo, SplitInfo, read_manifest
+from s2s_ray.data.schema import UnreadableImage
+from s2s_ray.progress import ProgressFactory, progress
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found. Quarantined pairs are known to be absent and are no fault."""
+
+    uri: str
+    manifest: DatasetManifest
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that the manifest lists is there and readable."""
+        return not self.faults
+
+    def lines(self) -> list[str]:
+        """The report as text: counts, quarantined pairs with their reasons, faults."""
+        shape = self.manifest.geometry
+        lines = [f"{self.uri}: {shape.height} x {shape.width}, {self.manifest.encoding}"]
+        lines += [
+            f"{name}: {info.count} pairs in {len(info.shards)} shards, {sum(f.bytes for f in info.shards):,} bytes"
+            for name, info in self.manifest.splits.items()
+        ]
+        lines.append(f"validation: {self.manifest.validation}")
+        lines += [f"quarantined: {entry.id} ({entry.split}): {entry.reason}" for entry in self.manifest.quarantine]
+        lines += [f"fault: {fault}" for fault in self.faults]
+        lines.append("ok" if self.ok else f"{len(self.faults)} faults")
+        return lines
+
+
+def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progress) -> VerifyReport:
+    """Check every file of a data set: there, of its size and checksum, with the pairs the records list; and decode
+    every image, unless `quick`. All faults are collected, each naming the file or the id.
+
+    Raises:
+        DatasetError: there is no complete data set.
+        StorageError: the storage cannot be reached.
+    """
+    report = VerifyReport(uri, read_manifest(uri))
+    files = sum(len(info.shards) + 1 for info in report.manifest.splits.values())
+    seen: set[str] = set()
+    with progress(files, "verify", "files") as advance:
+        for split, info in report.manifest.splits.items():
+            ids = _ids(report, info.records)
+            advance(1)
+            held: list[str] = []
+            for shard in info.shards:
+                held += _check_shard(report, shard, quick=quick)
+                advance(1)
+            report.faults.extend(_compare(split, info, ids, held, seen))
+            seen.update(ids)
+    return report
+
+
+def _read(report: VerifyReport, info: FileInfo) -> pa.Table | None:
+    """A file's table; None, with the fault noted, where it is not what the manifest lists."""
+    try:
+        data = storage.read_bytes(storage.join(report.uri, info.name))
+    except storage.NotFoundError:
+        report.faults.append(f"{info.name} is missing")
+        return None
+    if len(data) != info.bytes or storage.sha256(data) != info.sha256:
+        report.faults.append(f"{info.name} fails its checksum ({len(data)} bytes, {info.bytes} expected)")
+    try:
+        return pa.ipc.open_file(data).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        report.faults.append(f"{info.name} is not an Arrow file ({error})")
+        return None
+
+
+def _ids(report: VerifyReport, info: FileInfo) -> list[str]:
+    table = _read(report, info)
+    return [] if table is None else list(table.column("id").to_pylist())
+
+
+def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[str]:
+    """Ids of the pairs in a shard, with its faults noted."""
+    table = _read(report, shard)
+    if table is None:
+        return []
+    ids: list[str] = table.column("id").to_pylist()
+    if len(ids) != shard.count:
+        report.faults.append(f"{shard.name} holds {len(ids)} pairs, {shard.count} expected")
+    if not quick:
+        report.faults.extend(_undecodable(report.manifest, shard, table, ids))
+    return ids
+
+
+def _undecodable(manifest: DatasetManifest, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
+    shape = (manifest.geometry.height, manifest.geometry.width, 3)
+    for column in ("polar", "street", *(["satellite"] if manifest.keep_tiles else [])):
+        for id, data in zip(ids, table.column(column), strict=True):
+            try:
+                pixels = decode(data.as_py())
+            except UnreadableImage as error:
+                yield f"{id}: {column} image in {shard.name} {error}"
+                continue
+            if column != "satellite" and pixels.shape != shape:
+                yield f"{id}: {column} image in {shard.name} is {pixels.shape[1]} x {pixels.shape[0]}"
+
+
+def _compare(split: str, info: SplitInfo, ids: list[str], held: list[str], seen: set[str]) -> Iterator[str]:
+    if len(ids) != info.count:
+        yield f"{info.records.name} lists {len(ids)} pairs, {info.count} expected"
+    yield from (f"{id}: listed in {split}, but in none of its shards" for id in sorted(set(ids) - set(held)))
+    yield from (f"{id}: in a shard of {split}, but not listed" for id in sorted(set(held) - set(ids)))
+    if set(ids) == set(held) and ids != held:
+        yield f"{split}: the shards hold the pairs in another order than {info.records.name}"
+    yield from (f"{id}: in more than one split" for id in ids if id in seen)

@@ -1,0 +1,1 @@
+"""How good a model is: recall, image quality, and pictures to look at."""

@@ -1,0 +1,266 @@
+"""Pictures to look at: retrieved tiles, synthesised views and the curves of a run (supplement, figures 4 to 8).
+
+Each function returns a matplotlib figure that was never part of pyplot; `save` writes it as PNG or PDF.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
+
+from s2s_ray import storage
+from s2s_ray.data.schema import Pixels
+from s2s_ray.data.views import to_pixels
+
+TRUE = "#12934a"
+"""Frame of a correct tile."""
+
+_NEUTRAL, _INK, _FAINT = "#c4c4c4", "#222222", "#6b6b6b"
+_WIDTH = 1200  # layouts are in pixels of a page this wide
+_DPI = 160
+_MARGIN, _GAP, _LINE = 16.0, 10.0, 24.0
+_FONT = 7.5
+_LOSSES = {
+    "r_loss": "Triplet loss (R)",
+    "l1_weighted": "L1, weighted (G)",
+    "gan": "Adversarial loss (G)",
+    "d_loss": "Adversarial loss (D)",
+}
+_RECALLS = {"recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "recall_at_1_percent": "R@1%"}
+_COLOURS = ("#0b5fa5", "#d1701a", "#6a8f2a", "#8a5aa8")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One retrieved tile, S S 3 uint8, and how far from the query it is (None: unknown, or in another zone)."""
+
+    tile: Pixels
+    correct: bool
+    metres: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalRow:
+    """A query panorama h w 3 uint8 and its closest tiles, closest first; `rank` is the best correct tile's."""
+
+    id: str
+    street: Pixels
+    matches: Sequence[Match]
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class SynthesisRow:
+    """A tile S S 3 and three images h w 3 of one pair, uint8."""
+
+    id: str
+    tile: Pixels
+    polar: Pixels
+    synthesised: Pixels
+    real: Pixels
+
+
+def evenly_spaced(count: int, rows: int) -> list[int]:
+    """At most `rows` of `count` indices, evenly over all: what a gallery shows is not chosen by its result."""
+    rows = min(rows, count)
+    return [(2 * i + 1) * count // (2 * rows) for i in range(rows)]
+
+
+def retrieval_gallery(rows: Sequence[RetrievalRow], gallery: int) -> Figure:
+    """Query panoramas with their closest tiles, as the supplement's figures 4 and 5.
+
+    Correct tiles have a green frame, the others a thin grey one; below each is its distance in metres, where
+    known. `gallery` is the number of tiles that were searched. Give `evenly_spaced` queries: hits and misses then
+    appear as often as they happen.
+    """
+    assert rows, "a gallery needs a row"
+    columns = max(len(row.matches) for row in rows)
+    tile = 118.0
+    tiles_width = max(columns, 5) * (tile + _GAP) - _GAP
+    street_width = _WIDTH - 2 * _MARGIN - 2 * _GAP - tiles_width
+    step = tile + _LINE + _GAP
+    page = _Page(_MARGIN + _LINE + len(rows) * step)
+    first_tile = _WIDTH - _MARGIN - tiles_width
+    top = _MARGIN
+    page.text(_MARGIN, top, "Query street view", weight="bold")
+    page.text(first_tile, top, f"Closest {columns} of {gallery:,} satellite tiles", weight="bold")
+    top += _LINE
+    for row in rows:
+        scale = min(street_width / row.street.shape[1], tile / row.street.shape[0])
+        height, width = scale * row.street.shape[0], scale * row.street.shape[1]
+        page.image(row.street, _MARGIN, top + (tile - height) / 2, width, height)
+        below = top + tile + 4
+        verdict = "found first" if row.rank == 1 else f"true tile ranks {row.rank:,} of {gallery:,}"
+        page.text(_MARGIN, below, _shortened(row.id), color=_FAINT)
+        page.text(_MARGIN + street_width, below, verdict, align="right", color=TRUE if row.rank == 1 else _INK)
+        for column, match in enumerate(row.matches):
+            left = first_tile + column * (tile + _GAP)
+            page.image(match.tile, left, top, tile, tile, correct=match.correct)
+            if match.metres is not None:
+                colour = TRUE if match.correct else _FAINT
+                page.text(left + tile / 2, below, _metres(match.metres), align="center", color=colour)
+        top += step
+    return page.figure
+
+
+def synthesis_gallery(rows: Sequence[SynthesisRow]) -> Figure:
+    """Satellite tile, its polar image, the synthesised and the real street view, as figures 6 and 7."""
+    assert rows, "a gallery needs a row"
+    rows_of, columns_of = rows[0].real.shape[:2]
+    tile = 84.0
+    wide = (_WIDTH - 2 * _MARGIN - 3 * _GAP - tile) / 3
+    high = wide * rows_of / columns_of
+    step = max(tile, high) + _GAP
+    page = _Page(_MARGIN + _LINE + len(rows) * step + _MARGIN - _GAP)
+    lefts = [_MARGIN, *(_MARGIN + tile + _GAP + i * (wide + _GAP) for i in range(3))]
+    titles = ("Satellite", "Polar", "Synthesised", "Real street view")
+    for left, title in zip(lefts, titles, strict=True):
+        page.text(left, _MARGIN, title, weight="bold")
+    for index, row in enumerate(rows):
+        middle = _MARGIN + _LINE + index * step + (step - _GAP) / 2
+        page.image(row.tile, _MARGIN, middle - tile / 2, tile, tile)
+        for left, image in zip(lefts[1:], (row.polar, row.synthesised, row.real), strict=True):
+            page.image(image, left, middle - high / 2, wide, high)
+    return page.figure
+
+
+def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses and validation recall over the epochs of a run.
+
+    Each entry has `epoch` (0-based) and the losses by the names of the training step (`r_loss`, `l1_weighted`,
+    `gan`, `d_loss`), those of validation also `recall_at_1`, ... . A dotted line marks where `discard` (the
+    percentage of triplets that mining leaves out) changes. Names that no entry has are left out.
+    """
+    assert history, "curves need an epoch"
+    figure = Figure(figsize=(_WIDTH / _DPI, 480 / _DPI), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 4)
+    recalls = {name: label for name, label in _RECALLS.items() if any(name in entry for entry in history)}
+    for panel, (name, title) in enumerate(_LOSSES.items()):
+        axes = figure.add_subplot(grid[panel // 2, panel % 2])
+        _curve(axes, history, name, title, _INK)
+        _decorate(axes, title, history, labelled_x=panel >= 2)
+    axes = figure.add_subplot(grid[:, 2:])
+    for colour, (name, label) in zip(_COLOURS, recalls.items(), strict=False):
+        _curve(axes, history, name, label, colour)
+    gallery = next((entry["gallery"] for entry in reversed(history) if "gallery" in entry), None)
+    _decorate(axes, "Validation recall", history, labelled_x=True)
+    if gallery is not None:
+        axes.set_xlabel(f"Epoch (gallery of {gallery:,.0f} tiles)", fontsize=_FONT, color=_FAINT)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if recalls:
+        compact: dict[str, Any] = {"handlelength": 0.8, "handletextpad": 0.4, "columnspacing": 0.9, "borderpad": 0.0}
+        axes.legend(
+            fontsize=_FONT - 0.5, frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1.0, 1.0), **compact
+        )
+    middle = sum(axes.get_xlim()) / 2
+    for epoch, discard in _mining(history):
+        side = "left" if epoch < middle else "right"
+        text = f" mining {discard:g}% "
+        axes.text(epoch, 0.03, text, fontsize=_FONT - 1, color=_FAINT, rotation=90, ha=side, va="bottom")
+    return figure
+
+
+def save(figure: Figure, uri: str) -> None:
+    """Write a figure to any URI; its suffix, .png or .pdf, is the format."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=uri.rpartition(".")[2], dpi=_DPI)
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def rolled_up(polar: Pixels) -> Pixels:
+    """A polar image h w 3 back as a north-up disc, 2h 2h 3 on white, for data sets without the raw tiles.
+
+    The inverse of `geometry.polar_transform`, to the nearest pixel.
+    """
+    height, width = polar.shape[:2]
+    down, right = np.meshgrid(*[np.arange(2 * height) - height] * 2, indexing="ij")
+    row = np.rint(height - 1 - np.hypot(down, right)).astype(int)
+    column = np.rint(np.arctan2(-right, down) / (2 * np.pi) * width).astype(int) % width
+    tile: Pixels = polar[row.clip(0), column]
+    tile[row < 0] = 255
+    return tile
+
+
+def pixels(image: Tensor) -> Pixels:
+    """3 H W, uint8 or in [-1, 1] -> H W 3 uint8."""
+    planes = image if image.dtype == torch.uint8 else to_pixels(image)
+    interleaved: Pixels = planes.permute(1, 2, 0).cpu().numpy()
+    return interleaved
+
+
+class _Page:
+    """A figure laid out in pixels from its top left corner."""
+
+    def __init__(self, height: float) -> None:
+        self.height = height
+        self.figure = Figure(figsize=(_WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def image(
+        self, image: Pixels, left: float, top: float, width: float, height: float, *, correct: bool = False
+    ) -> None:
+        bottom = self.height - top - height
+        box = (left / _WIDTH, bottom / self.height, width / _WIDTH, height / self.height)
+        axes = self.figure.add_axes(box)
+        axes.imshow(image, interpolation="lanczos", aspect="auto")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(edgecolor=TRUE if correct else _NEUTRAL, linewidth=2.6 if correct else 0.4)
+
+    def text(
+        self, x: float, top: float, text: str, *, align: str = "left", color: str = _INK, weight: str = "normal"
+    ) -> None:
+        style: dict[str, Any] = {"ha": align, "va": "top", "color": color, "weight": weight, "fontsize": _FONT}
+        self.figure.text(x / _WIDTH, 1 - top / self.height, text, parse_math=False, **style)  # ids may hold a $
+
+
+def _curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, colour: str) -> None:
+    points = [(entry["epoch"] + 1, entry[name]) for entry in history if name in entry]
+    if points:
+        marker = "o" if len(points) <= 30 else ""
+        axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.2, marker=marker, markersize=2.2)
+
+
+def _decorate(axes: Axes, title: str, history: Sequence[Mapping[str, float]], *, labelled_x: bool) -> None:
+    axes.set_title(title, fontsize=_FONT, loc="left", color=_INK)
+    axes.tick_params(labelsize=_FONT - 1, color=_NEUTRAL, labelcolor=_FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_NEUTRAL)
+    axes.grid(axis="y", color="#ececec", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set_xlim(history[0]["epoch"] + 0.5, history[-1]["epoch"] + 1.5)
+    if labelled_x:
+        axes.set_xlabel("Epoch", fontsize=_FONT, color=_FAINT)
+    for epoch, _ in _mining(history):
+        axes.axvline(epoch, color=_FAINT, linewidth=0.8, linestyle=":")
+
+
+def _mining(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """Where the percentage of discarded triplets changes, between two epochs, and to what."""
+    discards = [(entry["epoch"] + 0.5, entry.get("discard", 0.0)) for entry in history]
+    return [now for before, now in pairwise([(0.0, 0.0), *discards]) if now[1] != before[1]]
+
+
+def _metres(distance: float) -> str:
+    if distance < 9.95:
+        return f"{distance:.1f} m"
+    return f"{distance:,.0f} m" if distance < 9_999.5 else f"{distance / 1000:,.0f} km"
+
+
+def _shortened(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"

@@ -1,0 +1,81 @@
+"""How close synthesised street views are to the real ones: L1, PSNR and SSIM, averaged per image."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+PSNR_CEILING = 100.0
+"""Decibels that stand for an exact copy, whose ratio would be infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over images: `l1` on the [-1, 1] scale of the loss, `psnr` in dB, `ssim` (1: equal)."""
+
+    l1: float
+    psnr: float
+    ssim: float
+    images: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class ImageQuality:
+    """Adds up batches of image pairs, so that no two batches need to be in memory together."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._totals: dict[str, float] = {}
+
+    def update(self, synthesised: Tensor, real: Tensor) -> None:
+        """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM)."""
+        for name, values in measure(synthesised, real).items():
+            self._totals[name] = self._totals.get(name, 0.0) + float(values.double().sum())
+        self._images += len(real)
+
+    def mean(self) -> Quality:
+        """Means over all images so far.
+
+        Raises:
+            ValueError: no images, or values that are not finite.
+        """
+        if not self._images:
+            raise ValueError("no images were measured: the split is empty")
+        means = {name: total / self._images for name, total in self._totals.items()}
+        if not all(torch.tensor(list(means.values())).isfinite()):
+            raise ValueError(f"synthesised images hold NaN or infinity ({means}): the generator has diverged")
+        return Quality(images=self._images, **means)
+
+
+@torch.inference_mode()
+def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
+    """Values of each image: B numbers by name.
+
+    l1 is the mean absolute difference on the [-1, 1] scale, the term of the loss. psnr (at most `PSNR_CEILING`)
+    is the same on either scale; ssim is taken on [0, 1], as is usual, for it depends on where black lies. It has a
+    Gaussian window of 11 x 11 with sigma 1.5 on each colour channel; at the border it sees the image reflected.
+
+    Args:
+        synthesised, real: B 3 H W in [-1, 1].
+    """
+    fake, true = synthesised.float(), real.float()
+    ssim = [_ssim(*pair) for pair in zip(torch.split(fake, 8), torch.split(true, 8), strict=True)]
+    psnr = peak_signal_noise_ratio(fake, true, data_range=2.0, reduction="none", dim=(1, 2, 3))
+    return {
+        "l1": (fake - true).abs().mean(dim=(1, 2, 3)),
+        "psnr": psnr.clamp(max=PSNR_CEILING),
+        "ssim": torch.cat(ssim),
+    }
+
+
+def _ssim(fake: Tensor, true: Tensor) -> Tensor:
+    # in float64, since variances are differences of means: float32 is off by 3e-4 on flat images
+    unit_fake, unit_true = (fake.double() + 1) / 2, (true.double() + 1) / 2
+    ssim = structural_similarity_index_measure(unit_fake, unit_true, data_range=1.0, reduction="none")
+    assert isinstance(ssim, Tensor)
+    return ssim.reshape(len(true))

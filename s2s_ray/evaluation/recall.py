@@ -1,0 +1,258 @@
+"""Retrieval recall: for each query descriptor, at which rank the gallery holds its correct tile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TIE = 16 * 2.0**-23
+"""Squared distances this close are a tie: 16 float32 ulps of 1, for unit descriptors.
+
+Dot products are taken in float64, so exact copies tie whatever the blocking; the tolerance covers the rounding
+of the descriptors themselves, which the model computes in float32.
+"""
+
+
+class DescriptorError(ValueError):
+    """Descriptors that cannot be ranked; the message names the first offending rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where rows were taken.
+
+    `positions` are easting and northing in metres, float64 N 2, NaN where unknown; `zones` int64 N, 0 unknown.
+    """
+
+    positions: NDArray[np.float64]
+    zones: NDArray[np.int64]
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Places:
+        return Places(self.positions[rows], self.zones[rows])
+
+    def __len__(self) -> int:
+        return len(self.zones)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearby:
+    """The rule that tiles within `radius_m` of the query are correct too (CVACT_test: 5 m), never across zones."""
+
+    queries: Places
+    gallery: Places
+    radius_m: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecallResult:
+    """Recall of one direction, as fractions in [0, 1].
+
+    `recall` is keyed "1", "5", "10" and "1%"; p percent of a gallery of M are its first ceil(p * M / 100)
+    ranks (repositories differ). `ranks` int64 N are 1-based: 1 plus the incorrect tiles at least as close as the
+    best correct one, so ties count against the model. A query without any correct tile has rank M + 1 and counts
+    as missed at every k. `correct` int64 N counts each query's correct tiles.
+    """
+
+    recall: dict[str, float]
+    gallery: int
+    ranks: Tensor
+    correct: Tensor
+
+    @property
+    def queries(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def median_rank(self) -> float:
+        return float(np.median(self.ranks.numpy()))
+
+    @property
+    def chance(self) -> float:
+        """Recall at 1 of a random ranking: 1 / gallery where each query has one correct tile."""
+        return float(self.correct.double().mean()) / self.gallery
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON: `recall_at_1`, ..., `recall_at_1_percent`, `median_rank`, `queries`, `gallery`."""
+        named = {f"recall_at_{key.replace('%', '_percent')}": value for key, value in self.recall.items()}
+        return {**named, "median_rank": self.median_rank, "queries": self.queries, "gallery": self.gallery}
+
+
+@torch.inference_mode()
+def recall_at_k(
+    queries: Tensor,
+    gallery: Tensor,
+    *,
+    truth: Tensor | None = None,
+    nearby: Nearby | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    percent: Sequence[float] = (1.0,),
+    chunk: int = 4096,
+    gallery_chunk: int = 1024,
+) -> RecallResult:
+    """Rank the gallery by squared L2 distance for each query; count the queries whose tile is near the top.
+
+    Ties, within `TIE` (times the largest squared norm; 1 for unit descriptors), count against the model: a
+    collapsed one, whose descriptors are all alike, gets zero and not luck. A query counts at k when any of its
+    correct tiles is among the first k; a correct tile never pushes another one down. Runs where the descriptors
+    are, in float64, with chunk x gallery_chunk distances at a time.
+
+    Args:
+        queries: N D descriptors.
+        gallery: M D descriptors.
+        truth: N gallery indices of the queries' own tiles. Default: query i's is i (N = M), or with `nearby`
+            and N != M those of the radius alone.
+        nearby: further correct tiles, by metres.
+        ks, percent: ranks, and percentages of the gallery, at which recall is taken.
+
+    Raises:
+        DescriptorError: NaN or infinite values, or nothing to rank.
+        ValueError: shapes that do not fit together, a `truth` outside the gallery.
+    """
+    _check(queries, gallery, nearby)
+    truth = _own_tiles(len(queries), len(gallery), truth, radius=nearby is not None)
+    scale = max(_largest_square(rows, chunk) for rows in (queries, gallery))
+    ranks, correct = [], []
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, min(start + chunk, len(queries)))
+        part = _Queries(
+            queries[rows].double(),
+            None if truth is None else truth[rows].to(queries.device),
+            None if nearby is None else Nearby(nearby.queries[rows], nearby.gallery, nearby.radius_m),
+        )
+        bound, count = part.best_correct(gallery, gallery_chunk)
+        closer = part.incorrect_within(bound + TIE * scale, gallery, gallery_chunk)
+        ranks.append((1 + closer).cpu())  # M + 1 without a correct tile: the bound is infinite then
+        correct.append(count.cpu())
+    found = torch.cat(ranks)
+    depths = {str(k): k for k in ks} | {f"{p:g}%": math.ceil(p * len(gallery) / 100) for p in percent}
+    recall = {key: float((found <= min(depth, len(gallery))).double().mean()) for key, depth in depths.items()}
+    return RecallResult(recall, len(gallery), found, torch.cat(correct))
+
+
+@torch.inference_mode()
+def nearest(queries: Tensor, gallery: Tensor, k: int, *, gallery_chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k closest gallery rows of each query, closest first; of a tie, the first rows.
+
+    Returns: squared distances N k (float64) and gallery indices N k, on the descriptors' device; at most M of
+    them where k is more.
+    """
+    exact = queries.double()
+    distances = exact.new_empty((len(queries), 0))
+    indices = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+    for start in range(0, len(gallery), gallery_chunk):
+        block = _distances(exact, gallery[start : start + gallery_chunk].double())
+        columns = torch.arange(start, start + block.shape[1], device=queries.device).expand_as(block)
+        distances, indices = torch.cat([distances, block], 1), torch.cat([indices, columns], 1)
+        order = torch.argsort(distances, dim=1, stable=True)[:, :k]
+        distances, indices = distances.gather(1, order), indices.gather(1, order)
+    return distances, indices
+
+
+def require_finite(descriptors: Tensor, what: str, ids: Sequence[str] | None = None) -> None:
+    """Raise `DescriptorError` naming the first rows (by id, if given) that hold NaN or infinity."""
+    # sums show it, without a mask as large as the descriptors
+    bad = (~descriptors.sum(1).isfinite()).nonzero().flatten().tolist()
+    if bad:
+        first = ", ".join(str(i) if ids is None else ids[i] for i in bad[:5])
+        kind = "row" if ids is None else "id"
+        raise DescriptorError(
+            f"{len(bad)} of {len(descriptors)} {what} descriptors hold NaN or infinity (first by {kind}: {first}); "
+            "the weights have diverged or the images are not finite"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """A chunk of queries (n D, float64) with the rule that says which tiles are correct."""
+
+    descriptors: Tensor
+    truth: Tensor | None
+    nearby: Nearby | None
+
+    def best_correct(self, gallery: Tensor, gallery_chunk: int) -> tuple[Tensor, Tensor]:
+        """Squared distance to the closest correct tile (infinite: there is none), and how many are correct."""
+        n = len(self.descriptors)
+        best = self.descriptors.new_full((n,), torch.inf)
+        count = torch.zeros(n, dtype=torch.int64, device=best.device)
+        if self.nearby is None:
+            assert self.truth is not None
+            return self._pair_distances(torch.arange(n, device=best.device), gallery, self.truth), count + 1
+        for start in range(0, len(gallery), gallery_chunk):
+            mask = self._correct(start, min(gallery_chunk, len(gallery) - start))
+            count += mask.sum(1)
+            rows, columns = mask.nonzero(as_tuple=True)
+            best.scatter_reduce_(0, rows, self._pair_distances(rows, gallery, columns + start), "amin")
+        return best, count
+
+    def incorrect_within(self, bound: Tensor, gallery: Tensor, gallery_chunk: int) -> Tensor:
+        """How many incorrect tiles of the gallery lie within each query's `bound`."""
+        closer = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
+        for start in range(0, len(gallery), gallery_chunk):
+            block = gallery[start : start + gallery_chunk].double()
+            within = _distances(self.descriptors, block) <= bound[:, None]
+            within &= ~self._correct(start, len(block))
+            closer += within.sum(1)
+        return closer
+
+    def _correct(self, start: int, size: int) -> Tensor:
+        """n x size: which of the gallery's rows from `start` on are correct."""
+        device = self.descriptors.device
+        if self.nearby is None:
+            mask = torch.zeros(len(self.descriptors), size, dtype=torch.bool, device=device)
+        else:
+            near, there = self.nearby, self.nearby.gallery[slice(start, start + size)]
+            # differences are taken in float64: float32 northings have steps of half a metre
+            east, north = (near.queries.positions[:, None, i] - there.positions[None, :, i] for i in (0, 1))
+            zones = near.queries.zones[:, None]
+            same_zone = (zones == there.zones[None, :]) & (zones != 0)
+            mask = torch.from_numpy((east * east + north * north <= near.radius_m**2) & same_zone).to(device)
+        if self.truth is not None:
+            rows = ((self.truth >= start) & (self.truth < start + size)).nonzero().flatten()
+            mask[rows, self.truth[rows] - start] = True
+        return mask
+
+    def _pair_distances(self, rows: Tensor, gallery: Tensor, columns: Tensor) -> Tensor:
+        parts = zip(torch.split(rows, 1024), torch.split(columns, 1024), strict=True)
+        return torch.cat([(self.descriptors[r] - gallery[c].double()).square().sum(1) for r, c in parts])
+
+
+def _distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Squared L2, n x m; 2 - 2 s.s' for unit descriptors."""
+    squares = queries.square().sum(1)[:, None] + gallery.square().sum(1)[None]
+    return torch.addmm(squares, queries, gallery.T, alpha=-2)
+
+
+def _largest_square(rows: Tensor, chunk: int) -> float:
+    return max(float(part.square().sum(1).max()) for part in torch.split(rows, chunk))
+
+
+def _check(queries: Tensor, gallery: Tensor, nearby: Nearby | None) -> None:
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries {[*queries.shape]} and gallery {[*gallery.shape]}: expected N x D and M x D")
+    if not len(queries) or not len(gallery):
+        raise DescriptorError(f"{len(queries)} queries and a gallery of {len(gallery)}: nothing to rank")
+    require_finite(queries, "query")
+    require_finite(gallery, "gallery")
+    if nearby is not None and (len(nearby.queries), len(nearby.gallery)) != (len(queries), len(gallery)):
+        raise ValueError(
+            f"{len(nearby.queries)} and {len(nearby.gallery)} places of {len(queries)} queries and "
+            f"{len(gallery)} gallery rows: each row needs one (NaN where unknown)"
+        )
+
+
+def _own_tiles(queries: int, gallery: int, truth: Tensor | None, *, radius: bool) -> Tensor | None:
+    if truth is None:
+        if queries == gallery:
+            return torch.arange(queries)
+        if radius:
+            return None
+        raise ValueError(f"{queries} queries and a gallery of {gallery}: give each query's index as truth")
+    if truth.shape != (queries,) or int(truth.min()) < 0 or int(truth.max()) >= gallery:
+        raise ValueError(f"truth {[*truth.shape]} of {queries} queries: expected one index below {gallery} each")
+    return truth

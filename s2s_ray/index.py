@@ -1,0 +1,255 @@
+"""The reference index: descriptors of a region's satellite tiles and where the tiles are, searched by descriptor.
+
+A saved index is a published directory: `index.faiss`, `entries.parquet` (one row per tile, in the order of the
+vectors) and `index.json`, which names the checkpoint whose descriptors these are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from s2s_ray import storage
+
+if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
+    from s2s_ray.data.dataset import PairDataset
+    from s2s_ray.data.schema import Split
+    from s2s_ray.model.s2s import S2S
+
+INDEX_FILE = "index.faiss"
+ENTRIES_FILE = "entries.parquet"
+INFO_FILE = "index.json"
+
+Descriptors = NDArray[np.float32]
+_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("easting", pa.float64()),
+        ("northing", pa.float64()),
+        ("zone", pa.int32()),
+    ]
+)
+
+
+class ReferenceIndexError(ValueError):
+    """An index that cannot be used or asked so; the message names it and what does not fit."""
+
+
+class Match(NamedTuple):
+    """One reference tile found for a query. Positions that are not known are None.
+
+    `rank` counts from 1. `descriptor_distance` is the squared Euclidean distance of the unit descriptors,
+    2 - 2 cos, in [0, 4].
+    """
+
+    rank: int
+    id: str
+    latitude: float | None
+    longitude: float | None
+    easting: float | None
+    northing: float | None
+    zone: int | None
+    descriptor_distance: float
+
+
+class IndexInfo(BaseModel):
+    """What `index.json` says: the kind of search structure and what it was built from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    kind: Literal["flat"] = "flat"
+    dimension: int
+    count: int
+    checkpoint: str
+    """Fingerprint of the checkpoint (sha256 of its weights) that made the descriptors."""
+    dataset: str
+    dataset_digest: str
+    split: str
+
+    def require(self, dimension: int, checkpoint: str | None = None) -> None:
+        """Refuse to serve a model that did not make these descriptors.
+
+        Args:
+            dimension: the model's descriptor size.
+            checkpoint: fingerprint of the model's checkpoint, where it has one.
+        """
+        if dimension != self.dimension:
+            raise ReferenceIndexError(
+                f"the index holds descriptors of {self.dimension} numbers, the model makes {dimension}: "
+                "build the index with this model's checkpoint"
+            )
+        if checkpoint is not None and checkpoint != self.checkpoint:
+            raise ReferenceIndexError(
+                f"the index was built with checkpoint {self.checkpoint[:8]}, the model is checkpoint "
+                f"{checkpoint[:8]}: build the index with this model's checkpoint"
+            )
+
+
+class ReferenceIndex:
+    """Exact search by inner product over unit descriptors, with the place of each."""
+
+    def __init__(self, info: IndexInfo, vectors: faiss.Index, entries: pa.Table) -> None:
+        """`entries` has one row per vector, in their order, with the columns of `entries.parquet`."""
+        if not (vectors.d == info.dimension and vectors.ntotal == entries.num_rows == info.count):
+            raise ReferenceIndexError(
+                f"{INDEX_FILE} has {vectors.ntotal} vectors of {vectors.d} numbers and {ENTRIES_FILE} has "
+                f"{entries.num_rows} rows, but {INFO_FILE} says {info.count} of {info.dimension}"
+            )
+        self.info = info
+        self._vectors = vectors
+        self._entries = entries.combine_chunks()
+
+    @classmethod
+    def build(cls, info: IndexInfo, descriptors: Descriptors, entries: pa.Table) -> Self:
+        """Index unit descriptors, count x dimension."""
+        vectors = faiss.IndexFlatIP(info.dimension)
+        vectors.add(np.ascontiguousarray(descriptors, dtype=np.float32))
+        return cls(info, vectors, entries)
+
+    def __len__(self) -> int:
+        return self.info.count
+
+    def search(self, descriptors: Descriptors, k: int) -> list[list[Match]]:
+        """The k nearest tiles of each query, nearest first; equal distances in the order of the data set.
+
+        Args:
+            descriptors: B x dimension, unit length.
+            k: 1 to the number of tiles.
+
+        Raises:
+            ReferenceIndexError: another shape, numbers that are not finite, k out of range.
+        """
+        queries = np.ascontiguousarray(descriptors, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.info.dimension:
+            raise ReferenceIndexError(
+                f"descriptors have shape {queries.shape}: this index takes B x {self.info.dimension}"
+            )
+        if not np.isfinite(queries).all():
+            raise ReferenceIndexError("descriptors hold numbers that are not finite")
+        if not 1 <= k <= self.info.count:
+            raise ReferenceIndexError(f"k={k}: expected 1 to {self.info.count}, the tiles of this index")
+        if not len(queries):
+            return []
+        similarities, rows = self._vectors.search(queries, k)
+        distances = np.clip(2 - 2 * similarities.astype(np.float64), 0, 4)
+        order = np.lexsort((rows, distances), axis=1)
+        rows, distances = np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
+        return [self._matches(*one) for one in zip(rows, distances, strict=True)]
+
+    def _matches(self, rows: NDArray[np.int64], distances: NDArray[np.float64]) -> list[Match]:
+        places = self._entries.take(pa.array(rows)).to_pylist()
+        return [
+            Match(rank=rank, **place, descriptor_distance=float(distance))
+            for rank, (place, distance) in enumerate(zip(places, distances, strict=True), start=1)
+        ]
+
+    def save(self, uri: str) -> None:
+        """Publish the index at a URI. Raises StorageError."""
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder)
+            faiss.write_index(self._vectors, str(directory / INDEX_FILE))
+            pq.write_table(self._entries, directory / ENTRIES_FILE)
+            (directory / INFO_FILE).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            storage.publish(directory, uri)
+
+    @classmethod
+    def load(cls, uri: str) -> Self:
+        """Read a published index, its checksums verified.
+
+        Raises:
+            StorageError: nothing complete there, a file missing or failing its checksum.
+            ReferenceIndexError: an index that this version does not read, or that contradicts itself.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            directory = storage.fetch(uri, Path(folder), only=(INFO_FILE, INDEX_FILE, ENTRIES_FILE))
+            info = _parse_info(json.loads((directory / INFO_FILE).read_bytes()), uri)
+            vectors = faiss.read_index(str(directory / INDEX_FILE))
+            return cls(info, vectors, pq.read_table(directory / ENTRIES_FILE, schema=_COLUMNS))
+
+
+def read_info(uri: str) -> IndexInfo:
+    """`index.json` of a published index, without its vectors. Raises StorageError, ReferenceIndexError."""
+    if not storage.is_complete(uri):
+        raise ReferenceIndexError(f"{uri} holds no complete index: build one with `s2s build-index`")
+    return _parse_info(storage.read_json(storage.join(uri, INFO_FILE)), uri)
+
+
+@torch.inference_mode()
+def build_index(
+    model: S2S,
+    dataset: PairDataset,
+    split: Split,
+    *,
+    checkpoint_fingerprint: str,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
+) -> ReferenceIndex:
+    """Embed every satellite tile of a data set and index the descriptors.
+
+    Args:
+        model: in evaluation mode; it is moved to `device`.
+        split: of the data set, for the record.
+        checkpoint_fingerprint: of the checkpoint the model was loaded from (`registry.fingerprint`).
+        batch: tiles embedded at a time.
+
+    Raises:
+        ReferenceIndexError: a data set without tiles.
+    """
+    assert not model.training, "descriptors of a model in training mode depend on the batch"
+    if not len(dataset):
+        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs in split {split!r}")
+    model.to(device)
+    descriptors = np.empty((len(dataset), model.config.descriptor_size), np.float32)
+    for start in range(0, len(dataset), batch):
+        rows = range(start, min(start + batch, len(dataset)))
+        polar = torch.stack([dataset[row].polar for row in rows]).to(device)
+        descriptors[rows.start : rows.stop] = model.embed_satellite(polar).float().cpu().numpy()
+    info = IndexInfo(
+        dimension=model.config.descriptor_size,
+        count=len(dataset),
+        checkpoint=checkpoint_fingerprint,
+        dataset=dataset.uri,
+        dataset_digest=dataset.manifest.digest,
+        split=split,
+    )
+    return ReferenceIndex.build(info, descriptors, entries_table(dataset))
+
+
+def entries_table(dataset: PairDataset) -> pa.Table:
+    """The rows of `entries.parquet`; what the data set does not know is null."""
+    columns = {
+        "id": list(dataset.ids),
+        "latitude": _nullable(dataset.latlon[:, 0]),
+        "longitude": _nullable(dataset.latlon[:, 1]),
+        "easting": _nullable(dataset.positions[:, 0]),
+        "northing": _nullable(dataset.positions[:, 1]),
+        "zone": [int(zone) or None for zone in dataset.zones],
+    }
+    return pa.table(columns, schema=_COLUMNS)
+
+
+def _nullable(values: NDArray[np.float64]) -> Sequence[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]
+
+
+def _parse_info(tree: object, uri: str) -> IndexInfo:
+    try:
+        return IndexInfo.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+        raise ReferenceIndexError(f"{uri} is not an index this version reads ({faults})") from None

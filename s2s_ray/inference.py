@@ -1,0 +1,146 @@
+"""What a trained model does for its users: embed, synthesise, localise. Plain classes, without Ray or HTTP.
+
+Each takes images of any size (uint8 RGB, h w 3) and brings them to the model's views itself. Callers that
+prepare elsewhere, such as the service, give views (uint8 B 3 H W) to `embed_street`, `embed_satellite` and
+`synthesize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2s_ray.checkpoint import load_checkpoint, read_meta
+from s2s_ray.data.schema import Pixels
+from s2s_ray.data.views import Layout, ViewGeometry, to_pixels
+from s2s_ray.index import Descriptors, Match, ReferenceIndex
+from s2s_ray.model.s2s import S2S
+from s2s_ray.registry import fingerprint
+
+Rows = tuple[float, float]
+
+
+class _Inference:
+    """A model in evaluation mode, its views, and how much it takes at a time."""
+
+    def __init__(self, model: S2S, geometry: ViewGeometry | None = None, *, batch: int = 32) -> None:
+        """Default geometry: the model's resolution, panoramas cropped by their shape."""
+        self.model = model.eval()
+        self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {})
+        self._batch = batch
+
+    @classmethod
+    def load(cls, checkpoint: str, device: str | torch.device = "cpu") -> Self:
+        """From a checkpoint's URI. Raises StorageError, CheckpointError."""
+        model = load_checkpoint(checkpoint, device)
+        return cls(model, ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint)))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def _run(self, call: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
+        return call(views.to(self.device, non_blocking=True)).cpu()
+
+    def _chunks(self, count: int) -> Iterator[range]:
+        return (range(start, min(start + self._batch, count)) for start in range(0, count, self._batch))
+
+    def _prepare_street(
+        self, panoramas: Sequence[Pixels], heading: float | Sequence[float], rows: Rows | None
+    ) -> Iterator[Tensor]:
+        headings = [heading] * len(panoramas) if isinstance(heading, int | float) else list(heading)
+        if len(headings) != len(panoramas):
+            raise ValueError(f"{len(headings)} headings for {len(panoramas)} panoramas")
+        for chunk in self._chunks(len(panoramas)):
+            yield torch.stack([self.geometry.street(panoramas[i], headings[i], rows) for i in chunk])
+
+    def _prepare_satellite(self, images: Sequence[Pixels], layout: Layout) -> Iterator[Tensor]:
+        for chunk in self._chunks(len(images)):
+            yield torch.stack([self.geometry.satellite(images[i], layout) for i in chunk])
+
+
+class Embedder(_Inference):
+    """Unit descriptors of street panoramas and satellite tiles, float32 B x D, in one space."""
+
+    def street(
+        self, panoramas: Sequence[Pixels], heading: float | Sequence[float] = 0.0, rows: Rows | None = None
+    ) -> Descriptors:
+        """Descriptors of panoramas of any size.
+
+        Args:
+            heading: compass bearing of the middle column in degrees, one for all or one for each.
+            rows: part of the height that is kept (fractions from the top); default: the data set's.
+
+        Raises:
+            ViewError: an image or parameter that cannot become a view.
+        """
+        prepared = self._prepare_street(panoramas, heading, rows)
+        return self._joined(self.embed_street(views) for views in prepared)
+
+    def satellite(self, images: Sequence[Pixels], layout: Layout = "auto") -> Descriptors:
+        """Descriptors of north-up tiles or polar images (`ViewGeometry.satellite`). Raises ViewError."""
+        prepared = self._prepare_satellite(images, layout)
+        return self._joined(self.embed_satellite(views) for views in prepared)
+
+    def embed_street(self, views: Tensor) -> Descriptors:
+        """Descriptors of prepared panoramas, uint8 B 3 H W."""
+        return self._run(self.model.embed_street, views).float().numpy()
+
+    def embed_satellite(self, views: Tensor) -> Descriptors:
+        """Descriptors of prepared polar images, uint8 B 3 H W. Runs the encoder only."""
+        return self._run(self.model.embed_satellite, views).float().numpy()
+
+    def _joined(self, parts: Iterator[Descriptors]) -> Descriptors:
+        return np.concatenate([np.empty((0, self.model.config.descriptor_size), np.float32), *parts])
+
+
+class Synthesizer(_Inference):
+    """Street views as the generator draws them from satellite images."""
+
+    def street(self, images: Sequence[Pixels], layout: Layout = "auto") -> NDArray[np.uint8]:
+        """Views B H W 3 uint8, of tiles or polar images. Raises ViewError."""
+        parts = [self.synthesize(views) for views in self._prepare_satellite(images, layout)]
+        return np.concatenate([np.empty((0, self.geometry.height, self.geometry.width, 3), np.uint8), *parts])
+
+    def synthesize(self, views: Tensor) -> NDArray[np.uint8]:
+        """Views B H W 3 uint8, of prepared polar images uint8 B 3 H W."""
+        drawn = to_pixels(self._run(self.model.synthesize, views))
+        return np.ascontiguousarray(drawn.permute(0, 2, 3, 1).numpy())
+
+
+class Localizer:
+    """Where a panorama was taken: the tiles of a region whose descriptors are nearest to its own."""
+
+    def __init__(self, model: S2S, index: ReferenceIndex, geometry: ViewGeometry | None = None) -> None:
+        """Raises ReferenceIndexError where the index is of another descriptor size."""
+        index.info.require(model.config.descriptor_size)
+        self.embedder = Embedder(model, geometry)
+        self.index = index
+
+    @classmethod
+    def load(cls, checkpoint: str, index: str, device: str | torch.device = "cpu") -> Self:
+        """From the URIs of a checkpoint and of the index built with it.
+
+        Raises:
+            StorageError, CheckpointError: as reading them does.
+            ReferenceIndexError: an index of another checkpoint.
+        """
+        embedder, references = Embedder.load(checkpoint, device), ReferenceIndex.load(index)
+        references.info.require(embedder.model.config.descriptor_size, fingerprint(checkpoint))
+        return cls(embedder.model, references, embedder.geometry)
+
+    def street(
+        self,
+        panoramas: Sequence[Pixels],
+        k: int = 10,
+        heading: float | Sequence[float] = 0.0,
+        rows: Rows | None = None,
+    ) -> list[list[Match]]:
+        """The k most likely tiles of each panorama, best first (`Embedder.street`, `ReferenceIndex.search`)."""
+        return self.index.search(self.embedder.street(panoramas, heading, rows), k)

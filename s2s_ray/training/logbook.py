@@ -1,0 +1,78 @@
+"""What a run tells: progress lines, TensorBoard files and the history of its epochs."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from s2s_ray import storage
+
+logger = logging.getLogger(__name__)
+
+SHOWN = ("d_loss", "r_loss", "gan", "l1_weighted", "g_loss")
+
+
+class Logbook:
+    """The log of one run, kept by its first worker below the run's URI (`history.json`, `tensorboard/`)."""
+
+    def __init__(self, run: str, epochs: int, every_s: float) -> None:
+        self.run = run
+        self.epochs = epochs
+        self.every_s = every_s
+        self._local = tempfile.TemporaryDirectory(prefix="s2s-tensorboard-")
+        self._events = SummaryWriter(self._local.name)
+        self._started = self._last_line = time.monotonic()
+        self._pairs = 0
+
+    def epoch_began(self) -> None:
+        self._started = self._last_line = time.monotonic()
+        self._pairs = 0
+
+    def step(self, global_step: int, epoch: int, done: int, total: int, pairs: int, losses: dict[str, float]) -> None:
+        """One cycle: `done` of `total` in this epoch, over `pairs` pairs."""
+        self._pairs += pairs
+        for name, value in losses.items():
+            self._events.add_scalar(f"train/{name}", value, global_step)
+        now = time.monotonic()
+        if now - self._last_line >= self.every_s or done == total:
+            self._last_line = now
+            rate = self.pairs_per_second()
+            left = (total - done + (self.epochs - epoch - 1) * total) * pairs / rate
+            figures = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN)
+            logger.info(
+                "epoch %d/%d step %d/%d %s %.1f pairs/s, about %s left",
+                *(epoch + 1, self.epochs, done, total, figures, rate, _duration(left)),
+            )
+
+    def pairs_per_second(self) -> float:
+        """Rate of this epoch so far, of this process's start."""
+        return self._pairs / max(time.monotonic() - self._started, 1e-9)
+
+    def epoch_ended(self, history: list[dict[str, Any]]) -> None:
+        """Log the newest entry of the history and store it all."""
+        entry = history[-1]
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self._events.add_scalar(f"epoch/{name}", value, entry["step"])
+        recall = entry.get("recall_at_1")
+        if recall is not None:
+            logger.info("epoch %d validation R@1 %.1f%% of %d", entry["epoch"] + 1, 100 * recall, entry["gallery"])
+        self._events.flush()
+        storage.write_json(storage.join(self.run, "history.json"), history)
+        for path in sorted(Path(self._local.name).iterdir()):
+            storage.upload(path, storage.join(self.run, "tensorboard", path.name))
+
+    def close(self) -> None:
+        self._events.close()
+        self._local.cleanup()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,252 @@
+"""The training loop: epochs of cycles, a validation after each, checkpoints that resume at any step.
+
+Runs without Ray: `s2s_ray.training.ray_train` starts it on workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from s2s_ray.checkpoint import read_meta
+from s2s_ray.collectives import rank, sum_over_ranks, world_size
+from s2s_ray.config import Config
+from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
+from s2s_ray.data.schema import Split
+from s2s_ray.losses import allowed_negatives
+from s2s_ray.model.pretrained import initialise_street_encoder
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.logbook import Logbook
+from s2s_ray.training.mining import MiningSchedule
+from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config
+from s2s_ray.training.step import TrainingStep
+from s2s_ray.training.validation import validation_recall
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Diverged(RuntimeError):
+    """A loss is not a finite number; the message names it, the step and the pairs."""
+
+
+class Trainer:
+    """One worker's trainer of one run. Every worker builds it alike and calls `fit`."""
+
+    def __init__(self, config: Config, device: str | torch.device = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.train_set = _open(config, "train", flip=config.data.flip)
+        self.validation_set = _open(config, "val", flip=0.0)
+        torch.manual_seed(config.train.seed)
+        self.model = S2S(config.model).to(self.device)
+        self.cycle = TrainingStep(self.model, config.loss, config.train)
+        self.mining = MiningSchedule(config.mining)
+        self.store = checkpoint_store(config)
+        self.history: list[dict[str, Any]] = []
+        self.epoch = 0
+        self.batches_done = 0  # of this epoch
+        self.global_step = 0
+        self._sums: dict[str, float] = {}
+
+    def fit(self, report: Report = lambda metrics: None) -> list[dict[str, Any]]:
+        """Train to the last epoch, from the newest checkpoint of the run if there is one.
+
+        `report` gets each epoch's figures, on every worker. Returns the history: one entry an epoch.
+
+        Raises:
+            Diverged: a loss is not finite. No checkpoint of that state is written.
+            RunError, CheckpointError: the run was started with settings that do not go with these.
+        """
+        self._resume()
+        if rank() == 0:
+            save_config(self.config)
+        logbook = Logbook(run_uri(self.config), self.config.train.epochs, self.config.train.log_every_s)
+        try:
+            while self.epoch < self.config.train.epochs:
+                self._train_epoch(logbook)
+                report(self._end_epoch(logbook))
+        finally:
+            self.store.flush()
+            logbook.close()
+        return self.history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything besides the model that the rest of the run depends on."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.cycle.optimizers.items()},
+            "mining": self.mining.state_dict(),
+            "history": self.history,
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "global_step": self.global_step,
+            "sums": self._sums,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, optimizer in self.cycle.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.mining.load_state_dict(state["mining"])
+        self.history = state["history"]
+        self.epoch, self.batches_done = state["epoch"], state["batches_done"]
+        self.global_step, self._sums = state["global_step"], state["sums"]
+        torch.set_rng_state(state["rng"])
+
+    def _resume(self) -> None:
+        """Go on from the newest sound checkpoint, the same one on every worker; else fill in starting weights."""
+        saved = self.store.newest() if rank() == 0 else None
+        step = torch.tensor([0], device=self.device)
+        if rank() == 0:
+            step += -1 if saved is None else saved.meta["step"]
+        sum_over_ranks(step)
+        if step.item() < 0:
+            initialise_street_encoder(self.model.retrieval.street_encoder, self.config.model.street_weights)
+            return
+        if saved is None:
+            saved = self.store.load(int(step.item()))
+        check_resumable(saved.uri, saved.meta, self.config, self.train_set.manifest.digest)
+        self.model.load_state_dict(saved.model)
+        self.load_state_dict(saved.trainer)
+        logger.info("resumed %s: epoch %d, step %d", saved.uri, self.epoch + 1, self.global_step)
+
+    def _train_epoch(self, logbook: Logbook) -> None:
+        """The cycles of one epoch that are not done yet."""
+        train = self.config.train
+        order = epoch_order(self.train_set.shard_sizes, train.seed, self.epoch, self.config.data.window)
+        steps = math.ceil(len(order) / train.batch)
+        discard = self.mining.discard(self.epoch)
+        self.model.train()
+        logbook.epoch_began()
+        for batch in self._batches():
+            pairs = order[self.batches_done * train.batch :][: train.batch]
+            losses = self.cycle(
+                self.model.normalise(batch.polar),
+                self.model.normalise(batch.street),
+                shares=[len(share(pairs, worker, world_size())) for worker in range(world_size())],
+                negatives=self._negatives(pairs),
+                discard=discard,
+            )
+            self._check_finite(losses, pairs)
+            self.batches_done += 1
+            self.global_step += 1
+            for name, value in losses.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value * len(pairs)
+            if rank() == 0:
+                logbook.step(self.global_step, self.epoch, self.batches_done, steps, len(pairs), losses)
+            every = train.checkpoint_every
+            if every and self.global_step % every == 0 and self.batches_done < steps:
+                self._save({})
+
+    def _batches(self) -> Iterable[Batch]:
+        """This worker's shares of the epoch's batches that are not done yet."""
+        sampler = GlobalBatchSampler(
+            self.train_set.shard_sizes,
+            seed=self.config.train.seed,
+            window=self.config.data.window,
+            batch=self.config.train.batch,
+            rank=rank(),
+            world=world_size(),
+            epoch=self.epoch,
+            first_step=self.batches_done,
+        )
+        loader = DataLoader(
+            self.train_set,
+            batch_sampler=sampler,
+            collate_fn=self.train_set.collate,
+            num_workers=self.config.train.loader_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        return (batch.to(self.device) for batch in loader)
+
+    def _negatives(self, pairs: NDArray[np.int64]) -> Tensor | None:
+        """Which pairs of the global batch may be each other's negatives, None for all."""
+        distance = self.config.loss.negative_min_distance_m
+        if distance is None:
+            return None
+        positions = torch.from_numpy(self.train_set.positions[pairs])
+        zones = torch.from_numpy(self.train_set.zones[pairs])
+        return allowed_negatives(positions, zones, distance).to(self.device)
+
+    def _end_epoch(self, logbook: Logbook) -> dict[str, Any]:
+        """Validate, note the epoch, save. Returns the epoch's figures."""
+        count = len(self.train_set)
+        figures: dict[str, Any] = {name: total / count for name, total in self._sums.items()}
+        figures |= {"epoch": self.epoch, "step": self.global_step, "discard": self.mining.discard(self.epoch)}
+        figures["pairs_per_second"] = logbook.pairs_per_second()
+        last = self.epoch + 1 == self.config.train.epochs
+        if last or (self.epoch + 1) % self.config.train.validate_every == 0:
+            figures |= validation_recall(self.model, self.validation_set, self.config.evaluation, self.device)
+        self.history.append(figures)
+        self.mining.epoch_ended(self.epoch, figures["r_loss"], figures.get("recall_at_1"))
+        self.epoch, self.batches_done, self._sums = self.epoch + 1, 0, {}
+        if rank() == 0:
+            logbook.epoch_ended(self.history)
+        uri = self._save(figures)
+        return {**figures, "checkpoint": uri}
+
+    def _save(self, metrics: dict[str, Any]) -> str:
+        """Give the state to the store; the first worker writes for all."""
+        if rank() == 0:
+            manifest = self.train_set.manifest
+            meta = {
+                "run": self.config.train.name,
+                "step": self.global_step,
+                "epoch": self.epoch,
+                "metrics": metrics,
+                "model": self.config.model.model_dump(mode="json"),
+                "config": self.config.model_dump(mode="json"),
+                "dataset": {"uri": self.config.data.uri, "digest": manifest.digest, "geometry": manifest.geometry.model_dump(mode="json")},
+            }
+            self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
+        return self.store.uri(self.global_step)
+
+    def _check_finite(self, losses: dict[str, float], pairs: NDArray[np.int64]) -> None:
+        """Every worker sees the same reduced losses, so all stop at the same step."""
+        bad = [name for name, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            ids = ", ".join(self.train_set.ids[i] for i in pairs[:8])
+            raise Diverged(f"step {self.global_step + 1}: {bad[0]} is {losses[bad[0]]} (pairs {ids}, ...)")
+
+
+def check_ready(config: Config) -> None:
+    """Refuse what the workers would refuse, before any is started.
+
+    Raises:
+        StorageError, ValueError: no data set, an empty split, another resolution, a run of other settings.
+    """
+    manifest = _open(config, "train", flip=0.0).manifest
+    _open(config, "val", flip=0.0)
+    store = checkpoint_store(config)
+    if steps := store.steps():
+        uri = store.uri(steps[-1])
+        check_resumable(uri, read_meta(uri), config, manifest.digest)
+
+
+def _open(config: Config, split: Split, flip: float) -> PairDataset:
+    dataset = PairDataset(
+        config.data.uri,
+        split,
+        cache_dir=config.data.cache_dir,
+        cache_bytes=int(config.data.cache_gb * 1e9),
+        window=config.data.window,
+        flip=flip,
+        seed=config.train.seed,
+    )
+    found = (dataset.height, dataset.width)
+    if found != (config.model.height, config.model.width):
+        raise RunError(
+            f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
+            f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
+        )
+    return dataset

@@ -1,0 +1,107 @@
+"""The training loop on Ray Train's workers: placement, recovery and metrics; nothing of the maths."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from s2s_ray import storage
+from s2s_ray.config import Config
+from s2s_ray.filesystem import open_filesystem
+from s2s_ray.training.loop import Diverged, Trainer, check_ready
+from s2s_ray.training.run import checkpoint_store, run_uri
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left: its URI, the best and the newest checkpoint, and one entry of figures an epoch."""
+
+    run: str
+    best: str
+    newest: str
+    history: list[dict[str, Any]]
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message names the newest checkpoint and how to go on."""
+
+
+def train(config: Config) -> TrainResult:
+    """Train the configured run on the connected Ray cluster, or go on with it.
+
+    Raises:
+        ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
+        Diverged: a loss is not finite.
+        TrainingInterrupted: Ctrl-C.
+        ray.train.TrainingFailedError: workers failed more often than `train.max_failures`.
+    """
+    config = located(config)
+    check_ready(config)
+    # Ray polls reports every 2 s and blocks the loop meanwhile: too long where an epoch takes seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    system, path = open_filesystem(storage.join(run_uri(config), "ray"))
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_dump(mode="json")},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=config.train.use_gpu,
+            resources_per_worker=dict(config.train.resources_per_worker) or None,
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.train.use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            # Never the run's own name: Ray Train would resume from its snapshot, and the store is the authority.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=path,
+            storage_filesystem=system,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(_interrupted(config)) from None
+    if result.metrics and "diverged" in result.metrics:
+        raise Diverged(result.metrics["diverged"])
+    store = checkpoint_store(config)
+    best, steps = store.best(), store.steps()
+    assert best is not None and steps
+    history = storage.read_json(storage.join(run_uri(config), "history.json"))
+    return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
+
+
+def located(config: Config) -> Config:
+    """The same configuration with absolute URIs: workers have another working directory."""
+    data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
+    train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
+    return config.model_copy(update={"data": data, "train": train})
+
+
+def _worker(payload: dict[str, Any]) -> None:
+    """What each worker runs."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    config = Config.from_tree(payload["config"])
+    device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
+    torch.set_num_threads(config.train.threads)
+    try:
+        Trainer(config, device).fit(ray.train.report)
+    except Diverged as error:
+        # All workers stop at the same step; trying again would only diverge again.
+        logger.error("%s", error)
+        ray.train.report({"diverged": str(error)})
+
+
+def _interrupted(config: Config) -> str:
+    store = checkpoint_store(config)
+    steps = store.steps()
+    kept = f"the newest checkpoint is {store.uri(steps[-1])}" if steps else "there is no checkpoint yet"
+    return f"training stopped: {kept}; the same command goes on with run {config.train.name!r}"

@@ -1,0 +1,86 @@
+"""A run by its name: where its files are, and whether a configuration may go on with it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import yaml
+
+from s2s_ray import storage
+from s2s_ray.checkpoint import check_fits
+from s2s_ray.config import Config
+from s2s_ray.training.checkpoint import CheckpointStore
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+
+# What a position in the run means: with another value the step number would name other pairs.
+_FIXED = ("train.batch", "train.seed", "data.window", "data.flip")
+
+
+class RunError(ValueError):
+    """A run that cannot be started or resumed as configured; the message names the run and the key."""
+
+
+def run_uri(config: Config) -> str:
+    """`STORAGE/NAME`, the pair that is the identity of a run."""
+    return storage.join(config.train.storage, config.train.name)
+
+
+def checkpoint_store(config: Config) -> CheckpointStore:
+    """The checkpoints of the configured run."""
+    return CheckpointStore(storage.join(run_uri(config), "checkpoints"), config.train.keep_checkpoints)
+
+
+def save_config(config: Config) -> None:
+    """Write the resolved configuration beside the run's checkpoints."""
+    storage.write_bytes(storage.join(run_uri(config), CONFIG_FILE), config.to_yaml().encode())
+
+
+def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_digest: str) -> None:
+    """Refuse to resume a checkpoint under a configuration that gives its step another meaning.
+
+    Raises:
+        CheckpointError: another model. RunError: another data set, batch, seed or order of pairs.
+    """
+    saved = Config.from_tree(meta["config"])
+    check_fits(uri, saved.model, config.model)
+    theirs, ours = saved.model_dump(), config.model_dump()
+    for key in _FIXED:
+        section, field = key.split(".")
+        if theirs[section][field] != ours[section][field]:
+            raise RunError(
+                f"run {config.train.name!r} was started with {key}={theirs[section][field]!r}, now it is "
+                f"{ours[section][field]!r}: keep it, or choose another train.name"
+            )
+    if meta["dataset"]["digest"] != dataset_digest:
+        raise RunError(
+            f"run {config.train.name!r} was started on another data set ({meta['dataset']['uri']}) than "
+            f"data.uri={config.data.uri!r}: choose another train.name"
+        )
+    changed = [
+        f"{section}.{field}: {theirs[section][field]!r} -> {value!r}"
+        for section in ("loss", "mining", "train")
+        for field, value in ours[section].items()
+        if theirs[section][field] != value
+    ]
+    if changed:
+        logger.info("resuming %s with changes: %s", uri, "; ".join(changed))
+
+
+def load_run_config(run: str) -> Config:
+    """The configuration saved with a run."""
+    return Config.from_tree(yaml.safe_load(storage.read_bytes(storage.join(run, CONFIG_FILE))))
+
+
+def find_checkpoint(uri: str) -> str:
+    """The checkpoint at a URI: one itself, or the best of a run. Raises RunError where it is neither."""
+    if storage.is_complete(uri):
+        return uri
+    store = CheckpointStore(storage.join(uri, "checkpoints"))
+    best = store.best()
+    if best is None:
+        raise RunError(f"{uri} is neither a checkpoint nor a run with a validated checkpoint below it")
+    return store.uri(best)
