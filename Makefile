@@ -16,10 +16,10 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## a city, a trained model and a service that says where you are, below ./demo
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m jobs.demo
 
 serve: $(STAMP) ## the demo's release over HTTP on 127.0.0.1:8000, until Ctrl-C
-	$(BIN)/python jobs/serve.py --registry demo/registry --name demo
+	$(BIN)/python -m serve --registry demo/registry --name demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

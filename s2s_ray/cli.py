@@ -6,8 +6,6 @@ User errors are printed as one line and end with exit code 2; Ctrl-C ends with 1
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from typing import Annotated
 
@@ -15,6 +13,7 @@ import typer
 
 from s2s_ray import registry, storage
 from s2s_ray.checkpoint import code_version, load_checkpoint, read_meta, save_model
+from s2s_ray.cluster import log_plainly, ray_cluster
 from s2s_ray.config import Config, load_config, preset_names
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -37,7 +36,6 @@ def show_config(config: ConfigOption = "paper", overrides: SetOption = None) -> 
 @app.command()
 def prepare(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Make the data set at data.uri from the source: polar-transformed, resized, in Arrow shards."""
-    from s2s_ray.cluster import ray_cluster
     from s2s_ray.data.prepare import prepare as run
 
     settings = load_config(config, overrides or ())
@@ -65,11 +63,11 @@ def verify(
 @app.command()
 def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Train on Ray Train's workers; the same train.name goes on where it stopped."""
-    from s2s_ray.cluster import ray_cluster
-    from s2s_ray.training.ray_train import train as run
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
+        from s2s_ray.training.ray_train import train as run
+
         result = run(settings)
     figures = read_meta(result.best)["metrics"]
     typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
@@ -201,8 +199,7 @@ def _device(config: Config) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the process ends here."""
-    logging.basicConfig(level=os.environ.get("S2S_LOG_LEVEL", "INFO"), format="%(message)s")
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    log_plainly()
     try:
         app(args=arguments, prog_name="s2s", standalone_mode=True)
     except ValueError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import ray
 
 
 @contextmanager
@@ -22,20 +22,46 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     Args:
         cpus: CPUs of a cluster started here; default: all.
     """
+    private = not os.environ.get("RAY_ADDRESS")
+    if private:
+        _close_to_others()
+    import ray  # after the environment is set: Ray reads RAY_AUTH_MODE once, when it is imported
+
     if ray.is_initialized():
         yield
         return
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if os.environ["RAY_AUTH_MODE"] == "token" and not _has_token():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        ray.init(num_cpus=cpus, include_dashboard=False, configure_logging=False)
+    runtime_env = {"worker_process_setup_hook": log_plainly}
+    if private:
+        ray.init(num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
-        ray.init(configure_logging=False)
+        ray.init(configure_logging=False, runtime_env=runtime_env)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def log_plainly() -> None:
+    """Send this library's log lines to standard error as they are; Ray's worker processes run it when they start.
+
+    Ray Train's clean-up actor warns every second where there is no dashboard to ask; nothing depends on it.
+    """
+    logger = logging.getLogger("s2s_ray")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
+        logger.propagate = False
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+
+
+def _close_to_others() -> None:
+    """Token authentication with a token of this process, unless the environment says otherwise."""
+    if "ray" not in sys.modules:  # else `ray.init` turns it on by itself where the mode is not set
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _has_token() -> bool:

@@ -79,7 +79,7 @@ class IndexInfo(BaseModel):
     """Fingerprint of the checkpoint (sha256 of its weights) that made the descriptors."""
     dataset: str
     dataset_digest: str
-    split: str
+    split: str | None = None
 
     def require(self, dimension: int, checkpoint: str | None = None) -> None:
         """Refuse to serve a model that did not make these descriptors.
@@ -193,26 +193,26 @@ def read_info(uri: str) -> IndexInfo:
 def build_index(
     model: S2S,
     dataset: PairDataset,
-    split: Split,
     *,
     checkpoint_fingerprint: str,
     batch: int = 64,
     device: str | torch.device = "cpu",
+    split: Split | None = None,
 ) -> ReferenceIndex:
     """Embed every satellite tile of a data set and index the descriptors.
 
     Args:
         model: in evaluation mode; it is moved to `device`.
-        split: of the data set, for the record.
         checkpoint_fingerprint: of the checkpoint the model was loaded from (`registry.fingerprint`).
         batch: tiles embedded at a time.
+        split: which one of the data set this is, for the record.
 
     Raises:
         ReferenceIndexError: a data set without tiles.
     """
     assert not model.training, "descriptors of a model in training mode depend on the batch"
     if not len(dataset):
-        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs in split {split!r}")
+        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {split})")
     model.to(device)
     descriptors = np.empty((len(dataset), model.config.descriptor_size), np.float32)
     for start in range(0, len(dataset), batch):

@@ -154,7 +154,7 @@ def promote(registry: str, name: str, release: str) -> Release:
     if chosen.index_uri is None:
         raise RegistryError(
             f"registry {registry}: release {release!r} of {name!r} has no index, so it cannot localise. Build "
-            f"one from {chosen.checkpoint_uri} with jobs/build_index.py and attach it to the release"
+            f"one with `s2s build-index --checkpoint {chosen.checkpoint_uri}` and publish the checkpoint with it"
         )
     pointer = _read_pointer(registry, name)
     if pointer.release != release:
@@ -185,7 +185,7 @@ def resolve(registry: str, name: str, release: str | None = None) -> Release:
         RegistryError: no such name or release, or none promoted yet.
     """
     if release is None:
-        release = _read_pointer(registry, name).release
+        release = current(registry, name)
         if release is None:
             there = ", ".join(item.id for item in list_releases(registry, name))
             raise RegistryError(
@@ -194,6 +194,11 @@ def resolve(registry: str, name: str, release: str | None = None) -> Release:
                 else _no_such_name(registry, name)
             )
     return _read_release(registry, name, release)
+
+
+def current(registry: str, name: str) -> str | None:
+    """The id of the current release; None where none was promoted. Raises RegistryError for a damaged pointer."""
+    return _read_pointer(registry, name).release
 
 
 def list_releases(registry: str, name: str) -> list[Release]:

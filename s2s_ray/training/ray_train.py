@@ -88,7 +88,6 @@ def located(config: Config) -> Config:
 
 def _worker(payload: dict[str, Any]) -> None:
     """What each worker runs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     config = Config.from_tree(payload["config"])
     device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
     torch.set_num_threads(config.train.threads)

@@ -42,10 +42,16 @@ class Light:
     gain: NDArray[np.float32]
     gamma: float
 
+    def clear(self, distance: Floats) -> NDArray[np.float32]:
+        """How much of a colour the air lets through over `distance` metres."""
+        return np.exp(distance * np.float32(-1 / self.haze_m))
+
     def haze(self, linear: Floats, distance: Floats) -> NDArray[np.float32]:
-        """Colours (... 3) as they look from `distance` metres (...)."""
-        clear = np.exp(distance * np.float32(-1 / self.haze_m)).astype(np.float32)[..., None]
-        return np.asarray((linear - self.horizon) * clear + self.horizon, np.float32)
+        """Colours (N x 3) as they look from `distance` metres (N)."""
+        seen = linear - self.horizon
+        seen *= self.clear(distance)[:, None]
+        seen += self.horizon
+        return np.asarray(seen)
 
     def expose(self, linear: Floats) -> NDArray[np.uint8]:
         """What the camera makes of it: ... 3 floats to uint8."""

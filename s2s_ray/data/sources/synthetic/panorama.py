@@ -62,8 +62,7 @@ def _backdrop(
     reach = -np.float32(EYE_M) / camera.rise[:below]
     depth[:, :below] = reach
     near = int(np.searchsorted(reach, VIEW_M))
-    seen = _ground(scene, light, shade, camera, reach[:near])
-    colour[:, :near] = light.haze(seen, reach[:near])
+    colour[:, :near] = _ground(scene, light, shade, camera, reach[:near])
     colour[:, near:below] = light.horizon * 0.93
     return colour.reshape(-1, 3), depth.reshape(-1)
 
@@ -81,11 +80,16 @@ def _ground(
     # Looking up a point up to half a cell aside hides the cells' edges in grain.
     cells = scene.flat((fy + (rough - np.float32(0.5))).astype(np.int32), (fx + speck).astype(np.int32))
     level = shade.level_at(camera.x + camera.east[:, None] * reach, camera.y + camera.north[:, None] * reach)
-    sunny = light.sun[2] * shade.reaches(np.float32(0), level)
-    lit = light.ambient + light.direct * sunny[..., None]
-    lit *= (np.float32(0.93) + np.float32(0.14) * rough)[..., None]
-    lit *= light.ground[scene.rasters.ground.ravel()[cells]]
-    return lit
+    steps = np.arange(5, dtype=np.float32)[:, None, None] / 4
+    palette = light.ground * (light.ambient + light.direct * (light.sun[2] * steps))
+    tone = (shade.reaches(np.float32(0), level) * np.float32(4) + np.float32(0.5)).astype(np.intp)
+    tone *= len(light.ground)
+    tone += scene.rasters.ground.ravel()[cells]
+    clear = light.clear(reach)
+    colour = palette.reshape(-1, 3)[tone]
+    colour *= ((np.float32(0.93) + np.float32(0.14) * rough) * clear)[..., None]
+    colour += light.horizon * (1 - clear)[:, None]
+    return colour
 
 
 def _overlay(

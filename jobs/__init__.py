@@ -1,0 +1,1 @@
+"""Entry scripts for `ray job submit`; each is one verb of `s2s`."""

@@ -1,0 +1,35 @@
+"""`python -m serve --registry URI --name NAME`: serve a release on this machine until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from s2s_ray.cluster import log_plainly, ray_cluster
+
+
+def main(
+    registry: Annotated[str, typer.Option(help="Root of the registry: a directory or an object-store URI.")],
+    name: Annotated[str, typer.Option(help="Name of the model in the registry.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; the port has no protection of its own.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+) -> None:
+    """Serve the current release of NAME over HTTP."""
+    log_plainly()
+    with ray_cluster():
+        from serve.local import serving
+
+        with serving(registry, name, host, port) as url:
+            typer.echo(f"serving {name} on {url} (interface: {url}/docs); Ctrl-C ends it")
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        sys.exit(2)

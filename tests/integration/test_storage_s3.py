@@ -1,0 +1,248 @@
+"""Storage, the data set and its cache on a real S3 server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import os
+
+import boto3
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from s2s_ray import filesystem, storage
+from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.prepare import prepare
+from s2s_ray.data.sampler import GlobalBatchSampler
+from s2s_ray.data.verify import verify
+from s2s_ray.storage import NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.shared]
+
+
+@pytest.fixture
+def root(s3: str, request: pytest.FixtureRequest) -> str:
+    """A place of this test's own in the bucket."""
+    return storage.join(s3, request.node.name)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long pauses between attempts."""
+    monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
+
+
+def test_write_read_list_delete(root: str, tmp_path: Path) -> None:
+    assert storage.list_names(root) == []
+    assert not storage.exists(root)
+    big = os.urandom(23_000_000)  # several parts
+    storage.write_bytes(storage.join(root, "a/big"), big)
+    storage.write_bytes(storage.join(root, "a/empty"), b"")
+    storage.write_json(storage.join(root, "b é+ 100%.json"), [1])
+    assert storage.list_names(root) == ["a", "b é+ 100%.json"]
+    assert storage.list_names(storage.join(root, "a")) == ["big", "empty"]
+    assert storage.exists(storage.join(root, "a"))
+    assert storage.exists(storage.join(root, "a/big"))
+    assert not storage.exists(storage.join(root, "a/bi"))
+    assert storage.size(storage.join(root, "a/big")) == len(big)
+    assert storage.read_bytes(storage.join(root, "a/big")) == big
+    assert storage.read_bytes(storage.join(root, "a/empty")) == b""
+    assert storage.read_json(storage.join(root, "b é+ 100%.json")) == [1]
+    storage.download(storage.join(root, "a/big"), tmp_path / "big")
+    assert (tmp_path / "big").read_bytes() == big
+    storage.upload(tmp_path / "big", storage.join(root, "c/copy"))
+    with storage.open_input(storage.join(root, "c/copy")) as file:
+        file.seek(-10, 2)
+        assert file.read() == big[-10:]
+    storage.delete(storage.join(root, "a/empty"))
+    storage.delete(storage.join(root, "a/empty"))
+    assert storage.list_names(storage.join(root, "a")) == ["big"]
+    storage.delete(root)
+    assert storage.list_names(root) == []
+
+
+def test_what_boto3_wrote_is_read_and_the_other_way_round(root: str) -> None:
+    client = boto3.client("s3")
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    client.put_object(Bucket=bucket, Key=f"{prefix}/theirs", Body=b"one")
+    assert storage.read_bytes(storage.join(root, "theirs")) == b"one"
+    storage.write_bytes(storage.join(root, "ours"), b"two")
+    assert client.get_object(Bucket=bucket, Key=f"{prefix}/ours")["Body"].read() == b"two"
+
+
+def test_publish_and_fetch(root: str, tmp_path: Path) -> None:
+    (tmp_path / "local" / "sub").mkdir(parents=True)
+    (tmp_path / "local" / "a").write_bytes(b"a" * 100_000)
+    (tmp_path / "local" / "sub" / "b").write_bytes(b"b")
+    assert not storage.is_complete(root)
+    storage.publish(tmp_path / "local", root)
+    assert storage.is_complete(root)
+    found = storage.fetch(root, tmp_path / "into")
+    assert (found / "a").read_bytes() == b"a" * 100_000
+    assert (found / "sub" / "b").read_bytes() == b"b"
+    storage.write_bytes(storage.join(root, "a"), b"c" * 100_000)
+    with pytest.raises(StorageError, match=rf"^{root}/a fails its checksum"):
+        storage.fetch(root, tmp_path / "again")
+
+
+def test_a_missing_object_or_bucket_is_named(root: str) -> None:
+    with pytest.raises(NotFoundError, match=rf"^{root}/none does not exist$"):
+        storage.read_bytes(storage.join(root, "none"))
+    with pytest.raises(NotFoundError, match=r"^s3://s2s-none/x: there is no bucket 's2s-none' at http://127.0.0.1"):
+        storage.read_bytes("s3://s2s-none/x")
+    with pytest.raises(StorageError, match=r"^s3://s2s-none/x: there is no bucket 's2s-none' at http://127.0.0.1"):
+        storage.write_bytes("s3://s2s-none/x", b"")
+
+
+def test_missing_and_wrong_credentials_are_told_apart(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match=rf"^{root}/x: http://\S+ refuses these credentials"):
+        storage.read_bytes(storage.join(root, "x"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    for attempt in (lambda: storage.read_bytes(storage.join(root, "x")), lambda: storage.write_bytes(root, b"")):
+        with pytest.raises(StorageError, match=rf"^{root}\S*: no credentials for http://\S+: set AWS_ACCESS_KEY_ID"):
+            attempt()
+
+
+def test_an_endpoint_that_does_not_answer_is_named(
+    root: str, monkeypatch: pytest.MonkeyPatch, impatient: None
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(StorageError, match=rf"^{root}/x: {endpoint} cannot be reached; check AWS_ENDPOINT_URL"):
+            storage.read_bytes(storage.join(root, "x"))
+
+
+class FaultyProxy:
+    """Stands before the S3 server and spoils the next requests of a method, as many as `faults` lists for it.
+
+    `refuse`: answers 503. `drop`: closes the connection without an answer. `lose`: passes the request on, and only
+    half of the answer back (nothing of the answer to a PUT).
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = urlsplit(target)
+        self.faults: dict[str, list[str]] = {"PUT": [], "HEAD": [], "GET": []}
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self.server.accept()
+            with client:
+                client.settimeout(10)
+                request = self._request(client)
+                if request == b"stop":
+                    return
+                method = request.split(b" ")[0].decode()
+                fault = self.faults[method].pop(0) if self.faults[method] else ""
+                if fault == "refuse":
+                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                elif fault != "drop":
+                    answer = self._forward(request)
+                    kept = len(answer) if not fault else len(answer) // 2 if method == "GET" else 0
+                    client.sendall(answer[:kept])
+
+    @staticmethod
+    def _request(client: socket.socket) -> bytes:
+        data = b""
+        while b"\r\n\r\n" not in data and data != b"stop":
+            data += client.recv(1 << 16)
+        head, _, body = data.partition(b"\r\n\r\n")
+        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        wanted = int(lengths[0].partition(b":")[2]) if lengths else 0
+        if b"100-continue" in head.lower() and len(body) < wanted:
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while len(body) < wanted:
+            body += client.recv(1 << 16)
+        return data if data == b"stop" else head + b"\r\nConnection: close\r\n\r\n" + body
+
+    def _forward(self, request: bytes) -> bytes:
+        assert self.target.hostname is not None
+        with socket.create_connection((self.target.hostname, self.target.port or 80), timeout=10) as server:
+            server.sendall(request.replace(b"Expect: 100-continue\r\n", b""))
+            answer = b""
+            while chunk := server.recv(1 << 16):
+                answer += chunk
+        return answer
+
+    def stop(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.getsockname()[1])) as last:
+            last.sendall(b"stop")
+        self.thread.join()
+        self.server.close()
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The server behind a proxy with no faults yet."""
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.mark.parametrize("fault", ["refuse", "drop", "lose"])
+def test_faults_that_pass_are_survived(root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str) -> None:
+    data = os.urandom(300_000)
+    proxy.faults["PUT"] += [fault] * 2
+    storage.write_bytes(storage.join(root, "x"), data)
+    proxy.faults["HEAD"] += [fault]
+    proxy.faults["GET"] += [fault] * 2
+    assert storage.read_bytes(storage.join(root, "x")) == data
+    proxy.faults["GET"] += [fault]
+    storage.download(storage.join(root, "x"), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data
+    assert proxy.faults == {"PUT": [], "HEAD": [], "GET": []}  # each of them was met
+
+
+def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) -> None:
+    for k in range(12):
+        pairs.add(f"train{k}")
+    for k in range(4):
+        pairs.add(f"test{k}", "test")
+    config = pairs.config(root, shard_mb=0.02)
+    manifest = prepare(config)
+    assert manifest == prepare(config)
+    prepare(pairs.config(tmp_path / "local", shard_mb=0.02))
+    for name in sorted(path.name for path in (tmp_path / "local").iterdir()):
+        assert storage.read_bytes(storage.join(root, name)) == (tmp_path / "local" / name).read_bytes()
+    assert verify(root).ok
+
+    local = PairDataset(str(tmp_path / "local"), "train", flip=0.5)
+    largest = max(shard.bytes for shard in manifest.split("train").shards)
+    sampler = GlobalBatchSampler(local.shard_sizes, seed=0, window=1, batch=3)
+    for workers in (0, 1):
+        remote = PairDataset(
+            root, "train", flip=0.5, window=1, cache_dir=tmp_path / "cache", cache_bytes=2 * largest
+        )
+        loader: DataLoader[Batch] = DataLoader(
+            remote,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=remote.collate,
+            num_workers=workers,
+        )
+        for batch, keys in zip(loader, sampler, strict=True):
+            assert torch.equal(batch.street, torch.stack([local[key].street for key in keys]))
+        kept = [path.stat().st_size for path in (tmp_path / "cache").glob("*.arrow")]
+        assert len(remote.shard_sizes) > len(kept)
+        assert sum(kept) <= 2 * largest

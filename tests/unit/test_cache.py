@@ -1,0 +1,270 @@
+"""Shards of a remote data set on this node: here the remote is a directory behind an s3:// URI."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import fs
+
+from s2s_ray import filesystem, storage
+from s2s_ray.config import ConfigError
+from s2s_ray.data.cache import ShardCache
+from s2s_ray.data.manifest import DatasetError, FileInfo
+
+SHARDS = 6
+URI = "s3://bucket/set"
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that s3://bucket/set stands for."""
+    monkeypatch.setattr(
+        filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), str(tmp_path / uri.removeprefix("s3://")))
+    )
+    monkeypatch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
+    return tmp_path / "bucket" / "set"
+
+
+@pytest.fixture
+def shards(remote: Path) -> list[FileInfo]:
+    """Six shards of the same size; the one called k holds the numbers 10 k to 10 k + 9."""
+    infos = []
+    for k in range(SHARDS):
+        table = pa.table({"number": pa.array(range(10 * k, 10 * k + 10), pa.int64())})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        data = sink.getvalue().to_pybytes()
+        name = f"train-{k:05d}.arrow"
+        storage.write_bytes(storage.join(URI, name), data)
+        infos.append(FileInfo(name=name, count=10, bytes=len(data), sha256=storage.sha256(data)))
+    assert (remote / "train-00000.arrow").exists()
+    assert len({info.bytes for info in infos}) == 1
+    return infos
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def make(shards: list[FileInfo], folder: Path) -> Callable[..., ShardCache]:
+    """A cache with room for some shards."""
+
+    def make(room: int = SHARDS, window: int = 1) -> ShardCache:
+        return ShardCache(URI, shards, folder=folder, max_bytes=room * shards[0].bytes, window=window)
+
+    return make
+
+
+@pytest.fixture
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+    """Names of the downloads so far, by all processes."""
+    log = tmp_path / "downloads"
+    log.touch()
+    download = storage.download
+
+    def logged(uri: str, path: Path) -> None:
+        with log.open("a") as file:
+            file.write(storage.name(uri) + "\n")
+        download(uri, path)
+
+    monkeypatch.setattr(storage, "download", logged)
+    yield lambda: log.read_text().split()
+
+
+def kept(folder: Path) -> list[int]:
+    """Numbers of the shards in the cache."""
+    return sorted(int(path.stem[-5:]) for path in folder.glob("*.arrow"))
+
+
+def numbers(table: pa.Table) -> list[int]:
+    return list(table.column("number").to_pylist())
+
+
+def test_a_shard_is_downloaded_once_and_comes_back_whole(
+    make: Callable[..., ShardCache], shards: list[FileInfo], downloads: Callable[[], list[str]]
+) -> None:
+    first, second = make(), make()
+    for cache in (first, second, first):
+        assert numbers(cache.table(shards[3])) == list(range(30, 40))
+    assert downloads() == ["train-00003.arrow"]
+
+
+def test_the_shards_of_two_data_sets_do_not_meet(make: Callable[..., ShardCache], shards: list[FileInfo]) -> None:
+    cache = make()
+    cache.table(shards[0])
+    other = shards[1].model_copy(update={"name": shards[0].name})
+    shutil.copy(filesystem._resolve(f"{URI}/{shards[1].name}")[1], filesystem._resolve(f"{URI}/{other.name}")[1])
+    assert numbers(make().table(other)) == list(range(10, 20))
+
+
+def read_all(cache: ShardCache, shards: list[FileInfo]) -> None:
+    for info in shards:
+        assert numbers(cache.table(info))[0] == int(info.name[6:11]) * 10
+
+
+def test_processes_share_their_downloads(
+    make: Callable[..., ShardCache], shards: list[FileInfo], downloads: Callable[[], list[str]]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    cache = make()
+    cache.table(shards[0])  # an open shard in the parent is no trouble for the children
+    children = [context.Process(target=read_all, args=(cache, shards)) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4
+    assert sorted(downloads()) == [info.name for info in shards]
+
+
+def test_a_damaged_download_is_tried_once_more(
+    make: Callable[..., ShardCache], shards: list[FileInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download, attempts = storage.download, []
+
+    def damage_first(uri: str, path: Path) -> None:
+        download(uri, path)
+        attempts.append(uri)
+        if len(attempts) == 1:
+            path.write_bytes(b"x" + path.read_bytes()[1:])
+
+    monkeypatch.setattr(storage, "download", damage_first)
+    assert numbers(make().table(shards[0])) == list(range(10))
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("fault", ["flipped", "short"])
+def test_a_shard_that_is_damaged_at_the_source_is_named(
+    make: Callable[..., ShardCache],
+    shards: list[FileInfo],
+    remote: Path,
+    folder: Path,
+    downloads: Callable[[], list[str]],
+    fault: str,
+) -> None:
+    path = remote / shards[2].name
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data if fault == "flipped" else data[:-1])
+    cache = make()
+    with pytest.raises(storage.StorageError, match=r"s3://bucket/set/train-00002.arrow fails its checksum \("):
+        cache.table(shards[2])
+    assert len(downloads()) == 2
+    assert kept(folder) == []
+    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == []
+    assert numbers(cache.table(shards[1])) == list(range(10, 20))  # the others are still served
+
+
+def test_a_missing_shard_is_named(make: Callable[..., ShardCache], shards: list[FileInfo], remote: Path) -> None:
+    (remote / shards[4].name).unlink()
+    with pytest.raises(storage.NotFoundError, match=r"s3://bucket/set/train-00004.arrow does not exist"):
+        make().table(shards[4])
+
+
+def test_the_least_recently_used_shards_make_room(
+    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, downloads: Callable[[], list[str]]
+) -> None:
+    cache = make(room=3, window=1)  # two shards stay open, one more fits
+    for k in (0, 1, 0, 2, 3):  # 1 is the one not used for longest
+        cache.table(shards[k])
+        assert len(kept(folder)) <= 3
+    assert kept(folder) == [0, 2, 3]
+    cache.table(shards[4])
+    assert kept(folder) == [2, 3, 4]
+    assert len(downloads()) == 5
+    cache.table(shards[2])
+    assert len(downloads()) == 5
+
+
+def test_a_whole_epoch_fits_through_two_windows(
+    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, downloads: Callable[[], list[str]]
+) -> None:
+    cache = make(room=4, window=2)
+    for window in ((4, 1), (0, 5), (3, 2)):
+        for _ in range(3):
+            for k in window:
+                assert numbers(cache.table(shards[k]))[0] == 10 * k
+                assert len(kept(folder)) <= 4
+    assert len(downloads()) == SHARDS
+
+
+def test_shards_that_another_process_has_open_are_not_evicted(
+    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = make(room=2)
+    tables = [other.table(shards[0]), other.table(shards[1])]
+    cache = make(room=2)
+    cache.table(shards[2])
+    assert kept(folder) == [0, 1, 2]
+    assert "grows to" in caplog.text
+    assert [numbers(table)[0] for table in tables] == [0, 10]
+    del other, tables
+    cache.table(shards[3])
+    assert kept(folder) == [2, 3]
+
+
+def test_what_a_killed_download_left_is_cleared(
+    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path
+) -> None:
+    folder.mkdir()
+    size = shards[0].bytes
+    for name in (f"{shards[5].sha256}-x.arrow.part", f".{shards[5].sha256}-x.arrow.part.0123.tmp~"):
+        with (folder / name).open("wb") as file:
+            file.truncate(10 * size)
+    make(room=3).table(shards[0])
+    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [f"{shards[0].sha256}-{shards[0].name}"]
+
+
+def test_a_cache_smaller_than_two_windows_is_refused(make: Callable[..., ShardCache]) -> None:
+    make(room=4, window=2)
+    make(room=6, window=100)  # more than there are is not needed
+    with pytest.raises(ConfigError, match=r"data.cache_gb=.* less than two windows .* data.window=2"):
+        make(room=3, window=2)
+
+
+def test_open_shards_are_not_pickled(make: Callable[..., ShardCache], shards: list[FileInfo]) -> None:
+    cache = make()
+    cache.table(shards[0])
+    assert numbers(pickle.loads(pickle.dumps(cache)).table(shards[0])) == list(range(10))
+
+
+def test_a_local_data_set_is_read_where_it_is(
+    remote: Path, shards: list[FileInfo], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1)
+    read_all(cache, shards)
+    assert not folder.exists()
+    hashed: list[Path] = []
+    monkeypatch.setattr(storage, "sha256", lambda path: hashed.append(path))
+    read_all(cache, shards)
+    assert hashed == []  # once a process is enough
+
+
+def test_a_damaged_local_shard_is_named(remote: Path, shards: list[FileInfo], folder: Path) -> None:
+    data = bytearray((remote / shards[1].name).read_bytes())
+    data[200] ^= 1
+    (remote / shards[1].name).write_bytes(data)
+    os.truncate(remote / shards[2].name, 100)
+    (remote / shards[3].name).unlink()
+    cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1)
+    for k, message in ((1, "fails its checksum .sha256"), (2, "fails its checksum .100 bytes"), (3, "does not exist")):
+        with pytest.raises(storage.StorageError, match=rf"{remote}/train-0000{k}.arrow {message}"):
+            cache.table(shards[k])
+    assert (remote / shards[1].name).exists()
+
+
+def test_a_shard_with_another_number_of_pairs_is_refused(remote: Path, shards: list[FileInfo], folder: Path) -> None:
+    wrong = shards[0].model_copy(update={"count": 11})
+    cache = ShardCache(str(remote), [wrong], folder=folder, max_bytes=1, window=1)
+    with pytest.raises(DatasetError, match="holds 10 pairs, its data set lists 11"):
+        cache.table(wrong)

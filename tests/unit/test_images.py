@@ -1,0 +1,144 @@
+"""Decoding of whatever users send, and encoding."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from s2s_ray.data.images import Encoding, decode, encode
+from s2s_ray.data.schema import Pixels, UnreadableImage
+
+
+@pytest.fixture
+def pixels() -> Pixels:
+    """A smooth picture of 12 rows and 30 columns, every pixel of another colour."""
+    rows, columns = np.mgrid[0:12, 0:30]
+    return np.stack([rows * 20, columns * 8, 255 - rows * 10 - columns * 4], axis=-1).astype(np.uint8)
+
+
+def save(image: Image.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["png", "webp"])
+def test_lossless_encodings_give_the_pixels_back(pixels: Pixels, encoding: Encoding) -> None:
+    data = encode(pixels, encoding)
+    assert np.array_equal(decode(data), pixels)
+    assert encode(pixels.copy(), encoding) == data
+
+
+def test_jpeg_is_close(pixels: Pixels) -> None:
+    data = encode(pixels, "jpeg")
+    assert data[:2] == b"\xff\xd8"
+    assert np.abs(decode(data).astype(int) - pixels).mean() < 3
+
+
+def test_pixels_that_are_not_contiguous_are_encoded_as_they_look(pixels: Pixels) -> None:
+    assert np.array_equal(decode(encode(pixels[:, ::-1], "png")), pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats(pixels: Pixels, format: str) -> None:
+    assert np.array_equal(decode(save(Image.fromarray(pixels), format)), pixels)
+
+
+def test_grey_is_repeated(pixels: Pixels) -> None:
+    grey = pixels[..., 0]
+    assert np.array_equal(decode(save(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_the_high_byte(pixels: Pixels, format: str) -> None:
+    wide = pixels[..., 0].astype(np.uint16) * 256 + 255
+    assert np.array_equal(decode(save(Image.fromarray(wide), format)), np.stack([pixels[..., 0]] * 3, axis=-1))
+
+
+def test_transparency_is_dropped(pixels: Pixels) -> None:
+    alpha = np.full((12, 30, 1), 7, np.uint8)
+    data = save(Image.fromarray(np.concatenate([pixels, alpha], axis=-1)), "PNG")
+    assert np.array_equal(decode(data), pixels)
+
+
+def test_palette_with_and_without_transparency() -> None:
+    image = Image.new("P", (5, 3), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    for options in ({}, {"transparency": 0}, {"transparency": b"\x00\x80"}):
+        assert decode(save(image, "PNG", **options)).tolist() == [[[200, 100, 50]] * 5] * 3
+
+
+def test_the_cameras_orientation_is_applied(pixels: Pixels) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the top of the scene is at the right edge
+    assert np.array_equal(decode(save(Image.fromarray(pixels), "PNG", exif=exif)), np.rot90(pixels, -1))
+
+
+def test_of_an_animation_the_first_image_counts(pixels: Pixels) -> None:
+    first, second = Image.fromarray(pixels), Image.fromarray(255 - pixels)
+    data = save(first, "PNG", save_all=True, append_images=[second])
+    assert np.array_equal(decode(data), pixels)
+
+
+def test_cmyk_jpeg(pixels: Pixels) -> None:
+    assert decode(save(Image.fromarray(pixels).convert("CMYK"), "JPEG")).shape == pixels.shape
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "is empty"),
+        (b"<html>404 not found</html>", "is not a JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a JPEG, PNG"),
+        (save(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
+        (save(Image.fromarray(np.full((4, 4), 1 << 20, np.int32)), "TIFF"), "32-bit"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImage, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
+def test_an_image_cut_short_is_refused(pixels: Pixels, encoding: Encoding) -> None:
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    with pytest.raises(UnreadableImage, match="damaged or cut short"):
+        decode(encode(noisy, encoding)[:-400])
+
+
+def test_the_limit_of_pixels_is_checked_before_decoding() -> None:
+    data = save(Image.new("1", (3000, 1000)), "PNG")
+    assert decode(data, max_pixels=3_000_000).shape == (1000, 3000, 3)
+    with pytest.raises(UnreadableImage, match=r"has 3000 x 1000 pixels, more than 2,999,999"):
+        decode(data, max_pixels=2_999_999)
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000])
+def test_a_decompression_bomb_is_refused(side: int) -> None:
+    header = save(Image.new("1", (1, 1)), "BMP")
+    width = side.to_bytes(4, "little")
+    with pytest.raises(UnreadableImage, match="pixels"):
+        decode(header[:18] + width + width + header[26:])
+
+
+def test_no_damage_escapes_as_another_error(pixels: Pixels) -> None:
+    image = Image.fromarray(pixels)
+    files = [save(image, format) for format in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")]
+    generator = np.random.default_rng(3)
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
+        for number in range(1400):
+            data = bytearray(files[number % len(files)])
+            for place in generator.integers(0, min(len(data), 200), 3):
+                data[place] = generator.integers(0, 256)
+            try:
+                assert decode(bytes(data), max_pixels=100_000).dtype == np.uint8
+            except UnreadableImage:
+                refused += 1
+    assert 100 < refused < 1400

@@ -1,0 +1,195 @@
+"""The reference index against a brute-force search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from s2s_ray import storage
+from s2s_ray.config import ModelConfig
+from s2s_ray.index import (
+    ENTRIES_FILE,
+    INDEX_FILE,
+    INFO_FILE,
+    IndexInfo,
+    ReferenceIndex,
+    ReferenceIndexError,
+    build_index,
+    read_info,
+)
+from s2s_ray.model.s2s import S2S
+
+TINY = ModelConfig(
+    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
+)
+
+
+def unit(count: int, dimension: int, seed: int = 0) -> Any:
+    vectors = np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def info(count: int, dimension: int = 6, **changes: Any) -> IndexInfo:
+    fields = {"checkpoint": "c" * 64, "dataset": "there", "dataset_digest": "d", "split": "test", **changes}
+    return IndexInfo(dimension=dimension, count=count, **fields)
+
+
+def entries(count: int) -> pa.Table:
+    places = [None if row == 1 else 50.0 + row for row in range(count)]
+    zones = pa.array([None if row == 1 else 32632 for row in range(count)], pa.int32())
+    floats = pa.array(places, pa.float64())
+    return pa.table(
+        {
+            "id": [f"tile-{row}" for row in range(count)],
+            "latitude": floats,
+            "longitude": floats,
+            "easting": floats,
+            "northing": floats,
+            "zone": zones,
+        }
+    )
+
+
+def index(count: int = 9, dimension: int = 6) -> ReferenceIndex:
+    return ReferenceIndex.build(info(count, dimension), unit(count, dimension), entries(count))
+
+
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_search_is_the_sorted_list_of_squared_distances(k: int) -> None:
+    queries, tiles = unit(5, 6, seed=1), unit(9, 6)
+    for query, matches in zip(queries, index().search(queries, k), strict=True):
+        distances = [float(((query.astype(float) - tile.astype(float)) ** 2).sum()) for tile in tiles]
+        nearest = sorted(range(9), key=lambda row: distances[row])[:k]
+        assert [match.id for match in matches] == [f"tile-{row}" for row in nearest]
+        assert [match.rank for match in matches] == list(range(1, k + 1))
+        np.testing.assert_allclose([m.descriptor_distance for m in matches], [distances[r] for r in nearest], atol=1e-5)
+
+
+def test_a_tile_finds_itself_at_distance_zero_and_never_below() -> None:
+    for row, matches in enumerate(index().search(unit(9, 6), 1)):
+        assert matches[0].id == f"tile-{row}"
+        assert 0 <= matches[0].descriptor_distance < 1e-5
+
+
+def test_equal_distances_keep_the_order_of_the_data_set() -> None:
+    same = ReferenceIndex.build(info(4), np.repeat(unit(1, 6), 4, axis=0), entries(4))
+    assert [match.id for match in same.search(unit(1, 6), 4)[0]] == [f"tile-{row}" for row in range(4)]
+
+
+def test_unknown_positions_are_none() -> None:
+    [matches] = index().search(unit(9, 6)[1:2], 1)
+    assert matches[0][1:7] == ("tile-1", None, None, None, None, None)
+    [matches] = index().search(unit(9, 6)[2:3], 1)
+    assert matches[0][1:7] == ("tile-2", 52.0, 52.0, 52.0, 52.0, 32632)
+
+
+@pytest.mark.parametrize("k", [0, -1, 10])
+def test_k_out_of_range(k: int) -> None:
+    with pytest.raises(ReferenceIndexError, match=rf"k={k}: expected 1 to 9"):
+        index().search(unit(1, 6), k)
+
+
+def test_queries_that_do_not_fit() -> None:
+    with pytest.raises(ReferenceIndexError, match=r"shape \(2, 5\): this index takes B x 6"):
+        index().search(unit(2, 5), 1)
+    with pytest.raises(ReferenceIndexError, match=r"shape \(6,\)"):
+        index().search(unit(1, 6)[0], 1)
+    with pytest.raises(ReferenceIndexError, match="not finite"):
+        index().search(np.full((1, 6), np.nan, np.float32), 1)
+
+
+def test_another_model_or_checkpoint_is_refused() -> None:
+    info(9).require(6)
+    info(9).require(6, "c" * 64)
+    with pytest.raises(ReferenceIndexError, match="descriptors of 6 numbers, the model makes 16"):
+        info(9).require(16)
+    with pytest.raises(ReferenceIndexError, match="checkpoint cccccccc, the model is checkpoint 00000000"):
+        info(9).require(6, "0" * 64)
+
+
+def test_saved_and_loaded_it_answers_the_same(tmp_path: Path) -> None:
+    uri = str(tmp_path / "index")
+    index().save(uri)
+    loaded = ReferenceIndex.load(uri)
+    assert loaded.info == index().info == read_info(uri)
+    assert loaded.search(unit(3, 6, seed=2), 5) == index().search(unit(3, 6, seed=2), 5)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    uri = str(tmp_path / "index")
+    with pytest.raises(ReferenceIndexError, match="holds no complete index"):
+        read_info(uri)
+    index().save(uri)
+    (tmp_path / "index" / INDEX_FILE).write_bytes(b"x")
+    with pytest.raises(storage.StorageError, match=INDEX_FILE):
+        ReferenceIndex.load(uri)
+
+
+def test_another_format_and_contradicting_files_are_refused(tmp_path: Path) -> None:
+    def republish(changes: dict[str, Any]) -> str:
+        index().save(str(tmp_path / "index"))
+        path = tmp_path / "index" / INFO_FILE
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        storage.publish(tmp_path / "index", str(tmp_path / "again"))
+        return str(tmp_path / "again")
+
+    with pytest.raises(ReferenceIndexError, match=r"not an index this version reads \(format"):
+        ReferenceIndex.load(republish({"format": 2}))
+    with pytest.raises(
+        ReferenceIndexError, match=rf"9 vectors of 6 numbers .* {ENTRIES_FILE} has 9 rows.* says 8 of 6"
+    ):
+        ReferenceIndex.load(republish({"count": 8}))
+
+
+def test_build_embeds_every_tile_in_order_whatever_the_batch() -> None:
+    torch.manual_seed(0)
+    model = S2S(TINY).eval()
+    polar = torch.randint(0, 256, (5, 3, 32, 72), dtype=torch.uint8)
+    dataset: Any = Tiles(polar)
+    built = build_index(model, dataset, split="test", batch=2, checkpoint_fingerprint="f" * 64)
+    with torch.inference_mode():
+        queries = model.embed_satellite(polar).numpy()
+    found = built.search(queries, 1)
+    assert [matches[0].id for matches in found] == dataset.ids
+    assert max(matches[0].descriptor_distance for matches in found) < 1e-5
+    assert [matches[0].latitude for matches in found] == [40.0, 41.0, None, 43.0, 44.0]
+    assert [matches[0].zone for matches in found] == [32630, 32630, None, 32630, 32630]
+    assert (built.info.checkpoint, built.info.dataset, built.info.split) == ("f" * 64, "memory", "test")
+    assert (built.info.dataset_digest, len(built), built.info.dimension) == ("digest", 5, TINY.descriptor_size)
+
+
+def test_an_empty_split_is_refused() -> None:
+    empty: Any = Tiles(torch.empty((0, 3, 32, 72), dtype=torch.uint8))
+    with pytest.raises(ReferenceIndexError, match=r"data set memory has no pairs to index \(split: val\)"):
+        build_index(S2S(TINY).eval(), empty, split="val", checkpoint_fingerprint="f")
+
+
+class Tiles:
+    """A data set in memory, with the attributes of `PairDataset` that indexing reads."""
+
+    uri = "memory"
+    manifest = SimpleNamespace(digest="digest")
+
+    def __init__(self, polar: torch.Tensor) -> None:
+        self._polar = polar
+        count = len(polar)
+        self.ids = [f"t{row}" for row in range(count)]
+        self.latlon = np.stack([np.arange(40.0, 40 + count), np.arange(count)], axis=1)
+        self.positions = np.zeros((count, 2))
+        self.zones = np.full(count, 32630, np.int64)
+        if count:
+            self.latlon[2] = np.nan
+            self.zones[2] = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> SimpleNamespace:
+        return SimpleNamespace(polar=self._polar[row])

@@ -1,0 +1,122 @@
+"""The plain classes against the model called by hand on views prepared by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from s2s_ray import registry, storage
+from s2s_ray.checkpoint import save_model
+from s2s_ray.config import ModelConfig
+from s2s_ray.data.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
+from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.inference import Embedder, Localizer, Synthesizer
+from s2s_ray.model.s2s import S2S
+
+TINY = ModelConfig(
+    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
+)
+ROWS = (0.1, 0.9)
+
+
+@pytest.fixture(scope="module")
+def model() -> S2S:
+    torch.manual_seed(3)
+    return S2S(TINY).eval()
+
+
+def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def test_street_descriptors_are_the_models_whatever_the_batch(model: S2S) -> None:
+    panoramas = [noise(40 + 2 * i, 100 + 7 * i, i) for i in range(5)]
+    headings = [0.0, 45.0, -90.0, 180.0, 7.0]
+    views = torch.stack([prepare_street(p, h, ROWS, 32, 72) for p, h in zip(panoramas, headings, strict=True)])
+    embedder = Embedder(model, ViewGeometry(32, 72, ROWS), batch=2)
+    found = embedder.street(panoramas, headings)
+    np.testing.assert_allclose(found, model.embed_street(views).numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(embedder.street(panoramas[1:2], 45.0)[0], found[1], atol=1e-6)
+    assert np.abs(embedder.street(panoramas[1:2], 0.0)[0] - found[1]).max() > 1e-4
+    assert np.abs(embedder.street(panoramas[1:2], 45.0, (0.0, 1.0))[0] - found[1]).max() > 1e-5
+
+
+@torch.inference_mode()
+def test_satellite_descriptors_and_views_are_the_models(model: S2S) -> None:
+    tile, polar = noise(50, 50), noise(64, 144)
+    views = torch.stack([prepare_satellite(tile, 32, 72), prepare_polar(polar, 32, 72)])
+    found = Embedder(model).satellite([tile, polar])
+    np.testing.assert_allclose(found, model.embed_satellite(views).numpy(), atol=1e-6)
+    drawn = Synthesizer(model, batch=1).street([tile, polar])
+    expected = (model.synthesize(views).numpy().transpose(0, 2, 3, 1).astype(float) + 1) * 127.5
+    assert drawn.shape == (2, 32, 72, 3)
+    assert drawn.dtype == np.uint8
+    assert np.abs(drawn - expected).max() <= 0.5 + 1e-3
+
+
+def test_no_images_give_no_answers(model: S2S) -> None:
+    assert Embedder(model).street([]).shape == (0, TINY.descriptor_size)
+    assert Embedder(model).satellite([]).shape == (0, TINY.descriptor_size)
+    assert Synthesizer(model).street([]).shape == (0, 32, 72, 3)
+
+
+def test_headings_must_be_as_many_as_panoramas(model: S2S) -> None:
+    with pytest.raises(ValueError, match="1 headings for 2 panoramas"):
+        Embedder(model).street([noise(40, 100)] * 2, [0.0])
+
+
+def test_answers_carry_no_gradient(model: S2S) -> None:
+    view = torch.zeros((1, 3, 32, 72), dtype=torch.uint8)
+    assert not torch.from_numpy(Embedder(model).embed_street(view)).requires_grad
+
+
+def panorama_index(model: S2S, panoramas: list[NDArray[np.uint8]], checkpoint: str = "c") -> ReferenceIndex:
+    """An index that holds the panoramas' own descriptors, so that each must find itself."""
+    count = len(panoramas)
+    info = IndexInfo(
+        dimension=TINY.descriptor_size,
+        count=count,
+        checkpoint=checkpoint,
+        dataset="d",
+        dataset_digest="x",
+        split="test",
+    )
+    columns = {name: [float(row) for row in range(count)] for name in ("latitude", "longitude", "easting", "northing")}
+    table = pa.table({"id": [str(r) for r in range(count)], **columns, "zone": pa.array([1] * count, pa.int32())})
+    return ReferenceIndex.build(info, Embedder(model).street(panoramas), table)
+
+
+def test_localizer_ranks_the_nearest_tiles(model: S2S) -> None:
+    panoramas = [noise(40, 100, seed) for seed in range(6)]
+    found = Localizer(model, panorama_index(model, panoramas)).street(panoramas[2:5], k=3)
+    assert [matches[0].id for matches in found] == ["2", "3", "4"]
+    assert all(len(matches) == 3 for matches in found)
+    assert all(a.descriptor_distance <= b.descriptor_distance for m in found for a, b in pairwise(m))
+
+
+def test_loaded_from_uris_the_index_must_be_the_checkpoints(model: S2S, tmp_path: Path) -> None:
+    checkpoint, good, bad = (str(tmp_path / name) for name in ("checkpoint", "good", "bad"))
+    save_model(model, {"dataset": {"geometry": {"panorama_rows": list(ROWS)}}}, tmp_path / "local")
+    storage.publish(tmp_path / "local", checkpoint)
+    panoramas = [noise(40, 100, seed) for seed in range(3)]
+    panorama_index(model, panoramas, registry.fingerprint(checkpoint)).save(good)
+    panorama_index(model, panoramas, "0" * 64).save(bad)
+    loaded = Localizer.load(checkpoint, good)
+    assert loaded.embedder.geometry == ViewGeometry(32, 72, ROWS)
+    assert loaded.street(panoramas[:1], k=1, rows=(0.0, 1.0))[0][0].id == "0"
+    with pytest.raises(ReferenceIndexError, match="built with checkpoint 00000000"):
+        Localizer.load(checkpoint, bad)
+
+
+def test_an_index_of_another_size_is_refused(model: S2S) -> None:
+    wide = S2S(TINY.model_copy(update={"masks": 3})).eval()
+    with pytest.raises(ReferenceIndexError, match="the model makes 96"):
+        Localizer(wide, panorama_index(model, [noise(40, 100)]))

@@ -1,0 +1,270 @@
+"""The losses against loops over triplets and closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s2s_ray.losses import (
+    adversarial_loss,
+    allowed_negatives,
+    reconstruction_loss,
+    squared_distances,
+    triplet_loss,
+)
+
+DOUBLE = torch.float64
+NAN = math.nan
+
+
+def descriptors(batch: int, size: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Unit descriptors of both views, alike enough that losses are spread over several magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    satellite = torch.randn(batch, size, dtype=DOUBLE, generator=generator)
+    street = satellite + torch.randn(batch, size, dtype=DOUBLE, generator=generator)
+    return F.normalize(satellite, dim=1), F.normalize(street, dim=1)
+
+
+def triplets_by_hand(
+    satellite: Tensor, street: Tensor, alpha: float, negatives: Tensor | None = None
+) -> list[tuple[float, tuple[str, int, int]]]:
+    """Every triplet's loss, one by one: (loss, (view of the anchor, its pair, the negative's pair))."""
+    views = {"satellite": satellite.tolist(), "street": street.tolist()}
+    losses = []
+    for anchor_view, other_view in (("satellite", "street"), ("street", "satellite")):
+        for i, anchor in enumerate(views[anchor_view]):
+            for j, negative in enumerate(views[other_view]):
+                if i == j or (negatives is not None and not negatives[i, j]):
+                    continue
+                positive = views[other_view][i]
+                to_positive = sum((a - b) ** 2 for a, b in zip(anchor, positive, strict=True))
+                to_negative = sum((a - b) ** 2 for a, b in zip(anchor, negative, strict=True))
+                loss = math.log(1 + math.exp(alpha * (to_positive - to_negative)))
+                losses.append((loss, (anchor_view, i, j)))
+    return losses
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def test_distances_of_unit_descriptors() -> None:
+    satellite, _ = descriptors(4)
+    _, street = descriptors(3, seed=1)
+    assert squared_distances(satellite, street).shape == (4, 3)
+    torch.testing.assert_close(squared_distances(satellite, street), torch.cdist(satellite, street).square())
+
+
+@pytest.mark.parametrize("batch", [2, 3, 6])
+@pytest.mark.parametrize("alpha", [1.0, 10.0])
+def test_triplet_loss_is_the_mean_over_every_triplet(batch: int, alpha: float) -> None:
+    satellite, street = descriptors(batch)
+    losses = [loss for loss, _ in triplets_by_hand(satellite, street, alpha)]
+    found = triplet_loss(satellite, street, alpha=alpha)
+    assert len(losses) == 2 * batch * (batch - 1)
+    assert (found.kept, found.valid) == (len(losses), len(losses))
+    assert found.loss.item() == pytest.approx(mean(losses), rel=1e-9)
+
+
+def test_both_directions_count() -> None:
+    """Satellites far apart, streets all alike: only the satellites' anchors have a negative as near as the positive."""
+    satellite = torch.eye(3, dtype=DOUBLE)
+    street = torch.tensor([[1.0, 0.0, 0.0]] * 3, dtype=DOUBLE)
+    anchors_satellite = 6 * math.log(2)
+    street_positive = [0.0, 2.0, 2.0]
+    anchors_street = sum(
+        math.log(1 + math.exp(street_positive[i] - street_positive[j])) for i in range(3) for j in range(3) if i != j
+    )
+    expected = (anchors_satellite + anchors_street) / 12
+    assert triplet_loss(satellite, street, alpha=1.0).loss.item() == pytest.approx(expected)
+    assert triplet_loss(street, satellite, alpha=1.0).loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("discard", "batch", "kept"),
+    [
+        (0.0, 5, 40),
+        (10.0, 5, 36),
+        (10.0, 3, 11),  # 10.8 of 12
+        (50.0, 3, 6),
+        (90.0, 5, 4),
+        (95.0, 5, 2),
+        (99.0, 5, 1),
+        (99.9999, 5, 1),  # at least one
+        (95.0, 2, 1),
+        (33.3, 3, 9),  # 8.004
+    ],
+)
+def test_mining_keeps_the_hardest_of_both_directions(discard: float, batch: int, kept: int) -> None:
+    satellite, street = descriptors(batch, seed=3)
+    losses = sorted((loss for loss, _ in triplets_by_hand(satellite, street, 10.0)), reverse=True)
+    found = triplet_loss(satellite, street, alpha=10.0, discard=discard)
+    assert (found.kept, found.valid) == (kept, len(losses))
+    assert found.loss.item() == pytest.approx(mean(losses[:kept]), rel=1e-9)
+
+
+@pytest.mark.parametrize("percentage", [1, 5, 7, 10, 20, 29, 30, 55, 57, 58, 80, 90, 95, 99])
+def test_a_percentage_that_comes_out_whole_keeps_exactly_the_rest(percentage: int) -> None:
+    """Rounding of 1 - p/100 must not keep one more."""
+    batch = 25  # 1200 triplets, so that every percentage is a whole number of them
+    satellite, street = descriptors(batch)
+    assert triplet_loss(satellite, street, alpha=10.0, discard=float(percentage)).kept == 12 * (100 - percentage)
+
+
+def test_mining_among_ties_keeps_its_number() -> None:
+    satellite = street = torch.tensor([[1.0, 0.0]] * 4, dtype=DOUBLE)
+    found = triplet_loss(satellite, street, alpha=10.0, discard=90.0)
+    assert (found.kept, found.valid) == (3, 24)
+    assert found.loss.item() == pytest.approx(math.log(2))
+
+
+def test_mining_sends_no_gradient_through_the_discarded() -> None:
+    satellite, street = descriptors(4, seed=5)
+    hardest = max(triplets_by_hand(satellite, street, 10.0))[1]
+    satellite.requires_grad_()
+    street.requires_grad_()
+    triplet_loss(satellite, street, alpha=10.0, discard=99.0).loss.backward()
+    view, anchor, negative = hardest
+    moved = {
+        "satellite": {i for i in range(4) if satellite.grad[i].abs().max() > 0},
+        "street": {i for i in range(4) if street.grad[i].abs().max() > 0},
+    }
+    other = "street" if view == "satellite" else "satellite"
+    assert moved == {view: {anchor}, other: {anchor, negative}}
+
+
+ASYMMETRIC = torch.tensor(
+    [
+        [False, True, False, True],
+        [True, True, True, False],
+        [True, False, True, True],
+        [False, False, True, False],
+    ]
+)
+
+
+@pytest.mark.parametrize("discard", [0.0, 50.0, 90.0])
+def test_forbidden_negatives_neither_count_nor_take_a_place(discard: float) -> None:
+    satellite, street = descriptors(4, seed=7)
+    losses = sorted((x for x, _ in triplets_by_hand(satellite, street, 10.0, ASYMMETRIC)), reverse=True)
+    kept = max(1, math.ceil(len(losses) * (100 - discard) / 100))
+    found = triplet_loss(satellite, street, alpha=10.0, discard=discard, negatives=ASYMMETRIC)
+    assert (found.kept, found.valid) == (kept, len(losses)) == (kept, 14)
+    assert found.loss.item() == pytest.approx(mean(losses[:kept]), rel=1e-9)
+    assert found.loss.item() != pytest.approx(triplet_loss(satellite, street, alpha=10.0, discard=discard).loss.item())
+
+
+def test_the_mask_is_left_as_it_was() -> None:
+    mask = ASYMMETRIC.clone()
+    triplet_loss(*descriptors(4), alpha=10.0, negatives=mask)
+    assert torch.equal(mask, ASYMMETRIC)
+
+
+@pytest.mark.parametrize(("batch", "allowed"), [(1, True), (3, False)])
+def test_without_a_valid_triplet_there_is_nothing_to_learn(batch: int, allowed: bool) -> None:
+    satellite, street = descriptors(batch)
+    satellite.requires_grad_()
+    negatives = torch.full((batch, batch), allowed)
+    found = triplet_loss(satellite, street, alpha=10.0, discard=50.0, negatives=negatives)
+    assert (found.loss.item(), found.kept, found.valid) == (0.0, 0, 0)
+    found.loss.backward()
+    assert satellite.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_a_sharp_loss_does_not_overflow(dtype: torch.dtype) -> None:
+    satellite = torch.eye(2, dtype=dtype).requires_grad_()
+    wrong = torch.eye(2, dtype=dtype).flip(0)
+    found = triplet_loss(satellite, wrong, alpha=1e4)
+    assert found.loss.item() == pytest.approx(2e4)  # log(1 + exp(x)) = x
+    found.loss.backward()
+    assert satellite.grad.isfinite().all()
+    assert triplet_loss(satellite, torch.eye(2, dtype=dtype), alpha=1e4).loss.item() == 0.0
+
+
+@pytest.mark.parametrize("discard", [0.0, 60.0])
+@pytest.mark.parametrize("negatives", [None, ASYMMETRIC])
+def test_gradients_of_the_triplet_loss(discard: float, negatives: Tensor | None) -> None:
+    satellite, street = descriptors(4, seed=11)
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return triplet_loss(a, b, alpha=3.0, discard=discard, negatives=negatives).loss
+
+    assert torch.autograd.gradcheck(loss, (satellite.requires_grad_(), street.requires_grad_()))
+
+
+def test_pairs_that_are_near_are_no_negatives() -> None:
+    """Northings of 5e6 m with decimetres between them: single precision would not tell them apart."""
+    positions = torch.tensor(
+        [
+            [500_000.0, 5_400_000.0],
+            [500_000.0, 5_400_024.9],  # 24.9 m from the first
+            [500_000.0, 5_400_025.1],  # 25.1 m from it
+            [500_015.0, 5_400_020.0],  # exactly 25 m from it
+            [NAN, NAN],
+            [500_000.0, NAN],
+        ],
+        dtype=DOUBLE,
+    )
+    zones = torch.tensor([32, 32, 32, 32, 32, 32])
+    allowed = allowed_negatives(positions, zones, 25.0)
+    assert allowed.dtype == torch.bool
+    expected = torch.ones(6, 6, dtype=torch.bool)
+    for i, j in [(0, 1), (1, 2), (1, 3), (2, 3)]:
+        expected[i, j] = expected[j, i] = False
+    for i in range(4):
+        expected[i, i] = False  # never its own negative; the loss leaves the diagonal out anyhow
+    off_diagonal = ~torch.eye(6, dtype=torch.bool)
+    assert torch.equal(allowed[off_diagonal], expected[off_diagonal])
+
+
+def test_zones_are_never_compared() -> None:
+    positions = torch.tensor([[500_000.0, 5_400_000.0]] * 4, dtype=DOUBLE)
+    allowed = allowed_negatives(positions, torch.tensor([32, 33, 32, 0]), 25.0)
+    near = [(i, j) for i in range(4) for j in range(4) if i != j and not allowed[i, j]]
+    assert near == [(0, 2), (2, 0)]
+
+
+def test_near_pairs_drop_out_after_the_loss() -> None:
+    """The released code zeroes such a distance before the loss, where the triplet still adds log 2."""
+    satellite, street = descriptors(3, seed=2)
+    positions = torch.tensor([[0.0, 0.0], [3.0, 4.0], [100.0, 0.0]], dtype=DOUBLE)
+    negatives = allowed_negatives(positions, torch.tensor([1, 1, 1]), 6.0)
+    far = [(0, 2), (1, 2), (2, 0), (2, 1)]
+    losses = [loss for loss, (_, i, j) in triplets_by_hand(satellite, street, 10.0) if (i, j) in far]
+    found = triplet_loss(satellite, street, alpha=10.0, negatives=negatives)
+    assert (found.valid, found.loss.item()) == (8, pytest.approx(mean(losses), rel=1e-9))
+
+
+@pytest.mark.parametrize("label", [0.0, 0.9, 1.0])
+def test_adversarial_loss_is_the_cross_entropy(label: float) -> None:
+    logits = torch.randn(3, 1, 4, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    probabilities = [1 / (1 + math.exp(-logit)) for logit in logits.flatten().tolist()]
+    expected = -mean([label * math.log(p) + (1 - label) * math.log(1 - p) for p in probabilities])
+    assert adversarial_loss(logits, label, 60).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_adversarial_loss_of_sure_logits_is_finite() -> None:
+    assert adversarial_loss(torch.full((1, 1, 2, 3), 1e4), 0.0, 6).item() == pytest.approx(1e4)
+
+
+def test_reconstruction_loss_is_the_mean_absolute_difference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    fake, real = (torch.rand(2, 3, 4, 5, dtype=DOUBLE, generator=generator) for _ in range(2))
+    differences = [abs(a - b) for a, b in zip(fake.flatten().tolist(), real.flatten().tolist(), strict=True)]
+    assert reconstruction_loss(fake, real, 120).item() == pytest.approx(mean(differences), rel=1e-12)
+
+
+def test_the_shares_of_two_workers_add_up() -> None:
+    logits = torch.randn(5, 1, 2, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 5, 3, 4, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(2))
+    shares = [slice(0, 3), slice(3, 5)]
+    parts = [adversarial_loss(logits[share], 0.9, logits.numel()) for share in shares]
+    torch.testing.assert_close(sum(parts), adversarial_loss(logits, 0.9, logits.numel()))
+    count = images[0].numel()
+    parts = [reconstruction_loss(images[0, share], images[1, share], count) for share in shares]
+    torch.testing.assert_close(sum(parts), reconstruction_loss(*images, count))

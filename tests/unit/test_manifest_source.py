@@ -1,0 +1,201 @@
+"""The user's own images, listed in a file."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from s2s_ray import storage
+from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
+from s2s_ray.data.schema import Record, UnreadableImage
+from s2s_ray.data.sources import open_source
+from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
+from s2s_ray.data.utm import to_utm, utm_zone
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
+
+HEADER = "id,satellite,street,split"
+
+
+def manifest(tmp_path: Path, text: str | bytes) -> ManifestSource:
+    path = tmp_path / "m.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ManifestSource(ManifestSourceConfig(uri=str(path)))
+
+
+def records(tmp_path: Path, text: str | bytes) -> list[Record]:
+    return list(manifest(tmp_path, text).records())
+
+
+def test_each_kind_of_source_is_opened(tmp_path: Path) -> None:
+    assert isinstance(open_source(ManifestSourceConfig(uri="x.csv")), ManifestSource)
+    assert type(open_source(SyntheticSourceConfig())).__name__ == "SyntheticSource"
+
+
+def test_rows_become_records_in_their_order(tmp_path: Path) -> None:
+    found = records(tmp_path, f"{HEADER},heading,colour\n007,a.png,b.png,test,90,red\nx,c.png,d.png,train,,\n")
+    assert found == [Record("007", "test", heading=90.0), Record("x", "train", heading=0.0)]
+
+
+def test_byte_order_mark_blank_lines_and_spaces_are_no_trouble(tmp_path: Path) -> None:
+    text = f"\ufeff{HEADER}\r\n\r\n é 1 ,a.png,b.png, val\r\n\r\n"
+    assert records(tmp_path, text) == [Record("é 1", "val")]
+
+
+def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "split": ["train", "test"],
+            "id": [12, 3],
+            "satellite": ["a", "b"],
+            "street": ["c", "d"],
+            "latitude": [None, -35.25],
+            "longitude": [None, 149.125],
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    source = ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "m.parquet"), panorama_heading=180.0))
+    first, second = source.records()
+    assert first == Record("12", "train", heading=180.0)
+    assert (second.id, second.latitude, second.longitude, second.zone) == ("3", -35.25, 149.125, 32755)
+
+
+def test_heading_of_a_row_goes_before_the_configured_one(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(f"{HEADER},heading\na,s,p,train,0\nb,s,p,train,\n")
+    source = ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "m.csv"), panorama_heading=45.0))
+    assert [record.heading for record in source.records()] == [0.0, 45.0]
+
+
+def test_coordinates_become_utm(tmp_path: Path) -> None:
+    text = f"{HEADER},latitude,longitude\na,s,p,train,47.5,11.25\nb,s,p,train,-35.3,149.1\nc,s,p,train,47.5,9\n"
+    north, south, middle = records(tmp_path, text)
+    assert (north.zone, south.zone) == (32632, 32755)
+    # on a central meridian the easting is 500 km, and the northing is k0 times the length of the meridian arc
+    assert middle.easting == pytest.approx(500_000.0, abs=1e-6)
+    assert middle.northing == pytest.approx(0.9996 * meridian_arc(47.5), abs=1e-3)
+    assert north.easting is not None
+    assert south.northing is not None
+    assert 500_000 < north.easting < 700_000
+    assert south.northing == pytest.approx(10_000_000 - 0.9996 * meridian_arc(35.3), abs=4000)
+
+
+def meridian_arc(latitude: float) -> float:
+    """Metres along WGS 84's meridian from the equator, by quadrature of the radius of curvature."""
+    a, f = 6378137.0, 1 / 298.257223563
+    e2 = f * (2 - f)
+    edges = np.linspace(0, math.radians(latitude), 20001)
+    middles = (edges[1:] + edges[:-1]) / 2
+    return float((a * (1 - e2) * (1 - e2 * np.sin(middles) ** 2) ** -1.5 * np.diff(edges)).sum())
+
+
+def test_given_utm_is_kept(tmp_path: Path) -> None:
+    text = f"{HEADER},latitude,longitude,easting,northing,zone\na,s,p,train,47.5,11.25,1.5,2.5,32633\n"
+    (found,) = records(tmp_path, text)
+    assert (found.easting, found.northing, found.zone, found.latitude) == (1.5, 2.5, 32633, 47.5)
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "zone"),
+    [(0.0, -180.0, 32601), (-0.1, -174.0001, 32701), (1.0, -174.0, 32602), (50.0, 179.9, 32660), (50.0, 180.0, 32660)],
+)
+def test_utm_zones(latitude: float, longitude: float, zone: int) -> None:
+    assert utm_zone(latitude, longitude) == zone
+
+
+def test_utm_keeps_centimetres() -> None:
+    _, northing = to_utm([-35.3, -35.3000001], [149.1, 149.1], 32755)
+    assert northing[0] - northing[1] == pytest.approx(0.0111, abs=2e-4)
+
+
+ROW = "a,s.png,p.png,train"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        (f"{HEADER}\n", "has no rows"),
+        ("id,satellite,panorama,split\na,b,c,train\n", r"column street is missing; the file has id, satellite, panorama"),
+        ("id\na\n", "column satellite, street, split is missing"),
+        (f"{HEADER}\n{ROW},extra\n", "row 1: 5 fields, the header has 4"),
+        (f"{HEADER}\n{ROW}\n ,s,p,train\n", "row 2: id is empty"),
+        (f"{HEADER}\na,,p,train\n", "row 1: satellite is empty"),
+        (f"{HEADER}\na,s,p,Train\n", "row 1: split is 'Train', expected one of train, val, test"),
+        (f"{HEADER}\n" + f"{ROW}\n" * 2 + "b,s,p,test\nc,s,p,val\nc,s,p,test\n", "2 are not: a, c$"),
+        (f"{HEADER},latitude\n{ROW},1\n", "longitude missing; give latitude, longitude or none"),
+        (f"{HEADER},latitude,longitude\n{ROW},1,\n", "row 1: longitude missing"),
+        (f"{HEADER},latitude,longitude\n{ROW},91,0\n", "row 1: latitude is 91, expected between -80 and 84"),
+        (f"{HEADER},latitude,longitude\n{ROW},0,181\n", "row 1: longitude is 181"),
+        (f"{HEADER},latitude,longitude\n{ROW},5 N,0\n", "row 1: latitude is '5 N', expected a number"),
+        (f"{HEADER},heading\n{ROW},nan\n", "row 1: heading is 'nan', expected a number"),
+        (f"{HEADER},easting,northing,zone\n{ROW},1,,32632\n", "northing missing; give easting, northing, zone"),
+        (f"{HEADER},easting,northing,zone\n{ROW},1,2,32\n", "row 1: zone is 32, expected the EPSG code"),
+        (b"\xff\xfe\x00id", "neither Parquet nor CSV in UTF-8"),
+        (b"PAR1 and no more", "not a readable Parquet file"),
+        (f'{HEADER}\n"a,b', "neither Parquet nor CSV"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(ManifestError, match=message) as caught:
+        records(tmp_path, text)
+    assert str(tmp_path / "m.csv") in str(caught.value)
+
+
+def test_a_missing_manifest_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(storage.NotFoundError, match="none.csv does not exist"):
+        ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "none.csv"))).records()
+
+
+def test_images_are_found_beside_the_manifest_by_absolute_path_and_by_uri(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs.add("a")
+    pairs.add("b")
+    pairs.rows[1]["satellite"] = str(pairs.path / "a-satellite.png")
+    pairs.rows[1]["street"] = f"file://{pairs.path}/a-street.png"
+    pairs.source()
+    monkeypatch.chdir(pairs.path)
+    source = ManifestSource(ManifestSourceConfig(uri="pairs.csv"))
+    monkeypatch.chdir(tmp_path)  # as in a worker with another working directory
+    source = pickle.loads(pickle.dumps(source))
+    first, second = (source.read(record) for record in source.records())
+    assert first.satellite.shape == (24, 24, 3)
+    assert first.street.shape == (20, 44, 3)
+    assert np.array_equal(first.satellite, second.satellite)
+    assert np.array_equal(first.street, second.street)
+
+
+def test_unreadable_images_give_their_reason_and_no_id(pairs: PairFolder) -> None:
+    pairs.add("one")
+    pairs.add("two")
+    (pairs.path / "one-street.png").unlink()
+    (pairs.path / "two-satellite.png").write_bytes(b"no image")
+    source = ManifestSource(pairs.source())
+    one, two = source.records()
+    with pytest.raises(UnreadableImage, match=r"^street image is missing: .*one-street.png does not exist$"):
+        source.read(one)
+    with pytest.raises(UnreadableImage, match=r"^satellite image two-satellite.png is not a JPEG"):
+        source.read(two)
+
+
+def test_a_store_that_cannot_be_reached_is_not_an_unreadable_image(
+    pairs: PairFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+
+    def unreachable(uri: str) -> bytes:
+        raise storage.StorageError(f"{uri}: cannot be reached")
+
+    monkeypatch.setattr(storage, "read_bytes", unreachable)
+    with pytest.raises(storage.StorageError, match="cannot be reached"):
+        source.read(record)

@@ -1,0 +1,566 @@
+"""The networks: sizes, every row of tables 1 and 2, and each block against its plain form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet34
+
+from s2s_ray.config import ModelConfig
+from s2s_ray.model.attention import NonLocalBlock, SpatialAttention
+from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
+from s2s_ray.model.blocks import DownBlock, SpectralConv2d, UpBlock, power_iterate
+from s2s_ray.model.discriminator import Discriminator
+from s2s_ray.model.retrieval import StreetEncoder
+from s2s_ray.model.s2s import S2S
+
+TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def paper() -> S2S:
+    """The paper's model; only looked at, never changed."""
+    return S2S(ModelConfig()).eval()
+
+
+@pytest.fixture
+def tiny() -> S2S:
+    """A float64 model in evaluation mode with statistics and gammas that matter."""
+    model = S2S(TINY).double().eval()
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            nn.init.constant_(module.gamma, 0.3)
+        elif isinstance(module, GlobalBatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model
+
+
+def images(batch: int, config: ModelConfig = TINY) -> Tensor:
+    return torch.rand(batch, 3, config.height, config.width, dtype=DOUBLE) * 2 - 1
+
+
+def normalised_weight(conv: SpectralConv2d) -> Tensor:
+    """W / (u . W v), written out."""
+    matrix = conv.weight.reshape(conv.weight.shape[0], -1)
+    return conv.weight / torch.dot(conv.weight_u, torch.mv(matrix, conv.weight_v))
+
+
+def plain_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
+    """A reflection-padded convolution of the generator as the specification writes it."""
+    pad = conv.kernel_size[0] // 2
+    return F.conv2d(F.pad(x, (pad,) * 4, mode="reflect") if pad else x, normalised_weight(conv), conv.bias)
+
+
+def assert_same_function(ours: nn.Module, plain: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Equal outputs, and equal gradients of the input and of every trained parameter."""
+    parameters = [parameter for parameter in ours.parameters() if parameter.requires_grad]
+    results = []
+    for function in (ours, plain):
+        source = x.clone().requires_grad_()
+        output = function(source)
+        weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output).cos()
+        results.append((output, *torch.autograd.grad((output * weights).sum(), [source, *parameters])))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"), [("generator", 9_507_908), ("retrieval", 26_789_520), ("discriminator", 2_788_290)]
+)
+def test_parameters_of_the_paper(paper: S2S, network: str, parameters: int) -> None:
+    assert sum(parameter.numel() for parameter in paper.get_submodule(network).parameters()) == parameters
+
+
+def test_the_released_discriminator_has_the_papers_parameters() -> None:
+    discriminator = Discriminator(ModelConfig(discriminator_variant="released"))
+    assert sum(parameter.numel() for parameter in discriminator.parameters()) == 2_788_290
+
+
+TABLE_1 = {
+    "encoder.stem": (32, 112, 616),
+    "encoder.stem_norm": (32, 112, 616),
+    "encoder.down1": (64, 56, 308),
+    "encoder.down1_norm": (64, 56, 308),
+    "encoder.down2": (128, 28, 154),
+    "encoder.down2_norm": (128, 28, 154),
+    "encoder.down3": (256, 14, 77),
+    "encoder.down3_norm": (256, 14, 77),
+    **{f"encoder.bottleneck.{n}": (256, 14, 77) for n in range(6)},
+    "decoder.up3": (128, 28, 154),
+    "decoder.up3_norm": (128, 28, 154),
+    "decoder.attention": (256, 28, 154),
+    "decoder.up2": (64, 56, 308),
+    "decoder.up2_norm": (64, 56, 308),
+    "decoder.up1": (64, 112, 616),
+    "decoder.up1_norm": (64, 112, 616),
+    "decoder.head": (3, 112, 616),
+    "decoder": (3, 112, 616),
+}
+CONCATENATED = {"decoder.up3": 256 + 256, "decoder.attention": 128 + 128, "decoder.up2": 256, "decoder.up1": 64 + 64}
+TABLE_2 = {
+    "conv1": (64, 56, 308),
+    "conv2": (128, 28, 154),
+    "attention": (128, 28, 154),
+    "conv3": (256, 14, 77),
+    "conv4": (512, 14, 76),
+    "conv5": (1, 14, 75),
+}
+
+
+def shapes_of(network: nn.Module, names: Iterable[str], *inputs: Tensor) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """Input and output shapes (without the batch) of named modules in one forward pass, in the order they ran."""
+    taken: dict[str, tuple[int, ...]] = {}
+    given: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if isinstance(args[0], Tensor):
+                taken[name] = tuple(args[0].shape[1:])
+            given[name] = tuple(output.shape[1:])
+
+        return hook
+
+    hooks = [network.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    with torch.inference_mode():
+        network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return taken, given
+
+
+def test_every_row_of_table_1(paper: S2S) -> None:
+    taken, given = shapes_of(paper.generator, TABLE_1, torch.zeros(1, 3, 112, 616))
+    assert list(given.items()) == list(TABLE_1.items())
+    assert {name: taken[name][0] for name in CONCATENATED} == CONCATENATED
+
+
+def test_every_row_of_table_2(paper: S2S) -> None:
+    _, given = shapes_of(paper.discriminator, TABLE_2, torch.zeros(1, 6, 112, 616))
+    assert list(given.items()) == list(TABLE_2.items())
+
+
+def test_the_released_discriminator_has_smaller_patches_and_a_plain_first_convolution() -> None:
+    discriminator = Discriminator(ModelConfig(discriminator_variant="released", discriminator_channels=4))
+    _, given = shapes_of(discriminator, ["conv4", "conv5"], torch.zeros(1, 6, 112, 616))
+    assert given == {"conv4": (32, 13, 76), "conv5": (1, 12, 75)}
+    spectral = [name for name, module in discriminator.named_children() if isinstance(module, SpectralConv2d)]
+    assert spectral == ["conv2", "conv3", "conv4"]
+
+
+def test_spectral_norm_is_on_every_convolution_but_the_last() -> None:
+    model = S2S(TINY)
+    for network, last in (("generator", "decoder.head"), ("discriminator", "conv5")):
+        convs = {name: m for name, m in model.get_submodule(network).named_modules() if isinstance(m, nn.Conv2d)}
+        assert [name for name, conv in convs.items() if not isinstance(conv, SpectralConv2d)] == [last]
+
+
+def test_widths_resolution_and_masks_follow_the_configuration() -> None:
+    config = ModelConfig(
+        height=48, width=72, channels=8, residual_blocks=2, discriminator_channels=12, street_blocks=(2, 1, 1), masks=3
+    )
+    model = S2S(config).eval()
+    assert len(model.generator.encoder.bottleneck) == 2
+    assert len(model.retrieval.street_encoder.layer1) == 2
+    assert model.discriminator.conv1.out_channels == 12
+    x = torch.zeros(2, 3, 48, 72)
+    with torch.inference_mode():
+        assert model.generator.encoder(x).features.shape == (2, 64, 6, 9)
+        assert model.synthesize(x).shape == (2, 3, 48, 72)
+        assert model.embed_satellite(x).shape == model.embed_street(x).shape == (2, 64 * 3)
+    assert config.descriptor_size == 64 * 3
+
+
+# The bundle
+
+
+def test_embedding_a_tile_never_runs_the_decoder(tiny: S2S) -> None:
+    runs: list[str] = []
+    for name, module in tiny.generator.named_modules():
+        module.register_forward_hook(lambda *_, name=name: runs.append(name))
+    tiny.embed_satellite(images(1))
+    assert "encoder.bottleneck.5" in runs
+    assert [name for name in runs if name.startswith("decoder")] == []
+    tiny.synthesize(images(1))
+    assert runs.count("decoder") == 1
+
+
+def test_descriptors_are_unit_vectors(tiny: S2S) -> None:
+    for descriptors in (tiny.embed_satellite(images(3)), tiny.embed_street(images(3))):
+        assert descriptors.shape == (3, TINY.descriptor_size)
+        torch.testing.assert_close(descriptors.norm(dim=1), torch.ones(3, dtype=DOUBLE), atol=1e-12, rtol=0)
+        assert (descriptors[0] - descriptors[1]).abs().max() > 1e-6
+
+
+def test_pixels_are_taken_as_what_they_normalise_to() -> None:
+    model = S2S(TINY).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    normalised = pixels.float() / 127.5 - 1
+    with torch.inference_mode():
+        for call in (model.embed_satellite, model.embed_street, model.synthesize):
+            assert torch.equal(call(pixels), call(normalised))
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 32, 40)
+    assert model.normalise(black_and_white).aminmax() == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 40, 32), (3, 32, 40), (1, 6, 32, 40), (1, 3, 32, 48)])
+def test_images_of_another_shape_are_refused(tiny: S2S, shape: tuple[int, ...]) -> None:
+    for call in (tiny.embed_satellite, tiny.embed_street, tiny.synthesize):
+        with pytest.raises(ValueError, match="32, 40") as error:
+            call(torch.zeros(shape))
+        assert str(shape) in str(error.value)
+
+
+def test_images_of_another_dtype_are_refused(tiny: S2S) -> None:
+    with pytest.raises(ValueError, match="int64"):
+        tiny.synthesize(torch.zeros(1, 3, 32, 40, dtype=torch.int64))
+
+
+def assert_independent_of_the_batch(model: S2S, x: Tensor, tolerance: float) -> None:
+    with torch.inference_mode():
+        for call in (model.embed_satellite, model.embed_street, model.synthesize):
+            alone = torch.cat([call(x[i : i + 1]) for i in range(len(x))])
+            torch.testing.assert_close(call(x), alone, atol=tolerance, rtol=0)
+
+
+def test_results_do_not_depend_on_the_batch(tiny: S2S) -> None:
+    assert_independent_of_the_batch(tiny, images(5), 1e-12)
+
+
+def test_results_do_not_depend_on_the_batch_in_single_precision() -> None:
+    config = ModelConfig(height=64, width=352, channels=8, street_blocks=(1, 1, 1))
+    assert_independent_of_the_batch(S2S(config).eval(), images(3, config).float(), 1e-6)
+
+
+def test_the_synthesised_view_is_the_heads_tanh(tiny: S2S) -> None:
+    heads: list[Tensor] = []
+    tiny.generator.decoder.head.register_forward_hook(lambda module, args, output: heads.append(output))
+    view = tiny.synthesize(images(1))
+    torch.testing.assert_close(view, heads[0].tanh())
+
+
+def test_starting_weights() -> None:
+    """Convolutions without spectral norm N(0, 0.02) and zero biases, attention N(0, 0.005) and 0.1, gamma 0."""
+    model = S2S(ModelConfig(height=64, width=96, channels=16, discriminator_channels=64, street_blocks=(1, 1, 1)))
+    for conv in (model.generator.decoder.head, model.discriminator.conv5):
+        assert conv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert conv.bias is not None
+        assert conv.bias.eq(0).all()
+    attention = model.retrieval.satellite_attention
+    for weight in (attention.w1, attention.w2):
+        assert weight.std().item() == pytest.approx(0.005, rel=0.05)
+        assert weight.mean().abs().item() < 1e-4
+    assert attention.b1.eq(0.1).all()
+    assert attention.b2.eq(0.1).all()
+    gammas = [module.gamma.item() for module in model.modules() if isinstance(module, NonLocalBlock)]
+    assert gammas == [0.0, 0.0]
+
+
+# Attention
+
+
+def test_the_non_local_block_is_a_softmax_over_positions() -> None:
+    block = NonLocalBlock(16).double()
+    nn.init.constant_(block.gamma, 0.3)
+
+    def naive(x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+
+        def project(conv: SpectralConv2d, features: Tensor) -> Tensor:
+            return torch.einsum("oc,bchw->bohw", normalised_weight(conv)[:, :, 0, 0], features)
+
+        def pooled(features: Tensor) -> Tensor:
+            return features.reshape(batch, -1, height // 2, 2, width // 2, 2).amax((3, 5)).flatten(2)
+
+        query, key, value = project(block.query, x).flatten(2), project(block.key, x), project(block.value, x)
+        scores = torch.einsum("bcn,bcm->bnm", query, pooled(key))
+        weights = scores.exp() / scores.exp().sum(2, keepdim=True)
+        mixed = torch.einsum("bnm,bcm->bcn", weights, pooled(value)).reshape(batch, channels // 2, height, width)
+        return block.gamma * project(block.output, mixed) + x
+
+    x = torch.randn(2, 16, 6, 10, dtype=DOUBLE)
+    assert (block(x) - x).abs().max() > 1e-3
+    assert_same_function(block, naive, x)
+
+
+def test_the_non_local_block_starts_as_the_identity() -> None:
+    block = NonLocalBlock(8)
+    x = torch.randn(1, 8, 4, 6)
+    assert torch.equal(block(x), x)
+
+
+def test_spatial_attention_position_by_position() -> None:
+    attention = SpatialAttention(3, 5, masks=2).double()
+    features = torch.randn(2, 4, 3, 5, dtype=DOUBLE)
+    expected = torch.zeros(2, 4, 2, dtype=DOUBLE)
+    for b in range(2):
+        strongest = features[b].reshape(4, 15).max(0).values
+        for k in range(2):
+            hidden = strongest @ attention.w1[:, :, k] + attention.b1[0, :, k]
+            mask = hidden @ attention.w2[:, :, k] + attention.b2[0, :, k]
+            for c in range(4):
+                expected[b, c, k] = (features[b, c].reshape(15) * mask).sum()
+    flat = expected.reshape(2, 8)  # channel-major: C0 k0, C0 k1, C1 k0, ...
+    torch.testing.assert_close(attention(features), flat / flat.pow(2).sum(1, keepdim=True).sqrt())
+    assert attention.w1.shape == (15, 7, 2)
+
+
+def test_spatial_attention_of_another_resolution_says_so() -> None:
+    with pytest.raises(ValueError, match=r"\(5, 3\).*\(3, 5\)"):
+        SpatialAttention(3, 5, masks=2)(torch.zeros(1, 4, 5, 3))
+
+
+# Spectral normalisation
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_power_iterations_find_the_largest_singular_value(kernel: int) -> None:
+    conv = SpectralConv2d(5, 7, kernel, padding=kernel // 2).double()
+    nn.init.normal_(conv.weight)
+    for _ in range(3000):
+        conv.power_iterate()
+    sigma = torch.linalg.matrix_norm(conv.weight.reshape(7, -1), 2)
+    x = torch.randn(2, 5, 6, 9, dtype=DOUBLE)
+    padded = F.pad(x, (kernel // 2,) * 4, mode="reflect") if kernel > 1 else x
+    torch.testing.assert_close(conv(x), F.conv2d(padded, conv.weight / sigma, conv.bias), atol=1e-9, rtol=0)
+
+
+def test_one_power_iteration() -> None:
+    conv = SpectralConv2d(4, 6, 3, padding=1).double()
+    nn.init.normal_(conv.weight)
+    matrix, u = conv.weight.detach().reshape(6, -1), conv.weight_u.clone()
+    conv.power_iterate()
+    v = matrix.T @ u
+    v = v / v.norm()
+    u = matrix @ v
+    torch.testing.assert_close(conv.weight_v, v)
+    torch.testing.assert_close(conv.weight_u, u / u.norm())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_never_moves_the_singular_vectors(training: bool) -> None:
+    model = S2S(TINY).train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items() if name.endswith(("_u", "_v"))}
+    assert before
+    x = images(2).float()
+    model.discriminator(torch.cat([x, model.generator(x)[0]], 1)).sum().backward()
+    state = model.state_dict()
+    assert [name for name, value in before.items() if not torch.equal(value, state[name])] == []
+
+
+def test_a_network_power_iterates_in_training_mode_only() -> None:
+    network = Discriminator(ModelConfig(discriminator_channels=16))
+    for module in network.modules():
+        if isinstance(module, SpectralConv2d):
+            nn.init.normal_(module.weight)
+    before = {name: value.clone() for name, value in network.state_dict().items() if name.endswith(("_u", "_v"))}
+    power_iterate(network.eval())
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+    power_iterate(network.train())
+    assert not any(torch.equal(value, network.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_power_iteration_after_the_forward_does_not_reach_its_gradient() -> None:
+    conv = SpectralConv2d(3, 4, 3, padding=1).double()
+    x = torch.randn(1, 3, 5, 7, dtype=DOUBLE)
+    expected = torch.autograd.grad(conv(x).pow(2).sum(), conv.weight)[0]
+    output = conv(x).pow(2).sum()
+    conv.power_iterate()
+    torch.testing.assert_close(torch.autograd.grad(output, conv.weight)[0], expected, atol=0, rtol=0)
+
+
+def test_gradients_pass_through_sigma() -> None:
+    conv = SpectralConv2d(2, 3, 3, padding=1).double()
+    x = torch.randn(1, 2, 4, 5, dtype=DOUBLE)
+
+    def output(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(conv, {"weight": weight}, (x,))
+
+    assert torch.autograd.gradcheck(output, (conv.weight.detach().clone().requires_grad_(),))
+    assert_same_function(conv, lambda source: plain_conv(conv, source), x)
+    # Larger weights change nothing, so the gradient along the weights themselves is zero.
+    gradient = torch.autograd.grad((conv(x) - conv.bias.view(1, 3, 1, 1)).pow(2).sum(), conv.weight)[0]
+    assert (gradient * conv.weight).sum().abs().item() < 1e-12
+
+
+# Blocks
+
+
+def test_the_down_block_is_its_figure() -> None:
+    block = DownBlock(3, 5).double()
+
+    def plain(x: Tensor) -> Tensor:
+        main = plain_conv(block.conv2, plain_conv(block.conv1, x.relu()).relu())
+        return F.avg_pool2d(main, 2) + F.avg_pool2d(plain_conv(block.skip, x), 2)
+
+    assert_same_function(block, plain, torch.randn(2, 3, 6, 10, dtype=DOUBLE))
+
+
+def test_the_up_block_is_its_figure() -> None:
+    block = UpBlock(5, 3).double()
+    for norm in (block.norm1, block.norm2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+
+    def normalise(norm: nn.InstanceNorm2d, x: Tensor) -> Tensor:
+        mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    def upsample(x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    def plain(x: Tensor) -> Tensor:
+        main = plain_conv(block.conv1, upsample(normalise(block.norm1, x).relu()))
+        main = plain_conv(block.conv2, normalise(block.norm2, main).relu())
+        return main + plain_conv(block.skip, upsample(x))
+
+    assert_same_function(block, plain, torch.randn(2, 5, 3, 5, dtype=DOUBLE))
+
+
+def biases(model: S2S, *, idle: bool) -> dict[str, nn.Parameter]:
+    """Convolution biases of the generator by name: those not trained, or the trained ones."""
+    convs = {name: m for name, m in model.generator.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None}
+    return {name: conv.bias for name, conv in convs.items() if conv.bias.requires_grad is not idle}
+
+
+def test_the_biases_that_are_not_trained_are_those_before_an_instance_norm() -> None:
+    model = S2S(TINY)
+    blocks = [f"encoder.bottleneck.{n}.conv{m}" for n in range(6) for m in (1, 2)]
+    blocks += [f"encoder.down{n}.{conv}" for n in (1, 2, 3) for conv in ("conv2", "skip")]
+    blocks += [f"decoder.up{n}.{conv}" for n in (1, 2, 3) for conv in ("conv1", "conv2", "skip")]
+    assert set(biases(model, idle=True)) == {"encoder.stem", *blocks}
+    untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert untrained == {f"generator.{conv}.bias" for conv in biases(model, idle=True)}
+
+
+def test_a_bias_that_is_not_trained_does_not_change_the_outputs(tiny: S2S) -> None:
+    x = images(2)
+    with torch.no_grad():
+        expected = tiny.generator(x)
+        for name, bias in biases(tiny, idle=True).items():
+            before = bias.clone()
+            bias += torch.randn_like(bias)
+            for output, reference in zip(tiny.generator(x), expected, strict=True):
+                torch.testing.assert_close(output, reference, atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+            bias.copy_(before)
+
+
+def test_a_trained_bias_does_change_the_outputs(tiny: S2S) -> None:
+    x = images(1)
+    with torch.no_grad():
+        expected = tiny.synthesize(x)
+        for name, bias in biases(tiny, idle=False).items():
+            bias += torch.randn_like(bias)
+            assert (tiny.synthesize(x) - expected).abs().max() > 1e-6, name
+
+
+# Batch normalisation
+
+
+def batchnorms() -> tuple[GlobalBatchNorm2d, nn.BatchNorm2d]:
+    """Ours and PyTorch's with the same parameters and running statistics."""
+    theirs = nn.BatchNorm2d(3).double()
+    nn.init.normal_(theirs.weight)
+    nn.init.normal_(theirs.bias)
+    nn.init.normal_(theirs.running_mean)
+    nn.init.uniform_(theirs.running_var, 0.5, 2.0)
+    ours = GlobalBatchNorm2d(3).double()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def test_batchnorm_is_pytorchs() -> None:
+    ours, theirs = batchnorms()
+    x = torch.randn(4, 3, 5, 7, dtype=DOUBLE) * 3 + 1
+    with track_statistics(ours):
+        for step in range(3):
+            mine, reference = x.clone().requires_grad_(), x.clone().requires_grad_()
+            outputs = ours(mine + step), theirs(reference + step)
+            torch.testing.assert_close(*outputs, atol=1e-12, rtol=1e-12)
+            for output in outputs:
+                output.pow(3).sum().backward()
+            torch.testing.assert_close(mine.grad, reference.grad, atol=1e-10, rtol=1e-10)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-12, rtol=1e-12)
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, reference.grad, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=0, rtol=0)
+
+
+def test_batchnorm_statistics_move_only_while_they_are_tracked() -> None:
+    ours, theirs = batchnorms()
+    network = nn.Sequential(nn.Sequential(ours))
+    x = torch.randn(4, 3, 5, 7, dtype=DOUBLE)
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    torch.testing.assert_close(network(x), theirs(x), atol=1e-12, rtol=1e-12)  # batch statistics all the same
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in before.items())
+
+    def fail_while_tracking() -> None:
+        with track_statistics(network):
+            network(x)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_tracking()
+    assert ours.num_batches_tracked == before["num_batches_tracked"] + 1
+    network(x)
+    assert ours.num_batches_tracked == before["num_batches_tracked"] + 1
+
+
+def test_a_frozen_batchnorm_uses_its_running_statistics() -> None:
+    ours, theirs = batchnorms()
+    ours.frozen = True
+    before = {name: value.clone() for name, value in ours.state_dict().items()}
+    x = torch.randn(4, 3, 5, 7, dtype=DOUBLE)
+    with track_statistics(ours):
+        assert torch.equal(ours.train()(x), theirs.eval()(x))
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in before.items())
+
+
+def test_the_configuration_freezes_batchnorm() -> None:
+    for choice in ("live", "frozen"):
+        encoder = StreetEncoder(TINY.model_copy(update={"street_batchnorm": choice}))
+        norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert len(norms) == 1 + 3 * 2 + 2
+        assert {norm.frozen for norm in norms} == {choice == "frozen"}
+
+
+# The street encoder
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_street_encoder_is_a_resnet34_without_its_max_pool(training: bool) -> None:
+    theirs = resnet34(weights=None).train(training)
+    encoder = StreetEncoder(ModelConfig()).train(training)
+    own = encoder.state_dict()
+    encoder.load_state_dict({name: value for name, value in theirs.state_dict().items() if name in own})
+    x = torch.rand(2, 3, 32, 40) * 2 - 1
+    with torch.no_grad():
+        stem = theirs.relu(theirs.bn1(theirs.conv1(x)))
+        expected = theirs.layer3(theirs.layer2(theirs.layer1(stem)))
+        features = encoder(x)
+    assert features.shape == (2, 256, 4, 5)
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_street_branch_does_not_depend_on_the_generator(tiny: S2S) -> None:
+    other = copy.deepcopy(tiny)
+    for parameter in other.generator.parameters():
+        nn.init.normal_(parameter)
+    x = images(1)
+    assert torch.equal(tiny.embed_street(x), other.embed_street(x))
+    assert not torch.equal(tiny.embed_satellite(x), other.embed_satellite(x))

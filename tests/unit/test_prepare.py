@@ -1,0 +1,295 @@
+"""From a source to shards and `dataset.json`, in this process. Ray's part is in the integration tests."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from s2s_ray import storage
+from s2s_ray.data.images import decode
+from s2s_ray.data.manifest import DatasetError, DatasetManifest, Geometry, read_manifest
+from s2s_ray.data.prepare import prepare
+from s2s_ray.data.schema import Pair, Record, UnreadableImage
+from s2s_ray.data.shard import prepare_pair
+from s2s_ray.data.sources.manifest import ManifestSource
+from s2s_ray.progress import Advance
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def fill(pairs: PairFolder, train: int = 12, test: int = 5) -> None:
+    for k in range(train):
+        pairs.add(f"train{k}", "train", latitude=47.0 + k / 1000, longitude=11.0, heading=90.0 if k == 1 else "")
+    for k in range(test):
+        pairs.add(f"test{k}", "test")
+
+
+def rows(folder: Path, manifest: DatasetManifest, split: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for shard in manifest.split(split).shards:
+        found += pa.ipc.open_file((folder / shard.name).read_bytes()).read_all().to_pylist()
+    return found
+
+
+def test_a_panorama_is_turned_north_and_cropped() -> None:
+    street = np.zeros((12, 40, 3), np.uint8)
+    street[3:9] = 100
+    street[3:9, 10] = 200  # a quarter of the way from the left edge
+    pair = Pair(np.zeros((8, 8, 3), np.uint8), street)
+    shape = Geometry(height=6, width=40, panorama_rows=(0.25, 0.75))
+    for heading, column in ((0.0, 10), (90.0, 20), (180.0, 30), (-90.0, 0), (450.0, 20)):
+        _, found = prepare_pair(pair, Record("a", "train", heading=heading), shape)
+        assert found.shape == (6, 40, 3)
+        assert found.min() == 100
+        assert set(np.argwhere(found == 200)[:, 1].tolist()) == {column}
+
+
+def test_a_tile_is_unrolled_around_its_centre() -> None:
+    tile = np.zeros((40, 40, 3), np.uint8)
+    tile[:18] = 200  # the north of the tile
+    polar, _ = prepare_pair(
+        Pair(tile, np.zeros((4, 8, 3), np.uint8)),
+        Record("a", "train"),
+        Geometry(height=16, width=32, panorama_rows=(0.0, 1.0)),
+    )
+    assert polar.shape == (16, 32, 3)
+    assert polar[4:11, 14:19].min() == 200  # the middle column looks north
+    assert polar[:, :4].max() == 0
+    assert polar[:, -4:].max() == 0
+    assert polar[-1].max() == 0  # the centre itself
+
+
+@pytest.mark.parametrize(
+    ("tile", "street", "reason"),
+    [
+        ((8, 9), (8, 16), r"satellite tile is 9 x 8 pixels \(width x height\), expected a square"),
+        ((1, 1), (8, 16), "satellite tile is 1 x 1"),
+        ((8, 8), (1, 16), "panorama"),
+    ],
+)
+def test_pairs_that_cannot_be_used(tile: tuple[int, int], street: tuple[int, int], reason: str) -> None:
+    pair = Pair(np.zeros((*tile, 3), np.uint8), np.zeros((*street, 3), np.uint8))
+    with pytest.raises(UnreadableImage, match=reason):
+        prepare_pair(pair, Record("a", "train"), Geometry(height=8, width=16, panorama_rows=(0.3, 0.4)))
+
+
+def test_shards_hold_the_prepared_pairs(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out", keep_tiles=True, shard_mb=0.03)
+    manifest = prepare(config)
+    assert manifest == read_manifest(str(tmp_path / "out"))
+    assert {split: info.count for split, info in manifest.splits.items()} == {"train": 11, "val": 1, "test": 5}
+    assert len(manifest.split("train").shards) > 1
+    source = ManifestSource(pairs.source())
+    records = {record.id: record for record in source.records()}
+    seen = []
+    for split in ("train", "val", "test"):
+        for row in rows(tmp_path / "out", manifest, split):
+            record = records[str(row["id"])]
+            pair = source.read(record)
+            polar, street = prepare_pair(pair, record, manifest.geometry)
+            assert np.array_equal(decode(row["polar"]), polar)  # type: ignore[arg-type]
+            assert np.array_equal(decode(row["street"]), street)  # type: ignore[arg-type]
+            assert np.array_equal(decode(row["satellite"]), pair.satellite)  # type: ignore[arg-type]
+            for name in ("latitude", "longitude", "easting", "northing", "zone", "heading"):
+                assert row[name] == getattr(record, name)
+            seen.append(record.id)
+    assert sorted(seen) == sorted(records)
+
+
+def test_tiles_are_left_out_unless_they_are_asked_for(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    manifest = prepare(pairs.config(tmp_path / "out"))
+    assert "satellite" not in rows(tmp_path / "out", manifest, "test")[0]
+
+
+def test_shards_are_about_as_large_as_asked(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs, train=40)
+    manifest = prepare(pairs.config(tmp_path / "out", shard_mb=0.05))
+    sizes = [shard.bytes for shard in manifest.split("train").shards]
+    assert len(sizes) > 2
+    assert 30_000 < min(sizes)
+    assert max(sizes) < 60_000
+    counts = [shard.count for shard in manifest.split("train").shards]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_same_source_gives_the_same_bytes(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    prepare(pairs.config(tmp_path / "one", shard_mb=0.03))
+    prepare(pairs.config(tmp_path / "two", shard_mb=0.03))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    manifest = prepare(pairs.config(tmp_path / "out"))
+    train = [str(row["id"]) for row in rows(tmp_path / "out", manifest, "train")]
+    assert train != sorted(train, key=lambda id: int(id.removeprefix("train")))
+    assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == [f"test{k}" for k in range(5)]
+
+
+def stopping_after(shards: int) -> object:
+    """A progress that is interrupted when so many shards are done."""
+
+    @contextmanager
+    def progress(total: int, label: str, unit: str) -> Iterator[Advance]:
+        left = [shards]
+
+        def advance(count: int) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    return progress
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    pairs: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fill(pairs)
+    config = pairs.config(tmp_path / "out", shard_mb=0.02)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, progress=stopping_after(2))  # type: ignore[arg-type]
+    assert "the same command goes on from there" in caplog.text
+    with pytest.raises(DatasetError, match=r"holds no complete data set \(dataset.json is missing\)"):
+        read_manifest(str(tmp_path / "out"))
+    done = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
+    assert len(done) == 2
+    prepare(config)
+    assert done.items() <= {path.name: path.stat().st_ino for path in (tmp_path / "out").iterdir()}.items()
+    prepare(pairs.config(tmp_path / "whole", shard_mb=0.02))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_a_shard_without_its_side_car_or_of_another_size_is_written_again(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out", shard_mb=0.02)
+    prepare(config)
+    whole = content(tmp_path / "out")
+    (tmp_path / "out" / "dataset.json").unlink()
+    (tmp_path / "out" / "train-00000.json").unlink()
+    (tmp_path / "out" / "train-00000.arrow").write_bytes(b"cut sh")
+    (tmp_path / "out" / "train-00001.arrow").write_bytes(b"cut sh")
+    (tmp_path / "out" / "test-00000.arrow").unlink()
+    prepare(config)
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_finished_data_set_is_left_alone(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out")
+    manifest = prepare(config)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    for image in pairs.path.glob("*.png"):
+        image.unlink()
+    assert prepare(config) == manifest
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_another_data_set_is_not_overwritten(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    prepare(pairs.config(tmp_path / "out"))
+    before = content(tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"out already holds another .*prepare.encoding was 'png', now 'webp'\)"):
+        prepare(pairs.config(tmp_path / "out", encoding="webp"))
+    pairs.add("another")
+    with pytest.raises(DatasetError, match="the source had 17 pairs, now 18"):
+        prepare(pairs.config(tmp_path / "out"))
+    pairs.rows[-1]["id"] = pairs.rows.pop(0)["id"]
+    with pytest.raises(DatasetError, match="the source's records changed"):
+        prepare(pairs.config(tmp_path / "out"))
+    assert content(tmp_path / "out") == before
+
+
+def test_a_begun_plan_without_a_shard_may_change(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    storage.write_json(str(tmp_path / "out" / "plan.json"), {"digest": "x", "settings": {}, "records": 0})
+    prepare(pairs.config(tmp_path / "out"))
+    prepare(pairs.config(tmp_path / "fresh"))
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_unusable_pairs_are_quarantined(pairs: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(pairs)
+    (pairs.path / "train3-satellite.png").unlink()
+    (pairs.path / "test1-street.png").write_bytes(b"not an image")
+    os.truncate(pairs.path / "test2-street.png", 300)
+    manifest = prepare(pairs.config(tmp_path / "out"))
+    found = {entry.id: (entry.split, entry.reason) for entry in manifest.quarantine}
+    assert sorted(found) == ["test1", "test2", "train3"]
+    assert found["train3"][0] == "train"
+    assert "satellite image is missing" in found["train3"][1]
+    assert found["test1"] == ("test", "street image test1-street.png is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file")
+    assert "damaged or cut short" in found["test2"][1]
+    assert {split: info.count for split, info in manifest.splits.items()} == {"train": 10, "val": 1, "test": 3}
+    assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == ["test0", "test3", "test4"]
+    assert "quarantined: train3 (train): satellite image is missing" in caplog.text
+
+
+def test_a_shard_of_nothing_but_quarantine_is_not_listed(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    (pairs.path / "test0-street.png").unlink()
+    config = pairs.config(tmp_path / "out", shard_mb=0.0001)
+    manifest = prepare(config)
+    assert [shard.name for shard in manifest.split("test").shards] == [f"test-{k:05d}.arrow" for k in (1, 2, 3, 4)]
+    (tmp_path / "out" / "dataset.json").unlink()
+    assert prepare(config) == manifest
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "spoilt", "message"),
+    [
+        (5, 0, "", "^test split is empty: the source has no pair for it"),
+        (0, 5, "", "^train split has fewer than 2 pairs"),
+        (2, 5, "", "^train split has fewer than 2 pairs"),
+        (6, 2, "test", r"^test split is empty: 0 of its pairs can be used, 1 needed \(test0: satellite image is missing"),
+        (6, 2, "train", r"^train split is empty: 0 of its pairs"),
+        (6, 2, "t", r"^not one of the 8 pairs of the source can be read; the first: .*missing"),
+    ],
+)
+def test_a_split_without_pairs_is_named(
+    pairs: PairFolder, tmp_path: Path, train: int, test: int, spoilt: str, message: str
+) -> None:
+    fill(pairs, train, test)
+    if spoilt:
+        for image in pairs.path.glob(f"{spoilt}*-satellite.png"):
+            image.unlink()
+    with pytest.raises(DatasetError, match=message):
+        prepare(pairs.config(tmp_path / "out"))
+    assert not storage.exists(str(tmp_path / "out" / "dataset.json"))
+
+
+def test_the_same_images_may_be_in_every_split_under_other_ids(pairs: PairFolder, tmp_path: Path) -> None:
+    for k in range(3):
+        pairs.add(f"train{k}", "train")
+    for split in ("val", "test"):
+        pairs.rows += [row | {"id": f"{split}{k}", "split": split} for k, row in enumerate(pairs.rows[:3])]
+    manifest = prepare(pairs.config(tmp_path / "out"))
+    assert {split: info.count for split, info in manifest.splits.items()} == {"train": 3, "val": 3, "test": 3}
+    assert manifest.validation == "named by the source"
+
+
+def test_a_data_set_of_another_version_is_refused(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / "dataset.json"), {"schema_version": 0})
+    with pytest.raises(DatasetError, match="has schema_version 0, this program reads 1"):
+        read_manifest(str(tmp_path))
+    storage.write_json(str(tmp_path / "dataset.json"), {"schema_version": 1, "digest": "x"})
+    with pytest.raises(DatasetError, match="is damaged"):
+        read_manifest(str(tmp_path))

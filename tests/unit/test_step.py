@@ -1,0 +1,320 @@
+"""The training cycle against a straight-line one: three separate backward passes, PyTorch's Adam, plain losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.model.attention import NonLocalBlock
+from s2s_ray.model.batchnorm import GlobalBatchNorm2d
+from s2s_ray.model.blocks import SpectralConv2d
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.step import LOSS_NAMES, TrainingStep, frozen
+
+TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+TRAIN = TrainConfig(lr_generator=1e-3, lr_discriminator=2e-3, lr_retrieval=5e-4)
+NETWORKS = ("generator", "discriminator", "retrieval")
+# An instance norm follows both ways out of this one, so that its bias has no effect: its gradient is rounding.
+NOISE = "decoder.up2_norm.bias"
+
+NEGATIVES = torch.ones(4, 4, dtype=torch.bool)
+NEGATIVES[0, 1] = NEGATIVES[1, 0] = NEGATIVES[3, 2] = False
+
+
+@pytest.fixture
+def model() -> S2S:
+    """A float64 model in training mode whose attention takes part."""
+    torch.manual_seed(0)
+    model = S2S(TINY).double().train()
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            nn.init.constant_(module.gamma, 0.3)
+    return model
+
+
+def batch(pairs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    satellite, street = torch.rand(2, pairs, 3, 32, 40, dtype=torch.float64, generator=generator) * 2 - 1
+    return satellite, street
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+
+
+class PlainCycle:
+    """The cycle as the specification writes it, on a copy of the model with PyTorch's own BatchNorm."""
+
+    def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
+        self.model = copy.deepcopy(model)
+        self.loss = loss
+        self.norms = list(_replace_batchnorms(self.model.retrieval))
+        rates = (train.lr_generator, train.lr_discriminator, train.lr_retrieval)
+        self.optimizers = {
+            name: torch.optim.Adam(
+                [p for p in self.model.get_submodule(name).parameters() if p.requires_grad], lr=rate, betas=(0.5, 0.999)
+            )
+            for name, rate in zip(NETWORKS, rates, strict=True)
+        }
+
+    def __call__(
+        self,
+        satellite: Tensor,
+        street: Tensor,
+        *,
+        order: str = "DRG",
+        discard: float = 0.0,
+        negatives: Tensor | None = None,
+    ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
+        """The losses by name, and each network's gradients in its own step."""
+        generator, discriminator = self.model.generator, self.model.discriminator
+        _power_iterate(generator)
+        fake, features = generator(satellite)
+        _power_iterate(discriminator)
+        losses: dict[str, float] = {}
+        gradients: dict[str, dict[str, Tensor]] = {}
+        for step in order:
+            if step == "D":
+                real_term = _cross_entropy(discriminator(torch.cat([satellite, street], 1)), self.loss.real_label)
+                fake_term = _cross_entropy(discriminator(torch.cat([satellite, fake.detach()], 1)), 0.0)
+                loss = (real_term + fake_term) / 2
+                losses["d_loss"] = loss.item()
+                gradients["discriminator"] = self._step("discriminator", loss)
+            elif step == "R":
+                loss = self._triplets(features.detach(), street, discard, negatives)
+                losses["r_loss"] = loss.item()
+                gradients["retrieval"] = self._step("retrieval", loss)
+            else:
+                for norm in self.norms:
+                    norm.momentum = 0.0  # normalises with batch statistics, updates nothing
+                gan = _cross_entropy(discriminator(torch.cat([satellite, fake], 1)), self.loss.real_label)
+                triplets = self._triplets(features, street, discard, negatives)
+                l1 = (fake - street).abs().mean()
+                loss = self.loss.lambda_gan * gan + self.loss.lambda_ret * triplets + self.loss.lambda_l1 * l1
+                losses |= {"gan": gan.item(), "ret_weighted": self.loss.lambda_ret * triplets.item()}
+                losses |= {"l1_weighted": self.loss.lambda_l1 * l1.item(), "g_loss": loss.item()}
+                gradients["generator"] = self._step("generator", loss)
+                for norm in self.norms:
+                    norm.momentum = 0.1
+        return losses, gradients
+
+    def _step(self, network: str, loss: Tensor) -> dict[str, Tensor]:
+        self.model.zero_grad()
+        loss.backward(retain_graph=True)
+        self.optimizers[network].step()
+        named = self.model.get_submodule(network).named_parameters()
+        return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
+
+    def _triplets(self, features: Tensor, street: Tensor, discard: float, negatives: Tensor | None) -> Tensor:
+        satellites = self.model.retrieval.embed_satellite(features)
+        streets = self.model.retrieval.embed_street(street)
+        losses = []
+        for anchors, others in ((satellites, streets), (streets, satellites)):
+            for i in range(len(anchors)):
+                for j in range(len(anchors)):
+                    if i != j and (negatives is None or negatives[i, j]):
+                        to_positive = (anchors[i] - others[i]).square().sum()
+                        to_negative = (anchors[i] - others[j]).square().sum()
+                        losses.append(torch.log1p(torch.exp(self.loss.alpha * (to_positive - to_negative))))
+        hardest = torch.stack(losses).sort(descending=True).values
+        kept = -(-len(hardest) * round(100 - discard) // 100)
+        return hardest[: max(1, kept)].mean()
+
+
+def _replace_batchnorms(network: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GlobalBatchNorm2d):
+                plain = nn.BatchNorm2d(child.num_features).to(child.weight)
+                plain.load_state_dict(child.state_dict())
+                setattr(parent, name, plain)
+                yield plain
+
+
+def _power_iterate(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, SpectralConv2d):
+            matrix = module.weight.detach().reshape(module.weight.shape[0], -1)
+            v = matrix.T @ module.weight_u
+            module.weight_v = v / v.norm()
+            u = matrix @ module.weight_v
+            module.weight_u = u / u.norm()
+
+
+def _cross_entropy(logits: Tensor, label: float) -> Tensor:
+    probability = logits.sigmoid()
+    return -(label * probability.log() + (1 - label) * (1 - probability).log()).mean()
+
+
+def assert_same_gradients(found: nn.Module, expected: dict[str, Tensor]) -> None:
+    """Tensor by tensor, in the measure of the whole network's gradient where a tensor's own is rounding."""
+    gradients = {name: parameter.grad for name, parameter in found.named_parameters() if parameter.grad is not None}
+    assert set(gradients) == set(expected)
+    total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in expected.items():
+        difference = (gradients[name] - gradient).norm()
+        assert difference <= 1e-10 * max(gradient.norm(), 1e-6 * total), name
+
+
+@pytest.mark.parametrize(("discard", "negatives"), [(0.0, None), (60.0, None), (0.0, NEGATIVES), (60.0, NEGATIVES)])
+def test_a_cycle_is_three_plain_steps(model: S2S, discard: float, negatives: Tensor | None) -> None:
+    plain, cycle = PlainCycle(model, LossConfig(), TRAIN), TrainingStep(model, LossConfig(), TRAIN)
+    for seed in range(2):
+        satellite, street = batch(4, seed)
+        expected, gradients = plain(satellite, street, discard=discard, negatives=negatives)
+        found = cycle(satellite, street, discard=discard, negatives=negatives)
+        assert {name: found[name] for name in LOSS_NAMES} == pytest.approx(expected, rel=1e-9)
+        for network in NETWORKS:
+            assert_same_gradients(model.get_submodule(network), gradients[network])
+    triplets = 24 if negatives is None else 18
+    assert found["valid"] == triplets
+    assert found["kept"] == (triplets if discard == 0 else {24: 10, 18: 8}[triplets])
+    for network in NETWORKS:
+        weights = plain.model.get_submodule(network).state_dict()
+        for name, value in model.get_submodule(network).state_dict().items():
+            if name != NOISE and not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(value, weights[name], atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("order", "stale"), [("GDR", {"gan", "ret_weighted"}), ("RGD", {"gan"}), ("DGR", {"ret_weighted"})]
+)
+def test_the_generator_step_sees_the_updated_networks(model: S2S, order: str, stale: set[str]) -> None:
+    wrong = PlainCycle(model, LossConfig(), TRAIN)
+    satellite, street = batch(4)
+    expected, _ = wrong(satellite, street, order=order)
+    found = TrainingStep(model, LossConfig(), TRAIN)(satellite, street)
+    differing = {name for name in LOSS_NAMES if found[name] != pytest.approx(expected[name], rel=1e-4)}
+    assert differing - {"g_loss"} == stale
+
+
+def test_statistics_move_once_a_cycle(model: S2S) -> None:
+    """One power iteration of G and D on the weights of before their steps, one BatchNorm update of R."""
+    plain = PlainCycle(model, LossConfig(), TRAIN)
+    for network in (plain.model.generator, plain.model.discriminator):
+        _power_iterate(network)
+    satellite, street = batch(4)
+    plain.model.retrieval.embed_street(street)
+    expected = state_of(plain.model)
+    before = state_of(model)
+    TrainingStep(model, LossConfig(), TRAIN)(satellite, street)
+    statistics = ("weight_u", "weight_v", "running_mean", "running_var", "num_batches_tracked")
+    names = [name for name in before if name.endswith(statistics)]
+    assert len(names) > 100
+    for name in names:
+        torch.testing.assert_close(model.state_dict()[name], expected[name], msg=lambda m, n=name: f"{n}: {m}")
+    assert {n for n in moved(before, model) if n.endswith("num_batches_tracked")} == {
+        n for n in names if n.endswith("num_batches_tracked")
+    }
+
+
+def test_every_trained_weight_moves_and_no_other(model: S2S) -> None:
+    before = state_of(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert len(untrained) == 28  # biases before an instance norm
+    TrainingStep(model, LossConfig(), TRAIN)(*batch(4))
+    changed = moved(before, model)
+    assert trained - changed == set()
+    assert changed & untrained == set()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+
+
+def test_each_network_has_its_own_rate(model: S2S) -> None:
+    """Adam's first step is the rate itself, wherever the gradient is not tiny."""
+    before = state_of(model)
+    TrainingStep(model, LossConfig(), TRAIN)(*batch(4))
+    for network, rate in zip(NETWORKS, (1e-3, 2e-3, 5e-4), strict=True):
+        name = {"generator": "decoder.head.weight", "discriminator": "conv5.weight"}.get(network, "street_attention.b2")
+        step = (model.state_dict()[f"{network}.{name}"] - before[f"{network}.{name}"]).abs().max()
+        assert step.item() == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_single_pair_leaves_the_triplet_term_out(model: S2S) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    found = TrainingStep(model, LossConfig(), TRAIN)(*batch(1), discard=90.0)
+    assert (found["r_loss"], found["ret_weighted"], found["kept"], found["valid"]) == (0.0, 0.0, 0.0, 0.0)
+    assert found["g_loss"] == pytest.approx(found["gan"] + found["l1_weighted"])
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {name for name in changed if name.startswith("retrieval")} == set()
+    assert {"generator.decoder.head.weight", "discriminator.conv5.weight"} <= changed
+
+
+def test_no_valid_negative_leaves_the_triplet_term_out(model: S2S) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.retrieval.named_parameters()}
+    found = TrainingStep(model, LossConfig(), TRAIN)(*batch(3), negatives=torch.eye(3, dtype=torch.bool))
+    assert (found["r_loss"], found["kept"], found["valid"]) == (0.0, 0.0, 0.0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.retrieval.named_parameters())
+
+
+def test_the_weights_of_the_losses(model: S2S) -> None:
+    default = TrainingStep(copy.deepcopy(model), LossConfig(), TRAIN)(*batch(4))
+    found = TrainingStep(model, LossConfig(lambda_gan=0.5, lambda_ret=2.0, lambda_l1=3.0), TRAIN)(*batch(4))
+    assert found["gan"] == pytest.approx(default["gan"])
+    assert found["ret_weighted"] == pytest.approx(default["ret_weighted"] * 2 / 1000)
+    assert found["l1_weighted"] == pytest.approx(default["l1_weighted"] * 3 / 100)
+    assert found["g_loss"] == pytest.approx(0.5 * found["gan"] + found["ret_weighted"] + found["l1_weighted"])
+
+
+def test_in_evaluation_mode_no_statistic_moves(model: S2S) -> None:
+    before = state_of(model)
+    TrainingStep(model.eval(), LossConfig(), TRAIN)(*batch(2))
+    parameters = {name for name, _ in model.named_parameters()}
+    assert moved(before, model) - parameters == set()
+
+
+def test_a_frozen_batchnorm_never_moves() -> None:
+    torch.manual_seed(0)
+    model = S2S(TINY.model_copy(update={"street_batchnorm": "frozen"})).double().train()
+    before = state_of(model.retrieval)
+    TrainingStep(model, LossConfig(), TRAIN)(*batch(3))
+    changed = moved(before, model.retrieval)
+    assert {name for name in changed if "running" in name or "tracked" in name} == set()
+    assert "street_encoder.bn1.weight" in changed  # its affine part is trained all the same
+
+
+def test_frozen_networks_thaw_even_after_an_error(model: S2S) -> None:
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+    def fail() -> None:
+        with frozen(model.generator, model.retrieval):
+            networks = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+            assert networks == {"discriminator"}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_bfloat16_follows_single_precision(model: S2S) -> None:
+    """D and R move far in their steps: a weight whose cast was kept from before would show in gan and ret_weighted."""
+    for block in model.generator.encoder.bottleneck:
+        nn.init.normal_(block.norm2.bias)  # features of zero mean alone make descriptors of rounding
+    model.float()
+    train = TRAIN.model_copy(update={"lr_discriminator": 0.01, "lr_retrieval": 0.001})
+    satellite, street = (images.float() for images in batch(6))
+    stale, _ = PlainCycle(model, LossConfig(), train)(satellite, street, order="GDR")
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trained = copy.deepcopy(model)
+        cycle = TrainingStep(trained, LossConfig(), train.model_copy(update={"precision": precision}))
+        losses[precision] = cycle(satellite, street)
+        assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+        assert all(p.grad.isfinite().all() for p in trained.parameters() if p.grad is not None)
+    for name in LOSS_NAMES:
+        assert losses["bf16"][name] == pytest.approx(losses["fp32"][name], rel=0.05), name
+        assert losses["bf16"][name] != losses["fp32"][name], name
+    for name in ("gan", "ret_weighted"):
+        assert losses["bf16"][name] != pytest.approx(stale[name], rel=0.1), name

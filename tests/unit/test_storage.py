@@ -1,0 +1,253 @@
+"""Storage on local paths, and what it makes of remote faults. `tests/integration/test_storage_s3.py` has S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2s_ray import filesystem, storage
+from s2s_ray.storage import NotFoundError, StorageError
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts", "joined"),
+    [
+        ("data", ("a", "b.json"), "data/a/b.json"),
+        ("/data/", ("a",), "/data/a"),
+        ("/", ("a",), "/a"),
+        ("s3://bucket", ("a", "b"), "s3://bucket/a/b"),
+        ("s3://bucket/x/", ("a/b",), "s3://bucket/x/a/b"),
+        ("file:///tmp/x", ("a",), "file:///tmp/x/a"),
+    ],
+)
+def test_join_parent_and_name(uri: str, parts: tuple[str, ...], joined: str) -> None:
+    assert storage.join(uri, *parts) == joined
+    assert storage.name(joined) == parts[-1].rpartition("/")[2]
+    assert storage.join(storage.parent(joined), storage.name(joined)) == joined
+
+
+def test_the_parent_of_a_bare_name_is_the_working_directory() -> None:
+    assert storage.parent("pairs.csv") == "."
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_write_read_list_delete(tmp_path: Path, scheme: str) -> None:
+    root = f"{scheme}{tmp_path}/deep/er"
+    assert storage.is_local(root)
+    assert storage.list_names(root) == []
+    assert not storage.exists(root)
+    storage.write_bytes(storage.join(root, "b", "x"), b"one")
+    storage.write_bytes(storage.join(root, "b", "x"), b"three")
+    storage.write_json(storage.join(root, "a"), {"k": [1, "é"]})
+    assert storage.list_names(root) == ["a", "b"]
+    assert storage.read_bytes(storage.join(root, "b", "x")) == b"three"
+    assert storage.size(storage.join(root, "b", "x")) == 5
+    assert storage.read_json(storage.join(root, "a")) == {"k": [1, "é"]}
+    with storage.open_input(storage.join(root, "b", "x")) as file:
+        file.seek(2)
+        assert file.read() == b"ree"
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    storage.delete(root)
+    assert not storage.exists(root)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    storage.write_bytes(str(path), b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"x: No space left on device"):
+        storage.write_bytes(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_names_of_unfinished_writes_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".x.0123.tmp~").write_bytes(b"cut sh")
+    (tmp_path / "y").write_bytes(b"")
+    assert storage.list_names(str(tmp_path)) == ["y"]
+
+
+def test_missing_and_unusable_places_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=rf"^{tmp_path}/no/file does not exist; neither does its directory$"):
+        storage.read_bytes(f"{tmp_path}/no/file")
+    with pytest.raises(NotFoundError, match=rf"^{tmp_path}/file does not exist$"):
+        storage.download(f"{tmp_path}/file", tmp_path / "copy")
+    with pytest.raises(StorageError, match=rf"^{tmp_path}: Is a directory$"):
+        storage.read_bytes(str(tmp_path))
+    (tmp_path / "file").write_text("{")
+    with pytest.raises(StorageError, match="file is not JSON"):
+        storage.read_json(f"{tmp_path}/file")
+    with pytest.raises(StorageError, match=r"foo://x/y: no file system for this URI"):
+        storage.read_bytes("foo://x/y")
+    with pytest.raises(StorageError, match=r"s3://: expected s3://BUCKET/PATH"):
+        storage.exists("s3://")
+
+
+def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL='localhost:9000': expected http://HOST:PORT"):
+        storage.read_bytes("s3://bucket/x")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 100
+    (tmp_path / "x").write_bytes(data)
+    assert storage.sha256(tmp_path / "x") == storage.sha256(data) == hashlib.sha256(data).hexdigest()
+
+
+class Flaky:
+    """An operation that fails with the given errors before it succeeds."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+        self.calls = 0
+
+    def __call__(self, *_: Any) -> str:
+        self.calls += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        return "done"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The pauses between attempts, which take no time."""
+    made: list[float] = []
+    monkeypatch.setattr(filesystem.time, "sleep", made.append)
+    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (None, uri))
+    yield made
+
+
+def test_faults_that_may_pass_are_tried_again_with_growing_pauses(pauses: list[float]) -> None:
+    operation = Flaky(
+        OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56, Recv failure"),
+        OSError("AWS Error SLOW_DOWN during GetObject operation"),
+        OSError("AWS Error UNKNOWN (HTTP status 503) during PutObject operation"),
+    )
+    assert filesystem.remotely("gs://bucket/x", operation) == "done"
+    assert operation.calls == 4
+    assert len(pauses) == 3
+    assert pauses[0] < pauses[1] < pauses[2]
+
+
+def test_a_fault_that_stays_ends_with_an_error_that_names_the_uri(pauses: list[float]) -> None:
+    operation = Flaky(*[OSError("Connection reset by peer")] * 99)
+    with pytest.raises(StorageError, match=r"gs://bucket/x: Connection reset"):
+        filesystem.remotely("gs://bucket/x", operation)
+    assert operation.calls == filesystem.ATTEMPTS
+    assert len(pauses) == filesystem.ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (FileNotFoundError("Path does not exist"), NotFoundError),
+        (OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), StorageError),
+        (OSError("No space left on device"), StorageError),
+    ],
+)
+def test_faults_that_stay_are_not_tried_again(pauses: list[float], fault: Exception, kind: type[Exception]) -> None:
+    operation = Flaky(fault)
+    with pytest.raises(kind, match="gs://bucket/x"):
+        filesystem.remotely("gs://bucket/x", operation)
+    assert operation.calls == 1
+    assert pauses == []
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """A directory worth publishing."""
+    folder = tmp_path / "local"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.bin").write_bytes(b"a" * 1000)
+    (folder / "sub" / "b.bin").write_bytes(b"")
+    return folder
+
+
+def test_publish_and_fetch(release: Path, tmp_path: Path) -> None:
+    uri = str(tmp_path / "store" / "r1")
+    assert not storage.is_complete(uri)
+    storage.publish(release, uri)
+    assert storage.is_complete(uri)
+    found = storage.fetch(uri, tmp_path / "into")
+    assert (found / "a.bin").read_bytes() == b"a" * 1000
+    assert (found / "sub" / "b.bin").read_bytes() == b""
+    entry = storage.read_json(str(found / "manifest.json"))["files"]["a.bin"]
+    assert entry == {"bytes": 1000, "sha256": hashlib.sha256(b"a" * 1000).hexdigest()}
+
+
+def test_fetch_takes_only_what_is_asked_for(release: Path, tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    storage.publish(release, uri)
+    assert sorted(os.listdir(storage.fetch(uri, tmp_path / "into", only=("a.bin",)))) == ["a.bin"]
+    with pytest.raises(NotFoundError, match=r"published without c\.bin; it holds a\.bin, sub/b\.bin"):
+        storage.fetch(uri, tmp_path / "into", only=("c.bin",))
+
+
+def test_fetch_keeps_whole_files_and_replaces_damaged_ones(release: Path, tmp_path: Path) -> None:
+    uri, into = str(tmp_path / "store"), tmp_path / "into"
+    storage.publish(release, uri)
+    storage.fetch(uri, into)
+    (into / "a.bin").write_bytes(b"b" * 1000)
+    kept = (into / "sub" / "b.bin").stat().st_ino
+    storage.fetch(uri, into)
+    assert (into / "a.bin").read_bytes() == b"a" * 1000
+    assert (into / "sub" / "b.bin").stat().st_ino == kept
+
+
+def test_a_publication_cut_short_does_not_exist(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "store")
+    storage.publish(release, uri)  # an older one is there, and is not mistaken for the new one either
+    upload = storage.upload
+
+    def fail_on_second(path: Path, target: str) -> None:
+        if path.name == "b.bin":
+            raise KeyboardInterrupt
+        upload(path, target)
+
+    monkeypatch.setattr(storage, "upload", fail_on_second)
+    with pytest.raises(KeyboardInterrupt):
+        storage.publish(release, uri)
+    assert storage.exists(storage.join(uri, "a.bin"))
+    assert not storage.is_complete(uri)
+    with pytest.raises(NotFoundError, match=r"store has no manifest\.json"):
+        storage.fetch(uri, tmp_path / "into")
+
+
+def test_fetch_names_what_is_damaged_or_missing(release: Path, tmp_path: Path) -> None:
+    uri, into = str(tmp_path / "store"), tmp_path / "into"
+    storage.publish(release, uri)
+    (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999 + b"b")
+    with pytest.raises(StorageError, match=r"store/a\.bin fails its checksum"):
+        storage.fetch(uri, into)
+    assert not (into / "a.bin").exists()
+    (tmp_path / "store" / "a.bin").unlink()
+    with pytest.raises(NotFoundError, match=r"store/a\.bin does not exist"):
+        storage.fetch(uri, into)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
+def test_fetch_refuses_names_outside_of_the_directory(tmp_path: Path, name: str) -> None:
+    storage.write_json(str(tmp_path / "manifest.json"), {"files": {name: {"bytes": 0, "sha256": ""}}})
+    with pytest.raises(StorageError, match="outside of the directory"):
+        storage.fetch(str(tmp_path), tmp_path / "into")
+
+
+def test_nothing_to_publish(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no files"):
+        storage.publish(tmp_path, str(tmp_path / "store"))

@@ -1,0 +1,225 @@
+"""Several workers, each a process of its own (gloo), against one process on the whole batch, in float64.
+
+This module is also the program that the workers run: `python test_workers.py RANK FOLDER`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from s2s_ray.collectives import gather_rows, rank, sum_over_ranks, world_size
+from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.model.attention import NonLocalBlock
+from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+
+WORKERS = 4
+SHARES = [(8, 8), (4, 4, 4, 4), (6, 5, 5), (3, 2), (3, 2, 2), (1, 1), (2, 0, 1), (1, 0)]
+NETWORKS = ("generator", "discriminator", "retrieval")
+DOUBLE = torch.float64
+
+pytestmark = pytest.mark.integration  # four processes that import PyTorch take their time
+
+Result = dict[str, Any]
+
+
+def name_of(shares: tuple[int, ...]) -> str:
+    return "+".join(map(str, shares))
+
+
+def own(rows: Tensor, shares: tuple[int, ...]) -> Tensor:
+    """This worker's part of the global batch."""
+    return rows.split(list(shares))[rank()] if world_size() > 1 else rows
+
+
+# What is computed, by one worker or by many
+
+
+def gathered(shares: tuple[int, ...]) -> Result:
+    """A sum of cubes of gathered rows that every worker computes alike, divided by their number."""
+    rows = torch.randn(sum(shares), 3, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+    mine = own(rows, shares).clone().requires_grad_()
+    together = gather_rows(mine, shares if world_size() > 1 else [len(mine)])
+    weights = torch.arange(together.numel(), dtype=DOUBLE).view_as(together)
+    (gradient,) = torch.autograd.grad((weights * together**3).sum() / world_size(), mine)
+    total, count = torch.full((2, 2), rank() + 1.0, dtype=DOUBLE), torch.ones(3, dtype=DOUBLE)
+    sum_over_ranks(total, count)
+    return {"together": together.detach(), "gradient": gradient, "total": total, "count": count}
+
+
+def normalised(shares: tuple[int, ...]) -> Result:
+    """Batch normalisation of images far from zero mean; every worker's loss is its share of a sum."""
+    generator = torch.Generator().manual_seed(2)
+    norm = nn.BatchNorm2d(3).double() if world_size() == 1 else GlobalBatchNorm2d(3).double()
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(torch.randn(3, dtype=DOUBLE, generator=generator))
+    x = 50 + torch.randn(sum(shares), 3, 4, 5, dtype=DOUBLE, generator=generator)
+    weights = own(torch.randn(x.shape, dtype=DOUBLE, generator=generator), shares)
+    mine = own(x, shares).clone().requires_grad_()
+    with track_statistics(norm):
+        output = norm(mine)
+    gradients = list(torch.autograd.grad((weights * output**2).sum(), [mine, *norm.parameters()]))
+    sum_over_ranks(*gradients[1:])
+    state = {name: value.clone() for name, value in norm.state_dict().items()}
+    return {"output": output.detach(), "gradients": gradients, "state": state}
+
+
+def cycle(shares: tuple[int, ...], discard: float = 50.0) -> Result:
+    """A whole training cycle of a tiny model with live statistics and attention that takes part."""
+    torch.manual_seed(0)
+    config = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+    model = S2S(config).double().train()
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            nn.init.constant_(module.gamma, 0.3)
+    pairs = sum(shares)
+    satellite, street = torch.rand(2, pairs, 3, 32, 40, dtype=DOUBLE) * 2 - 1
+    negatives = torch.ones(pairs, pairs, dtype=torch.bool)
+    if pairs > 2:
+        negatives[0, pairs - 1] = negatives[pairs - 1, 0] = False  # pairs of the first and the last worker
+    losses = TrainingStep(model, LossConfig(), TrainConfig())(
+        own(satellite, shares),
+        own(street, shares),
+        shares=shares if world_size() > 1 else None,
+        negatives=negatives,
+        discard=discard,
+    )
+    named = {network: model.get_submodule(network).named_parameters() for network in NETWORKS}
+    gradients = {
+        network: {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+        for network, parameters in named.items()
+    }
+    return {"losses": losses, "gradients": gradients, "buffers": dict(model.named_buffers())}
+
+
+CHECKS = {"gathered": gathered, "normalised": normalised, "cycle": cycle}
+
+
+def work(worker: int, folder: Path) -> None:
+    """Every check in every group this worker belongs to; the groups are set up one after the other."""
+    for shares in SHARES:
+        if worker >= len(shares):
+            continue
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / ('group-' + name_of(shares))}",
+            rank=worker,
+            world_size=len(shares),
+        )
+        results = {}
+        for name, check in CHECKS.items():
+            results[name] = check(shares)
+            dist.barrier()
+        dist.destroy_process_group()
+        torch.save(results, folder / f"{name_of(shares)}-{worker}.pt")
+
+
+# The tests
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the workers left their results, and what they printed."""
+    folder = tmp_path_factory.mktemp("workers")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(worker), str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for worker in range(WORKERS)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for worker, output in enumerate(outputs):
+        (folder / f"{worker}.log").write_text(output)
+    return folder
+
+
+def results_of(folder: Path, shares: tuple[int, ...], check: str) -> list[Result]:
+    results = []
+    for worker in range(len(shares)):
+        path = folder / f"{name_of(shares)}-{worker}.pt"
+        assert path.exists(), (folder / f"{worker}.log").read_text()
+        results.append(torch.load(path, weights_only=True)[check])
+    return results
+
+
+@lru_cache
+def cycle_of_one(shares: tuple[int, ...]) -> Result:
+    return cycle(shares)
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=name_of)
+def test_gathered_rows_are_the_whole_batch(folder: Path, shares: tuple[int, ...]) -> None:
+    found, expected = results_of(folder, shares, "gathered"), gathered(shares)
+    for result in found:
+        assert torch.equal(result["together"], expected["together"])
+        workers = len(shares)
+        assert result["total"].eq(workers * (workers + 1) / 2).all()
+        assert result["count"].eq(workers).all()
+    torch.testing.assert_close(torch.cat([result["gradient"] for result in found]), expected["gradient"])
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=name_of)
+def test_batch_statistics_are_those_of_the_whole_batch(folder: Path, shares: tuple[int, ...]) -> None:
+    found, expected = results_of(folder, shares, "normalised"), normalised(shares)
+    close = {"atol": 1e-10, "rtol": 1e-10}
+    torch.testing.assert_close(torch.cat([result["output"] for result in found]), expected["output"], **close)
+    inputs = torch.cat([result["gradients"][0] for result in found])
+    torch.testing.assert_close(inputs, expected["gradients"][0], **close)
+    for result in found:
+        for gradient, reference in zip(result["gradients"][1:], expected["gradients"][1:], strict=True):
+            torch.testing.assert_close(gradient, reference, **close)
+        assert set(result["state"]) == set(expected["state"])
+        for name, value in expected["state"].items():
+            torch.testing.assert_close(result["state"][name], value, **close)
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=name_of)
+def test_a_cycle_has_the_losses_and_gradients_of_the_whole_batch(folder: Path, shares: tuple[int, ...]) -> None:
+    found, expected = results_of(folder, shares, "cycle"), cycle_of_one(shares)
+    for result in found:
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-10)
+        assert result["losses"] == found[0]["losses"]  # to the bit, on every worker
+    for network in NETWORKS:
+        gradients = expected["gradients"][network]
+        total = torch.tensor([gradient.norm() for gradient in gradients.values()]).norm()
+        for result in found:
+            assert set(result["gradients"][network]) == set(gradients)
+            for name, gradient in gradients.items():
+                difference = (result["gradients"][network][name] - gradient).norm()
+                assert difference <= 1e-10 * max(gradient.norm(), 1e-6 * total), f"{network}.{name}"
+                assert torch.equal(result["gradients"][network][name], found[0]["gradients"][network][name])
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=name_of)
+def test_statistics_move_alike_on_every_worker(folder: Path, shares: tuple[int, ...]) -> None:
+    found, expected = results_of(folder, shares, "cycle"), cycle_of_one(shares)
+    for name, value in expected["buffers"].items():
+        for result in found:
+            torch.testing.assert_close(result["buffers"][name], value, atol=1e-10, rtol=1e-10)
+            assert torch.equal(result["buffers"][name], found[0]["buffers"][name]), name
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(int(sys.argv[1]), Path(sys.argv[2]))
