@@ -1,4 +1,7 @@
-"""`make demo`: a procedural city, from nothing to a service that says where a panorama was taken, below ./demo."""
+"""`make demo`: a procedural city, from nothing to a service that says where a panorama was taken.
+
+Everything is written below one folder, ./demo, which is made anew at each run.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -31,14 +35,13 @@ from s2s_ray.evaluation.galleries import save, training_curves
 from s2s_ray.index import build_index
 from s2s_ray.model.s2s import S2S
 
-FOLDER = Path("demo")
 NAME = "demo"
+FOLDERS = ("data", "runs", "registry", "index", "pictures")
 ASKED = 60  # held-out panoramas sent to the service
-NEXT = f"""What to run next:
+NEXT = """What to run next:
   make serve                                      the same service on http://127.0.0.1:8000, until Ctrl-C
   .venv/bin/s2s evaluate --checkpoint demo/runs/demo --out demo/again -c demo/runs/demo/config.yaml
-  .venv/bin/s2s config -c small                   the next size; README.md has your own images, S3 and clusters
-Pictures: {FOLDER}/pictures/"""
+  .venv/bin/s2s config -c small                   the next size; README.md has your own images, S3 and clusters"""
 
 
 class Stages:
@@ -56,62 +59,70 @@ class Stages:
         print(f"== {name}: {self.seconds[name]:.0f} s", flush=True)
 
 
-def main() -> None:
-    """Run all stages and write `demo/summary.json`."""
+def main(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Change the preset: a.b=value.")] = None,
+) -> None:
+    """Run all stages and write `summary.json`."""
     log_plainly()
-    config = settings()
-    for folder in ("data", "runs", "registry", "index", "pictures"):
-        shutil.rmtree(FOLDER / folder, ignore_errors=True)
-    (FOLDER / "summary.json").unlink(missing_ok=True)
+    config = settings(folder, overrides or [])
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "summary.json").unlink(missing_ok=True)
     stage = Stages()
     with ray_cluster():
         with stage("prepare", "a city of pairs, polar-transformed, in Arrow shards"):
             prepare(config)
         with stage("train", f"the GAN and retrieval cycle on {config.train.workers} Ray Train workers"):
-            best = fit(config)
+            best = fit(config, folder)
         dataset = PairDataset(config.data.uri, "test")
         with stage("evaluate", f"{len(dataset)} held-out tiles, before and after training"):
             torch.manual_seed(config.train.seed)
             before = evaluate(S2S(config.model), dataset, config.evaluation)
-            after = evaluate(load_checkpoint(best), dataset, config.evaluation, out=str(FOLDER / "pictures"))
+            after = evaluate(load_checkpoint(best), dataset, config.evaluation, out=str(folder / "pictures"))
         with stage("publish", "the best checkpoint and an index of the held-out region"):
-            publish(best, dataset)
+            publish(best, dataset, folder)
         with stage("serve", f"{ASKED} held-out panoramas over HTTP"):
-            served = ask(config)
-    report(before, after, served, stage.seconds)
+            served = ask(config, folder)
+    summary = summarise(before, after, served, stage.seconds)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    show_table(summary)
+    print("Pictures:", *sorted(str(path) for path in (folder / "pictures").iterdir()), sep="\n  ")
+    print(NEXT)
 
 
-def settings() -> Config:
-    """The `tiny` preset, everything below ./demo."""
-    places = (f"data.uri={FOLDER}/data", f"train.storage={FOLDER}/runs", f"train.name={NAME}")
-    return load_config("tiny", places)
+def settings(folder: Path, overrides: list[str]) -> Config:
+    """The `tiny` preset with everything below one folder."""
+    places = [f"data.uri={folder}/data", f"train.storage={folder}/runs", f"train.name={NAME}"]
+    return load_config("tiny", [*places, *overrides])
 
 
-def fit(config: Config) -> str:
+def fit(config: Config, folder: Path) -> str:
     """Train, draw the curves; the best checkpoint's URI."""
     from s2s_ray.training.ray_train import train
 
     result = train(config)
-    save(training_curves(result.history), str(FOLDER / "pictures" / "curves.png"))
+    save(training_curves(result.history), str(folder / "pictures" / "curves.png"))
     return result.best
 
 
-def publish(checkpoint: str, dataset: PairDataset) -> None:
+def publish(checkpoint: str, dataset: PairDataset, folder: Path) -> None:
     """Index the split, publish both as a release and promote it."""
     mark = registry.fingerprint(checkpoint)
-    build_index(load_checkpoint(checkpoint), dataset, checkpoint_fingerprint=mark).save(str(FOLDER / "index"))
-    release = registry.publish(str(FOLDER / "registry"), NAME, checkpoint, str(FOLDER / "index"))
-    registry.promote(str(FOLDER / "registry"), NAME, release.id)
+    index = build_index(load_checkpoint(checkpoint), dataset, checkpoint_fingerprint=mark, split="test")
+    index.save(str(folder / "index"))
+    release = registry.publish(str(folder / "registry"), NAME, checkpoint, str(folder / "index"))
+    registry.promote(str(folder / "registry"), NAME, release.id)
 
 
-def ask(config: Config) -> dict[str, Any]:
+def ask(config: Config, folder: Path) -> dict[str, int]:
     """Serve the release and send held-out panoramas and tiles to it, as a user's program would."""
     from serve.local import serving
 
     source = open_source(config.source)
     records = [record for record in source.records() if record.split == "test"][:ASKED]
     hits = 0
-    with serving(str(FOLDER / "registry"), NAME, "127.0.0.1", free_port()) as url, httpx.Client(base_url=url) as http:
+    with serving(str(folder / "registry"), NAME, "127.0.0.1", free_port()) as url, httpx.Client(base_url=url) as http:
         for record in records:
             match = localize(http, encode(source.read(record).street, "png"))
             hits += match["id"] == record.id
@@ -120,7 +131,7 @@ def ask(config: Config) -> dict[str, Any]:
             tile = encode(source.read(record).satellite, "png")
             drawn = http.post("/v1/synthesize", content=tile, headers={"content-type": "image/png"}, timeout=60)
             drawn.raise_for_status()
-            (FOLDER / "pictures" / f"synthesised-{record.id}.png").write_bytes(drawn.content)
+            (folder / "pictures" / f"synthesised-{record.id}.png").write_bytes(drawn.content)
     print(f"localised {hits} of {len(records)} at the first place")
     return {"asked": len(records), "hits": hits}
 
@@ -143,34 +154,38 @@ def show(record: Record, match: dict[str, Any]) -> None:
     )
 
 
-def report(
-    before: EvaluationReport, after: EvaluationReport, served: dict[str, Any], seconds: dict[str, float]
-) -> None:
-    """Print the table, write `summary.json`."""
-    recall = after.street_to_satellite
-    summary = {
+def summarise(
+    before: EvaluationReport, after: EvaluationReport, served: dict[str, int], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What `summary.json` holds; recall in fractions, L1 of pixels in [-1, 1]."""
+    recall, untrained = after.street_to_satellite.recall, before.street_to_satellite.recall
+    return {
         "gallery": after.gallery,
-        "recall_at_1": recall.recall["1"],
-        "recall_at_5": recall.recall["5"],
-        "recall_at_10": recall.recall["10"],
-        "recall_at_1_untrained": before.street_to_satellite.recall["1"],
-        "recall_at_1_served": served["hits"] / served["asked"],
+        "recall_at_1": recall["1"],
+        "recall_at_5": recall["5"],
+        "recall_at_10": recall["10"],
+        "recall_at_1_untrained": untrained["1"],
+        "chance": after.street_to_satellite.chance,
         "asked": served["asked"],
-        "chance": recall.chance,
+        "recall_at_1_served": served["hits"] / served["asked"],
         "l1_before": before.quality.l1,
         "l1_after": after.quality.l1,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
-    (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    table = Table("", "untrained", "trained", title=f"{after.gallery} held-out tiles, chance {recall.chance:.2%}")
-    for k in ("1", "5", "10"):
-        table.add_row(f"recall at {k}", f"{before.street_to_satellite.recall[k]:.1%}", f"{recall.recall[k]:.1%}")
-    table.add_row(f"recall at 1 over HTTP, {served['asked']} asked", "", f"{summary['recall_at_1_served']:.1%}")
-    table.add_row("L1 of synthesis, on [-1, 1]", f"{before.quality.l1:.3f}", f"{after.quality.l1:.3f}")
+
+
+def show_table(summary: dict[str, Any]) -> None:
+    """Print the summary."""
+    table = Table("", "untrained", "trained", title=f"{summary['gallery']} held-out tiles")
+    table.add_row("recall at 1 by chance", f"{summary['chance']:.2%}", f"{summary['chance']:.2%}")
+    table.add_row("recall at 1", f"{summary['recall_at_1_untrained']:.1%}", f"{summary['recall_at_1']:.1%}")
+    table.add_row("recall at 5", "", f"{summary['recall_at_5']:.1%}")
+    table.add_row("recall at 10", "", f"{summary['recall_at_10']:.1%}")
+    table.add_row(f"recall at 1 over HTTP, of {summary['asked']} asked", "", f"{summary['recall_at_1_served']:.1%}")
+    table.add_row("L1 of synthesis, pixels in [-1, 1]", f"{summary['l1_before']:.3f}", f"{summary['l1_after']:.3f}")
     for name, value in summary["seconds"].items():
         table.add_row(f"seconds: {name}", "", f"{value:.0f}")
     Console(file=sys.stdout).print(table)
-    print(NEXT)
 
 
 def free_port() -> int:
@@ -182,4 +197,7 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        typer.run(main)
+    except KeyboardInterrupt:
+        sys.exit("demo interrupted; `make demo` starts it anew")

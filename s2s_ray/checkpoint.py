@@ -40,9 +40,7 @@ def save_model(model: S2S, meta: dict[str, Any], directory: Path) -> None:
 def save_state(state: dict[str, torch.Tensor], meta: dict[str, Any], directory: Path) -> None:
     """`save_model` of a state dict taken earlier; `meta["model"]` is the model's configuration."""
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, directory / MODEL_FILE
-    )
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, directory / MODEL_FILE)
     tree = {"format": FORMAT, "version": code_version(), **meta}
     (directory / META_FILE).write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -60,16 +58,12 @@ def load_checkpoint(uri: str | Path, device: str | torch.device = "cpu") -> S2S:
         try:
             state = load_file(directory / MODEL_FILE)
         except SafetensorError as error:
-            raise CheckpointError(
-                f"checkpoint {uri}: {MODEL_FILE} is not a safetensors file ({error})"
-            ) from None
+            raise CheckpointError(f"checkpoint {uri}: {MODEL_FILE} is not a safetensors file ({error})") from None
     model = S2S(config)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"checkpoint {uri}: its weights do not fit its configuration: {error}"
-        ) from None
+        raise CheckpointError(f"checkpoint {uri}: its weights do not fit its configuration: {error}") from None
     return model.to(device).eval()
 
 
@@ -84,9 +78,7 @@ def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(meta.get("model"))
     except ValidationError as error:
-        raise CheckpointError(
-            f"checkpoint {uri}: model configuration in {META_FILE} is not valid: {error}"
-        ) from None
+        raise CheckpointError(f"checkpoint {uri}: model configuration in {META_FILE} is not valid: {error}") from None
 
 
 def check_fits(uri: str, found: ModelConfig, wanted: ModelConfig) -> None:
@@ -117,7 +109,5 @@ def _read_meta_file(path: Path, uri: str) -> dict[str, Any]:
 def _checked(tree: Any, uri: str) -> dict[str, Any]:
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise CheckpointError(
-            f"checkpoint {uri}: {META_FILE} has format {found!r}, this version reads {FORMAT}"
-        )
+        raise CheckpointError(f"checkpoint {uri}: {META_FILE} has format {found!r}, this version reads {FORMAT}")
     return tree

@@ -113,6 +113,7 @@ def build_index(
         checkpoint_fingerprint=registry.fingerprint(uri),
         batch=settings.evaluation.batch,
         device=_device(settings),
+        split=settings.evaluation.split,
     )
     index.save(out)
     typer.echo(f"{len(index)} tiles indexed in {out}")

@@ -34,17 +34,13 @@ class ModelConfig(Section):
 
     height: int = Field(112, description="rows of both images; a multiple of 8, at least 32")
     width: int = Field(616, description="columns of both images; a multiple of 8, at least 32")
-    channels: int = Field(
-        32, ge=4, multiple_of=4, description="generator stem; the bottleneck has 8 times as many"
-    )
+    channels: int = Field(32, ge=4, multiple_of=4, description="generator stem; the bottleneck has 8 times as many")
     residual_blocks: int = Field(6, ge=1, description="residual blocks of the bottleneck")
     discriminator_channels: int = Field(64, ge=4, multiple_of=4, description="first convolution of D")
     discriminator_variant: Literal["paper", "released"] = Field(
         "paper", description="paper: table 2's shapes; released: padding and spectral norm of the public code"
     )
-    street_blocks: tuple[int, int, int] = Field(
-        (3, 4, 6), description="ResNet blocks per stage; 3 4 6 is ResNet34"
-    )
+    street_blocks: tuple[int, int, int] = Field((3, 4, 6), description="ResNet blocks per stage; 3 4 6 is ResNet34")
     street_weights: str = Field(
         "random", description="'random', 'imagenet' (torchvision's ResNet34) or the URI of such a state dict"
     )
@@ -119,24 +115,19 @@ class SyntheticSourceConfig(Section):
 
     kind: Literal["synthetic"] = "synthetic"
     seed: int = Field(0, ge=0, description="which world")
-    train_pairs: int = Field(
-        1000, ge=2, description="pairs of the training region (validation is held out of them)"
-    )
+    train_pairs: int = Field(1000, ge=2, description="pairs of the training region (validation is held out of them)")
     test_pairs: int = Field(300, ge=2, description="pairs of a region that training never sees")
     tile_px: int = Field(128, ge=32, description="side of a satellite tile in pixels")
     tile_m: Positive = Field(64.0, description="side of a satellite tile in metres")
-    panorama_height: int = Field(
-        64, ge=16, description="rows of a rendered panorama, elevation +45 to -45 degrees"
-    )
+    panorama_height: int = Field(64, ge=16, description="rows of a rendered panorama, elevation +45 to -45 degrees")
     panorama_width: int = Field(352, ge=32, description="columns of a rendered panorama, 360 degrees")
-    spacing_m: Positive = Field(
-        25.0, description="smallest distance between two positions; smaller is harder"
+    panorama_rays: int = Field(
+        1, ge=1, le=4, description="rays per panorama pixel and axis; 1 will do where the model sees half the pixels"
     )
+    spacing_m: Positive = Field(25.0, description="smallest distance between two positions; smaller is harder")
     jitter_m: NonNegative = Field(0.0, description="largest offset of the panorama from the tile's centre")
     occlusion: Fraction = Field(0.3, description="how much trees and vehicles hide along the street")
-    panorama_heading: float = Field(
-        0.0, description="compass bearing of the panorama's middle column, degrees"
-    )
+    panorama_heading: float = Field(0.0, description="compass bearing of the panorama's middle column, degrees")
 
     @property
     def panorama_rows(self) -> tuple[float, float]:
@@ -170,42 +161,30 @@ SourceConfig = Annotated[SyntheticSourceConfig | ManifestSourceConfig, Field(dis
 class PrepareConfig(Section):
     """How a source becomes a data set."""
 
-    encoding: Literal["png", "jpeg", "webp"] = Field(
-        "png", description="png and webp are lossless, jpeg is smaller"
-    )
+    encoding: Literal["png", "jpeg", "webp"] = Field("png", description="png and webp are lossless, jpeg is smaller")
     shard_mb: Positive = Field(64.0, description="aimed size of a shard, in 10^6 bytes of encoded images")
     keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.1, description="part of the training split held out where the source names no validation pairs"
     )
-    validation_block_m: Positive = Field(
-        500.0, description="side of the blocks held out where there are coordinates"
-    )
-    parallel: bool = Field(
-        True, description="write shards as Ray Data tasks; false: in this process, without Ray"
-    )
+    validation_block_m: Positive = Field(500.0, description="side of the blocks held out where there are coordinates")
+    parallel: bool = Field(True, description="write shards as Ray Data tasks; false: in this process, without Ray")
 
 
 class DataConfig(Section):
     """Where the data set is and how it is read."""
 
     uri: str = Field("data/synthetic", description="the data set: a directory or an object-store URI")
-    cache_dir: str | None = Field(
-        None, description="node-local shard cache; default: a folder below the temp dir"
-    )
+    cache_dir: str | None = Field(None, description="node-local shard cache; default: a folder below the temp dir")
     cache_gb: Positive = Field(50.0, description="largest size of the cache, in 10^9 bytes")
     window: int = Field(8, ge=1, description="shards whose pairs are shuffled together")
-    flip: Fraction = Field(
-        0.5, description="probability that both images of a pair are mirrored, training only"
-    )
+    flip: Fraction = Field(0.5, description="probability that both images of a pair are mirrored, training only")
 
 
 class TrainConfig(Section):
     """One run of the trainer."""
 
-    name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run; the same name resumes it"
-    )
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run; the same name resumes it")
     storage: str = Field("runs", description="root of all runs: a directory or an object-store URI")
     epochs: int = Field(200, ge=1)
     batch: int = Field(32, ge=2, description="global batch, whatever the number of workers")
@@ -231,9 +210,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _workers_have_pairs(self) -> Self:
         if self.workers > self.batch:
-            raise ValueError(
-                f"workers={self.workers} is more than batch={self.batch}: every worker needs a pair"
-            )
+            raise ValueError(f"workers={self.workers} is more than batch={self.batch}: every worker needs a pair")
         return self
 
 
@@ -364,9 +341,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif fault["type"] == "missing":
             lines.append(f"{shown} is missing: it has no default")
         else:
-            lines.append(
-                f"{shown or 'config'}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
-            )
+            lines.append(f"{shown or 'config'}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}")
     return "\n".join(lines)
 
 

@@ -65,9 +65,7 @@ def panorama_crop(panorama: Tensor, rows: tuple[float, float]) -> Tensor:
     height = panorama.shape[-2]
     first, last = round(rows[0] * height), round(rows[1] * height)
     if not 0 <= first < last <= height:
-        raise ValueError(
-            f"panorama_rows={list(rows)} of a panorama of {height} rows: expected 0 <= first < last <= 1"
-        )
+        raise ValueError(f"panorama_rows={list(rows)} of a panorama of {height} rows: expected 0 <= first < last <= 1")
     return panorama[..., first:last, :]
 
 
@@ -91,11 +89,7 @@ def resize_area(image: Tensor, height: int, width: int) -> Tensor:
 
     Returns: ... height width.
     """
-    return (
-        _area_weights(image.shape[-2], height).to(image)
-        @ image
-        @ _area_weights(image.shape[-1], width).to(image).T
-    )
+    return _area_weights(image.shape[-2], height).to(image) @ image @ _area_weights(image.shape[-1], width).to(image).T
 
 
 @lru_cache(maxsize=32)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Triplets(NamedTuple):
-    """The triplet loss of a batch: its mean over the `kept` of the `valid` triplets. kept 0: no triplet to learn from."""
+    """The triplet loss of a batch: its mean over `kept` of the `valid` triplets; kept 0 is nothing to learn from."""
 
     loss: Tensor
     kept: int
@@ -62,9 +62,7 @@ def triplet_loss(
     valid = selected.numel()
     if valid == 0:
         return Triplets(losses.sum() * 0.0, 0, 0)
-    kept = max(
-        1, math.ceil((1 - discard / 100) * valid - 1e-9)
-    )  # 1e-9: 10% of 20 is 2, not 2.0000000000000004
+    kept = max(1, math.ceil((1 - discard / 100) * valid - 1e-9))  # 1e-9: 10% of 20 is 2, not 2.0000000000000004
     if kept < valid:
         selected = selected.topk(kept, sorted=False).values
     return Triplets(selected.mean(), kept, valid)

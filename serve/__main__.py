@@ -14,7 +14,9 @@ from s2s_ray.cluster import log_plainly, ray_cluster
 def main(
     registry: Annotated[str, typer.Option(help="Root of the registry: a directory or an object-store URI.")],
     name: Annotated[str, typer.Option(help="Name of the model in the registry.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; the port has no protection of its own.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the port has no protection of its own.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
 ) -> None:
     """Serve the current release of NAME over HTTP."""

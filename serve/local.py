@@ -23,4 +23,4 @@ def serving(registry: str, name: str, host: str, port: int) -> Iterator[str]:
         serve.run(application, name="s2s", route_prefix="/")
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from s2s_ray.config import Config, ManifestSourceConfig
+
+# the same examples everywhere, however slow the machine
+settings.register_profile("s2s", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("s2s")
 
 
 @pytest.fixture(scope="session")

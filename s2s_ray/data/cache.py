@@ -116,16 +116,17 @@ class ShardCache:
                 file.truncate(shard.bytes)  # reserves the room in the sum that other processes take
         uri = storage.join(self.uri, shard.name)
         try:
-            for attempt in (1, 2):
+            storage.download(uri, partial)
+            fault = _fault(partial, shard)
+            if fault is not None:
+                log.warning("%s fails its checksum (%s), once more", uri, fault)
                 storage.download(uri, partial)
                 fault = _fault(partial, shard)
-                if fault is None:
-                    os.replace(partial, path)
-                    return
-                log.warning("%s fails its checksum on attempt %d (%s)", uri, attempt, fault)
+            if fault is not None:
+                raise storage.StorageError(_damaged(uri, fault))
+            os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        raise storage.StorageError(_damaged(uri, fault))
 
     def _make_room(self, size: int) -> None:
         """Evict until `size` more bytes fit. The caller holds the cache's lock."""

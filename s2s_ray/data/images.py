@@ -53,9 +53,9 @@ def encode(pixels: Pixels, encoding: Encoding) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if encoding == "png":
-        image.save(buffer, "PNG", compress_level=3)
+        image.save(buffer, "PNG", compress_level=1)
     elif encoding == "webp":
-        image.save(buffer, "WEBP", lossless=True, quality=20, method=2)
+        image.save(buffer, "WEBP", lossless=True, quality=0, method=0)
     else:
         image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s2s_ray import storage
+from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config
+from s2s_ray.data.holdout import hold_out
 from s2s_ray.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -29,7 +31,6 @@ from s2s_ray.data.shard import (
     write_shard,
 )
 from s2s_ray.data.sources import open_source
-from s2s_ray.data.holdout import hold_out
 from s2s_ray.progress import ProgressFactory, progress
 from s2s_ray.version import code_version
 
@@ -106,28 +107,27 @@ def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[int]:
     """The numbers of the shards as they are written, by Ray Data tasks of one shard each."""
     if not todo:
         return
-    import ray
-    from ray.data import DataContext
+    with ray_cluster():
+        import ray.data
 
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    reference = ray.put(plan)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the line above
+        logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+        reference = ray.put(plan)
 
-    def write(row: dict[str, Any]) -> dict[str, Any]:
-        k = int(row["item"])
-        try:
-            write_shard(ray.get(reference), k)
-        except ValueError as error:
-            return {"k": k, "fault": str(error)}
-        return {"k": k, "fault": ""}
+        def write(row: dict[str, Any]) -> dict[str, Any]:
+            k = int(row["item"])
+            try:
+                write_shard(ray.get(reference), k)
+            except ValueError as error:  # a user's error, to be told without the task's traceback
+                return {"k": k, "fault": str(error)}
+            return {"k": k, "fault": ""}
 
-    shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
-    for row in shards.map(write).iter_rows():
-        if row["fault"]:
-            raise DatasetError(row["fault"])
-        yield int(row["k"])
+        shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
+        for row in shards.map(write).iter_rows():
+            if row["fault"]:
+                raise DatasetError(row["fault"])
+            yield int(row["k"])
 
 
 def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str) -> DatasetManifest:

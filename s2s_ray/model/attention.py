@@ -56,9 +56,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if tuple(features.shape[-2:]) != self.shape:
-            raise ValueError(
-                f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}"
-            )
+            raise ValueError(f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}")
         with torch.autocast(features.device.type, enabled=False):
             local = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
             local = local.flatten(2)

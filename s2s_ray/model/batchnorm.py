@@ -37,9 +37,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         if world_size() == 1:
             mean, variance = (self.running_mean, self.running_var) if self.tracking else (None, None)
-            return F.batch_norm(
-                input, mean, variance, self.weight, self.bias, True, self.momentum or 0.0, self.eps
-            )
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
         return self._normalise_globally(input)
 
     def _normalise_globally(self, x: Tensor) -> Tensor:

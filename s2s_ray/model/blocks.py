@@ -38,9 +38,7 @@ class SpectralConv2d(nn.Conv2d):
         idle_bias: bool = False,
     ) -> None:
         mode: Literal["reflect", "zeros"] = padding_mode if padding else "zeros"
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode=mode
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode=mode)
         if self.bias is not None and idle_bias:
             self.bias.requires_grad_(False)
         matrix = self.weight.flatten(1)

@@ -10,7 +10,6 @@ from urllib.error import URLError
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torchvision.models import ResNet34_Weights
 
 from s2s_ray import storage
 from s2s_ray.model.retrieval import StreetEncoder
@@ -38,6 +37,8 @@ def initialise_street_encoder(encoder: StreetEncoder, weights: str) -> None:
 
 
 def _imagenet() -> dict[str, Tensor]:
+    from torchvision.models import ResNet34_Weights  # seconds to import, and only needed here
+
     try:
         return dict(ResNet34_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
     except (URLError, OSError) as error:

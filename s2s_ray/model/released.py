@@ -43,12 +43,8 @@ def _generator_modules() -> dict[str, str]:
         modules |= {f"deconv{n}.{theirs}": f"decoder.up{n}.{ours}" for theirs, ours in _UP.items()}
         modules |= {f"in{n}_e": f"encoder.down{n}_norm", f"in{n}_d": f"decoder.up{n}_norm"}
     for n in range(6):
-        modules |= {
-            f"res{n + 1}.{theirs}": f"encoder.bottleneck.{n}.{ours}" for theirs, ours in _RESIDUAL.items()
-        }
-    return modules | {
-        f"attention2.{theirs}": f"decoder.attention.{ours}" for theirs, ours in _NON_LOCAL.items()
-    }
+        modules |= {f"res{n + 1}.{theirs}": f"encoder.bottleneck.{n}.{ours}" for theirs, ours in _RESIDUAL.items()}
+    return modules | {f"attention2.{theirs}": f"decoder.attention.{ours}" for theirs, ours in _NON_LOCAL.items()}
 
 
 def _discriminator_modules() -> dict[str, str]:
@@ -75,14 +71,10 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ReleasedCheckpointError(
-            f"{path} cannot be read as a checkpoint of plain tensors: {error}"
-        ) from None
+        raise ReleasedCheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: {error}") from None
     missing = [section for section in SECTIONS if not isinstance(tree, dict) or section not in tree]
     if missing:
-        raise ReleasedCheckpointError(
-            f"{path} is not one of the authors' checkpoints: no {', '.join(missing)}"
-        )
+        raise ReleasedCheckpointError(f"{path} is not one of the authors' checkpoints: no {', '.join(missing)}")
     model = S2S(ModelConfig(discriminator_variant="released"))
     unused: list[str] = []
     for section, network in SECTIONS.items():

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import SpatialAttention
@@ -15,8 +12,8 @@ from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 class StreetEncoder(nn.Module):
     """A ResNet without its max-pool, cut after layer3: B 3 H W -> B 8c H/8 W/8.
 
-    Built of torchvision's blocks and named as torchvision's ResNet, so that a ResNet34 state dict fits (without
-    layer4 and fc). `street_blocks` 3, 4, 6 and 32 channels are ResNet34.
+    Its parts are named as torchvision's ResNet's, so that a ResNet34 state dict fits (without layer4 and fc).
+    `street_blocks` 3, 4, 6 and 32 channels are ResNet34.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -42,17 +39,36 @@ class StreetEncoder(nn.Module):
         return features
 
 
+class BasicBlock(nn.Module):
+    """A ResNet's block of two 3x3 convolutions: B in h w -> B out h/stride w/stride. Source: He et al. 2016.
+
+    Written out because importing torchvision's costs every serving replica seconds of start-up; a test holds the
+    encoder equal to torchvision's ResNet34.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = GlobalBatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = GlobalBatchNorm2d(out_channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), GlobalBatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        main: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        result: Tensor = self.relu(main + skip)
+        return result
+
+
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    downsample = None
-    if stride != 1 or in_channels != out_channels:
-        downsample = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
-            GlobalBatchNorm2d(out_channels),
-        )
-    norm: dict[str, Any] = {"norm_layer": GlobalBatchNorm2d}
-    layers = [BasicBlock(in_channels, out_channels, stride, downsample, **norm)]
-    layers += [BasicBlock(out_channels, out_channels, **norm) for _ in range(blocks - 1)]
-    return nn.Sequential(*layers)
+    rest = (BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
 
 
 class Retrieval(nn.Module):

@@ -112,4 +112,3 @@ class CheckpointStore:
     def _recall(self, step: int) -> float | None:
         recall = read_meta(self.uri(step)).get("metrics", {}).get("recall_at_1")
         return None if recall is None else float(recall)
-

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
-class Diverged(RuntimeError):
+class DivergedError(RuntimeError):
     """A loss is not a finite number; the message names it, the step and the pairs."""
 
 
@@ -65,7 +65,7 @@ class Trainer:
         `report` gets each epoch's figures, on every worker. Returns the history: one entry an epoch.
 
         Raises:
-            Diverged: a loss is not finite. No checkpoint of that state is written.
+            DivergedError: a loss is not finite. No checkpoint of that state is written.
             RunError, CheckpointError: the run was started with settings that do not go with these.
         """
         self._resume()
@@ -206,7 +206,11 @@ class Trainer:
                 "metrics": metrics,
                 "model": self.config.model.model_dump(mode="json"),
                 "config": self.config.model_dump(mode="json"),
-                "dataset": {"uri": self.config.data.uri, "digest": manifest.digest, "geometry": manifest.geometry.model_dump(mode="json")},
+                "dataset": {
+                    "uri": self.config.data.uri,
+                    "digest": manifest.digest,
+                    "geometry": manifest.geometry.model_dump(mode="json"),
+                },
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
         return self.store.uri(self.global_step)
@@ -216,7 +220,7 @@ class Trainer:
         bad = [name for name, value in losses.items() if not math.isfinite(value)]
         if bad:
             ids = ", ".join(self.train_set.ids[i] for i in pairs[:8])
-            raise Diverged(f"step {self.global_step + 1}: {bad[0]} is {losses[bad[0]]} (pairs {ids}, ...)")
+            raise DivergedError(f"step {self.global_step + 1}: {bad[0]} is {losses[bad[0]]} (pairs {ids}, ...)")
 
 
 def check_ready(config: Config) -> None:

@@ -15,7 +15,7 @@ import torch
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.filesystem import open_filesystem
-from s2s_ray.training.loop import Diverged, Trainer, check_ready
+from s2s_ray.training.loop import DivergedError, Trainer, check_ready
 from s2s_ray.training.run import checkpoint_store, run_uri
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def train(config: Config) -> TrainResult:
 
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
-        Diverged: a loss is not finite.
+        DivergedError: a loss is not finite.
         TrainingInterrupted: Ctrl-C.
         ray.train.TrainingFailedError: workers failed more often than `train.max_failures`.
     """
@@ -71,10 +71,10 @@ def train(config: Config) -> TrainResult:
     except KeyboardInterrupt:
         raise TrainingInterrupted(_interrupted(config)) from None
     if result.metrics and "diverged" in result.metrics:
-        raise Diverged(result.metrics["diverged"])
+        raise DivergedError(result.metrics["diverged"])
     store = checkpoint_store(config)
     best, steps = store.best(), store.steps()
-    assert best is not None and steps
+    assert best is not None, "the last epoch is always validated"
     history = storage.read_json(storage.join(run_uri(config), "history.json"))
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
 
@@ -93,7 +93,7 @@ def _worker(payload: dict[str, Any]) -> None:
     torch.set_num_threads(config.train.threads)
     try:
         Trainer(config, device).fit(ray.train.report)
-    except Diverged as error:
+    except DivergedError as error:
         # All workers stop at the same step; trying again would only diverge again.
         logger.error("%s", error)
         ray.train.report({"diverged": str(error)})

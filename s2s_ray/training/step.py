@@ -74,9 +74,7 @@ class TrainingStep:
             self._update("discriminator", d_loss)
 
             with track_statistics(model.retrieval):
-                found = self._triplets(
-                    features.detach(), street, shares, negatives, discard, street_gradient=True
-                )
+                found = self._triplets(features.detach(), street, shares, negatives, discard, street_gradient=True)
             if found.kept:
                 self._update("retrieval", found.loss / world_size())
 

@@ -11,7 +11,7 @@ from s2s_ray.collectives import gather_rows, rank, world_size
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.sampler import share
-from s2s_ray.evaluation.evaluate import embed_indices
+from s2s_ray.evaluation.descriptors import embed_indices
 from s2s_ray.evaluation.recall import recall_at_k
 from s2s_ray.model.s2s import S2S
 

@@ -20,11 +20,12 @@ from s2s_ray.model.released import read_released
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
 
-pytestmark = [pytest.mark.integration, pytest.mark.shared]
+# Three cycles at full size: a minute on two idle cores.
+pytestmark = [pytest.mark.integration, pytest.mark.shared, pytest.mark.timeout(900)]
 
 SALT = 1234
 GRADIENT_NORMS = {"grad_norm_D": "discriminator", "grad_norm_R": "retrieval", "grad_norm_G": "generator"}
-FORWARDS = ("fake", "sat_embedding", "street_embedding", "d")
+FORWARDS = ("fake", "features", "sat_embedding", "street_embedding", "d")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def forwards(model: S2S) -> dict[str, Tensor]:
     with torch.inference_mode():
         return {
             "fake": model.synthesize(satellite),
+            "features": model.generator.encoder(satellite).features,
             "sat_embedding": model.embed_satellite(satellite),
             "street_embedding": model.embed_street(street),
             "d": model.discriminator(torch.cat([satellite, street], 1)),
@@ -90,6 +92,12 @@ def test_forward_passes(shared: Path, forwards: dict[str, Tensor], output: str) 
     assert np.abs(picked - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def test_whole_outputs(shared: Path, forwards: dict[str, Tensor]) -> None:
+    expected = gold(shared, "golden")
+    assert forwards["fake"].std().item() == pytest.approx(expected["fake_std"], rel=1e-4)
+    assert list(forwards["d"].shape) == expected["d_shape"]
+
+
 @pytest.mark.parametrize("name", [*LOSS_NAMES, *GRADIENT_NORMS])
 def test_the_first_cycle(shared: Path, cycles: list[dict[str, float]], name: str) -> None:
     """gan already sees the updated D, and ret_weighted the updated R: a wrong order shows."""
@@ -106,7 +114,7 @@ def test_later_cycles(shared: Path, cycles: list[dict[str, float]], number: int,
 def test_every_recorded_number_is_compared(shared: Path) -> None:
     recorded = gold(shared, "cycle")
     assert [set(cycle) for cycle in recorded["cycles"]] == [{*LOSS_NAMES, *GRADIENT_NORMS}] * 3
-    assert set(gold(shared, "golden")) - {"salt"} == set(FORWARDS)
+    assert set(gold(shared, "golden")) == {"salt", "fake_std", "d_shape", *FORWARDS}
 
 
 def test_the_polar_transform(shared: Path) -> None:

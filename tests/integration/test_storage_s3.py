@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import os
 
 import boto3
 import pytest
@@ -119,9 +118,7 @@ def test_missing_and_wrong_credentials_are_told_apart(
             attempt()
 
 
-def test_an_endpoint_that_does_not_answer_is_named(
-    root: str, monkeypatch: pytest.MonkeyPatch, impatient: None
-) -> None:
+def test_an_endpoint_that_does_not_answer_is_named(root: str, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -202,7 +199,9 @@ def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
 
 
 @pytest.mark.parametrize("fault", ["refuse", "drop", "lose"])
-def test_faults_that_pass_are_survived(root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str) -> None:
+def test_faults_that_pass_are_survived(
+    root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str
+) -> None:
     data = os.urandom(300_000)
     proxy.faults["PUT"] += [fault] * 2
     storage.write_bytes(storage.join(root, "x"), data)
@@ -215,6 +214,7 @@ def test_faults_that_pass_are_survived(root: str, proxy: FaultyProxy, tmp_path: 
     assert proxy.faults == {"PUT": [], "HEAD": [], "GET": []}  # each of them was met
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
 def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) -> None:
     for k in range(12):
         pairs.add(f"train{k}")
@@ -232,9 +232,7 @@ def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) ->
     largest = max(shard.bytes for shard in manifest.split("train").shards)
     sampler = GlobalBatchSampler(local.shard_sizes, seed=0, window=1, batch=3)
     for workers in (0, 1):
-        remote = PairDataset(
-            root, "train", flip=0.5, window=1, cache_dir=tmp_path / "cache", cache_bytes=2 * largest
-        )
+        remote = PairDataset(root, "train", flip=0.5, window=1, cache_dir=tmp_path / "cache", cache_bytes=2 * largest)
         loader: DataLoader[Batch] = DataLoader(
             remote,  # type: ignore[arg-type]
             batch_sampler=sampler,

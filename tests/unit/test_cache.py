@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,7 +66,7 @@ def make(shards: list[FileInfo], folder: Path) -> Callable[..., ShardCache]:
 
 
 @pytest.fixture
-def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
+def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Names of the downloads so far, by all processes."""
     log = tmp_path / "downloads"
     log.touch()
@@ -78,7 +78,7 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
         download(uri, path)
 
     monkeypatch.setattr(storage, "download", logged)
-    yield lambda: log.read_text().split()
+    return lambda: log.read_text().split()
 
 
 def kept(folder: Path) -> list[int]:
@@ -112,6 +112,7 @@ def read_all(cache: ShardCache, shards: list[FileInfo]) -> None:
         assert numbers(cache.table(info))[0] == int(info.name[6:11]) * 10
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
 def test_processes_share_their_downloads(
     make: Callable[..., ShardCache], shards: list[FileInfo], downloads: Callable[[], list[str]]
 ) -> None:
@@ -222,7 +223,9 @@ def test_what_a_killed_download_left_is_cleared(
         with (folder / name).open("wb") as file:
             file.truncate(10 * size)
     make(room=3).table(shards[0])
-    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [f"{shards[0].sha256}-{shards[0].name}"]
+    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [
+        f"{shards[0].sha256}-{shards[0].name}"
+    ]
 
 
 def test_a_cache_smaller_than_two_windows_is_refused(make: Callable[..., ShardCache]) -> None:

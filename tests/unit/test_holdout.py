@@ -58,7 +58,9 @@ def test_with_coordinates_whole_blocks_go() -> None:
 
 
 def test_the_same_corner_in_two_zones_is_two_blocks() -> None:
-    records = [Record(f"{zone}-{k}", "train", easting=1, northing=1, zone=zone) for zone in (32632, 32633) for k in (1, 2)]
+    records = [
+        Record(f"{zone}-{k}", "train", easting=1, northing=1, zone=zone) for zone in (32632, 32633) for k in (1, 2)
+    ]
     found, how = hold_out(records, 0.5, 500)
     held = {record.zone for record in found if record.split == "val"}
     assert len(held) == 1

@@ -123,7 +123,10 @@ ROW = "a,s.png,p.png,train"
     [
         ("", "is empty"),
         (f"{HEADER}\n", "has no rows"),
-        ("id,satellite,panorama,split\na,b,c,train\n", r"column street is missing; the file has id, satellite, panorama"),
+        (
+            "id,satellite,panorama,split\na,b,c,train\n",
+            r"column street is missing; the file has id, satellite, panorama",
+        ),
         ("id\na\n", "column satellite, street, split is missing"),
         (f"{HEADER}\n{ROW},extra\n", "row 1: 5 fields, the header has 4"),
         (f"{HEADER}\n{ROW}\n ,s,p,train\n", "row 2: id is empty"),
@@ -150,7 +153,7 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str | byt
 
 
 def test_a_missing_manifest_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(storage.NotFoundError, match="none.csv does not exist"):
+    with pytest.raises(storage.NotFoundError, match=r"none\.csv does not exist"):
         ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "none.csv"))).records()
 
 

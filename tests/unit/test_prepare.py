@@ -121,7 +121,7 @@ def test_shards_are_about_as_large_as_asked(pairs: PairFolder, tmp_path: Path) -
     manifest = prepare(pairs.config(tmp_path / "out", shard_mb=0.05))
     sizes = [shard.bytes for shard in manifest.split("train").shards]
     assert len(sizes) > 2
-    assert 30_000 < min(sizes)
+    assert min(sizes) > 30_000
     assert max(sizes) < 60_000
     counts = [shard.count for shard in manifest.split("train").shards]
     assert max(counts) - min(counts) <= 1
@@ -236,7 +236,10 @@ def test_unusable_pairs_are_quarantined(pairs: PairFolder, tmp_path: Path, caplo
     assert sorted(found) == ["test1", "test2", "train3"]
     assert found["train3"][0] == "train"
     assert "satellite image is missing" in found["train3"][1]
-    assert found["test1"] == ("test", "street image test1-street.png is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file")
+    assert found["test1"] == (
+        "test",
+        "street image test1-street.png is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file",
+    )
     assert "damaged or cut short" in found["test2"][1]
     assert {split: info.count for split, info in manifest.splits.items()} == {"train": 10, "val": 1, "test": 3}
     assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == ["test0", "test3", "test4"]
@@ -259,7 +262,12 @@ def test_a_shard_of_nothing_but_quarantine_is_not_listed(pairs: PairFolder, tmp_
         (5, 0, "", "^test split is empty: the source has no pair for it"),
         (0, 5, "", "^train split has fewer than 2 pairs"),
         (2, 5, "", "^train split has fewer than 2 pairs"),
-        (6, 2, "test", r"^test split is empty: 0 of its pairs can be used, 1 needed \(test0: satellite image is missing"),
+        (
+            6,
+            2,
+            "test",
+            r"^test split is empty: 0 of its pairs can be used, 1 needed \(test0: satellite image is missing",
+        ),
         (6, 2, "train", r"^train split is empty: 0 of its pairs"),
         (6, 2, "t", r"^not one of the 8 pairs of the source can be read; the first: .*missing"),
     ],

@@ -110,7 +110,7 @@ def test_promote_resolve_and_roll_back(root: str, first: str, second: str, tmp_p
 
 def test_a_release_without_an_index_is_not_promoted(root: str, first: str, tmp_path: Path) -> None:
     release = registry.publish(root, "demo", first)
-    with pytest.raises(RegistryError, match="has no index.*s2s build-index --checkpoint"):
+    with pytest.raises(RegistryError, match=r"has no index.*s2s build-index --checkpoint"):
         registry.promote(root, "demo", release.id)
     assert not storage.exists(storage.join(root, "demo", "current.json"))
     registry.attach_index(root, "demo", release.id, index(tmp_path, first))

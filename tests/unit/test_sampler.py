@@ -76,14 +76,10 @@ def test_the_ranks_together_make_the_same_batches_whatever_their_number(
     shard_sizes: list[int], seed: int, batch: int, world: int
 ) -> None:
     def lists(rank: int, world: int) -> list[list[tuple[int, int]]]:
-        return list(
-            GlobalBatchSampler(
-                shard_sizes, seed=seed, window=2, batch=batch, rank=rank, world=world, epoch=3
-            )
-        )
+        return list(GlobalBatchSampler(shard_sizes, seed=seed, window=2, batch=batch, rank=rank, world=world, epoch=3))
 
     ranks = [lists(rank, world) for rank in range(world)]
-    joined = [sum(parts, []) for parts in zip(*ranks, strict=True)]
+    joined = [list(itertools.chain.from_iterable(parts)) for parts in zip(*ranks, strict=True)]
     assert joined == lists(0, 1)
     order = epoch_order(shard_sizes, seed, 3, 2).tolist()
     assert joined == [[(3, index) for index in order[k : k + batch]] for k in range(0, len(order), batch)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,12 @@ class Flaky:
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time."""
     made: list[float] = []
     monkeypatch.setattr(filesystem.time, "sleep", made.append)
     monkeypatch.setattr(filesystem, "_resolve", lambda uri: (None, uri))
-    yield made
+    return made
 
 
 def test_faults_that_may_pass_are_tried_again_with_growing_pauses(pauses: list[float]) -> None:
@@ -208,9 +207,7 @@ def test_fetch_keeps_whole_files_and_replaces_damaged_ones(release: Path, tmp_pa
     assert (into / "sub" / "b.bin").stat().st_ino == kept
 
 
-def test_a_publication_cut_short_does_not_exist(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_publication_cut_short_does_not_exist(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path / "store")
     storage.publish(release, uri)  # an older one is there, and is not mistaken for the new one either
     upload = storage.upload

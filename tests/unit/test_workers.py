@@ -22,14 +22,15 @@ from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
 from s2s_ray.model.s2s import S2S
-from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+from s2s_ray.training.step import TrainingStep
 
 WORKERS = 4
 SHARES = [(8, 8), (4, 4, 4, 4), (6, 5, 5), (3, 2), (3, 2, 2), (1, 1), (2, 0, 1), (1, 0)]
 NETWORKS = ("generator", "discriminator", "retrieval")
 DOUBLE = torch.float64
 
-pytestmark = pytest.mark.integration  # four processes that import PyTorch take their time
+# Four processes that import PyTorch take their time.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 Result = dict[str, Any]
 
@@ -145,7 +146,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for worker in range(WORKERS)
     ]
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

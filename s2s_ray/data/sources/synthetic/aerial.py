@@ -29,8 +29,8 @@ def render_tile(
     east, north = x + offsets * step, y - offsets * step
     rows, columns = scene.rows(north), scene.columns(east)
     cells = scene.flat(rows[:, None], columns[None, :])
-    rasters = scene.rasters
-    ground, height, canopy = (part.ravel()[cells] for part in (rasters.ground, rasters.height, rasters.canopy))
+    ground = scene.rasters.ground.ravel()[cells]
+    height, canopy = scene.rasters.height.ravel()[cells], scene.rasters.canopy.ravel()[cells]
     colour = light.ground[ground]
     colour *= _grain(ground, rows, columns)[..., None]
     slope = np.full(height.shape, light.sun[2], np.float32)

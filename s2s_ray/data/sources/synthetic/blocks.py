@@ -24,7 +24,8 @@ def houses(plot: Plot, rect: Rect) -> None:
 def _lot(plot: Plot, kerb: float, inward: int, middle: float, size: float, depth: float) -> None:
     rng = plot.rng
     if rng.random() < 0.10:
-        plot.scatter(Rect(*sorted((kerb + inward * 3, kerb + inward * (depth - 3))), middle - 6, middle + 6), 5)
+        near, far = sorted((kerb + inward * 3, kerb + inward * (depth - 3)))
+        plot.scatter(Rect(near, far, middle - 6, middle + 6), 5)
         return
     setback = rng.uniform(2.5, 8.0)
     half = (min(rng.uniform(3.8, 6.0), (depth - setback) / 2 - 1.5), min(rng.uniform(3.8, 7.0), size / 2 - 1.2))

@@ -40,8 +40,15 @@ def aim(x: float, y: float, height: int, width: int, fine: int, heading: float) 
     column = (np.arange(width * fine) + 0.5) / fine - 0.5
     bearing = np.deg2rad(180.0 + 360.0 * column / width + heading)
     up = (np.arange(height * fine) + 0.5) / (height * fine) * 2 - 1
-    rays = (part.astype(np.float32) for part in (np.sin(bearing), np.cos(bearing), np.tan(ELEVATION * up)))
-    return Camera(x, y, *rays, start=float(bearing[0]), fine=fine)
+    return Camera(
+        x=x,
+        y=y,
+        east=np.sin(bearing).astype(np.float32),
+        north=np.cos(bearing).astype(np.float32),
+        rise=np.tan(ELEVATION * up).astype(np.float32),
+        start=float(bearing[0]),
+        fine=fine,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +122,8 @@ def _enter(camera: Camera, solids: Table, column: NDArray[np.intp], solid: NDArr
     """Exact points at which columns of rays enter the outlines of the solids that the march found for them."""
     ox = (camera.x - solids["x"]).astype(np.float32)[solid]
     oy = (camera.y - solids["y"]).astype(np.float32)[solid]
-    c, s, a, b = (solids[name][solid] for name in ("cosine", "sine", "a", "b"))
+    sides: list[NDArray[np.float32]] = [solids[name][solid] for name in ("cosine", "sine", "a", "b")]
+    c, s, a, b = sides
     east, north = camera.east[column], camera.north[column]
     o_along, o_across = c * ox + s * oy, c * oy - s * ox
     toward_along, toward_across = c * east + s * north, c * north - s * east
@@ -130,10 +138,11 @@ def _enter(camera: Camera, solids: Table, column: NDArray[np.intp], solid: NDArr
     return Strikes(column, solid, distance, along, across, toward_along, toward_across, wall, facing, top)
 
 
-def _slab(origin: Floats, toward: Floats, half: Floats) -> Floats:
+def _slab(origin: Floats, toward: Floats, half: Floats) -> NDArray[np.float32]:
     """Distance at which rays pass the nearer of two parallel planes; -inf for rays along them."""
     along = np.abs(toward) < 1e-4
-    return np.where(along, -np.inf, -origin / np.where(along, 1, toward) - half / np.where(along, 1, np.abs(toward)))
+    steady = np.where(along, np.float32(1), toward)
+    return np.where(along, np.float32(-np.inf), -origin / steady - half / np.abs(steady))
 
 
 def _ends(

@@ -109,11 +109,11 @@ def _placed(plan: Streets, district: District, things: Table) -> Table:
 
 
 def _open(plan: Streets, district: District, x: Floats, y: Floats, margin: float) -> NDArray[np.bool_]:
+    """Whether points are the district's own, dry and more than `margin` metres from the kerbs."""
     if x.size == 0:
         return np.zeros(x.shape, bool)
-    places = plan.locate(x, y)
-    own = np.array([d.key == district.key for d in places.districts])[places.district]
-    return np.asarray(own & (places.edge > margin) & (places.ground != surface.WATER))
+    places = plan.locate(x, y, only=district.key)
+    return np.asarray((places.edge > margin) & (places.ground != surface.WATER))
 
 
 def _fitted(plan: Streets, district: District, solids: Table) -> Table:
@@ -137,10 +137,9 @@ def _stands(plan: Streets, district: District, solids: Table) -> NDArray[np.bool
 
 def _infill(plan: Streets, district: District, plot: Plot, solids: Table) -> Table:
     """Houses along the streets where the blocks left a gap, above all beside the avenues."""
-    darts = 900
-    qx = district.x + plot.rng.uniform(-CELL_M, CELL_M, darts)
-    qy = district.y + plot.rng.uniform(-CELL_M, CELL_M, darts)
-    x, y = plan.straighten(qx, qy)
+    darts = 1200
+    middle = plan.straighten(np.array([district.x]), np.array([district.y]))
+    x, y = (at + plot.rng.uniform(-0.8, 0.8, darts) * CELL_M for at in middle)
     places = plan.locate(x, y)
     near = (
         (places.edge > 7.5) & (places.edge < 14) & np.isin(places.ground, (surface.YARD, surface.PLAZA, surface.GRASS))
@@ -169,4 +168,4 @@ def _gap(things: Table, solids: Table) -> Floats:
     dy = things["y"][:, None] - solids["y"]
     along = np.abs(solids["cosine"] * dx + solids["sine"] * dy) - solids["a"]
     across = np.abs(solids["cosine"] * dy - solids["sine"] * dx) - solids["b"]
-    return np.hypot(np.maximum(along, 0), np.maximum(across, 0))
+    return np.asarray(np.hypot(np.maximum(along, 0), np.maximum(across, 0)))

@@ -44,7 +44,7 @@ class Light:
 
     def clear(self, distance: Floats) -> NDArray[np.float32]:
         """How much of a colour the air lets through over `distance` metres."""
-        return np.exp(distance * np.float32(-1 / self.haze_m))
+        return np.asarray(np.exp(distance * np.float32(-1 / self.haze_m)))
 
     def haze(self, linear: Floats, distance: Floats) -> NDArray[np.float32]:
         """Colours (N x 3) as they look from `distance` metres (N)."""
@@ -56,7 +56,7 @@ class Light:
     def expose(self, linear: Floats) -> NDArray[np.uint8]:
         """What the camera makes of it: ... 3 floats to uint8."""
         shown = np.clip(linear * self.gain, 0.0, 1.0).astype(np.float32) ** np.float32(self.gamma)
-        return (shown * 255 + 0.5).astype(np.uint8)
+        return np.asarray((shown * 255 + 0.5).astype(np.uint8))
 
 
 def draw_light(rng: np.random.Generator) -> Light:
@@ -66,7 +66,7 @@ def draw_light(rng: np.random.Generator) -> Light:
     sun = np.array([level * np.sin(bearing), level * np.cos(bearing), np.sin(elevation)])
     cloud = float(rng.beta(0.9, 1.6))
     warm = rng.uniform(-1, 1) * 0.05
-    season = rng.dirichlet((1.6, 0.9, 0.7))
+    season = rng.dirichlet((2.0, 0.9, 0.6))
     leaf = season @ np.array([_LUSH, _DRY, _AUTUMN])
     grass = season @ np.array([_LUSH, _DRY, np.array(_LUSH) * 0.6 + np.array(_DRY) * 0.4])
     ground = _GROUND * rng.uniform(0.9, 1.1, (10, 1))
@@ -76,12 +76,12 @@ def draw_light(rng: np.random.Generator) -> Light:
     fields = {
         "sun": sun,
         "direct": (1.12 - 0.75 * cloud) * np.array([1 + warm + 0.03, 1.0, 1 - warm - 0.05]),
-        "ambient": (0.42 + 0.26 * cloud) * np.array([0.95, 1.0, 1.08]),
+        "ambient": (0.48 + 0.24 * cloud) * np.array([0.95, 1.0, 1.08]),
         "ground": ground,
-        "leaf": leaf * rng.uniform(0.75, 1.0),
+        "leaf": leaf * rng.uniform(0.85, 1.1),
         "zenith": zenith,
         "horizon": horizon * (1 + np.array([1, 0, -1]) * warm),
-        "gain": rng.uniform(0.82, 1.18) * rng.uniform(0.93, 1.07, 3),
+        "gain": rng.uniform(0.82, 1.18) * rng.uniform(0.95, 1.05, 3),
     }
     return Light(
         **{name: np.asarray(value, np.float32) for name, value in fields.items()},

@@ -24,12 +24,7 @@ def lattice(x: Integers, y: Integers, salt: Integers | int = 0) -> NDArray[np.fl
     mixed ^= mixed >> np.uint32(12)
     mixed *= np.uint32(0x297A2D39)
     mixed ^= mixed >> np.uint32(15)
-    return (mixed >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-
-
-def grain(x: Floats, y: Floats, size: float, salt: int = 0) -> NDArray[np.float32]:
-    """Uniform numbers in [0, 1), constant on squares of `size` metres."""
-    return lattice(np.floor(x / size).astype(np.int32), np.floor(y / size).astype(np.int32), salt)
+    return np.asarray((mixed >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24))
 
 
 def _word(values: Integers | int) -> NDArray[np.uint32]:

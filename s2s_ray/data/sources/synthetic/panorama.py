@@ -26,7 +26,7 @@ def render_panorama(
     width: int,
     *,
     heading: float = 0.0,
-    fine: int = 2,
+    fine: int = 1,
 ) -> NDArray[np.uint8]:
     """Equirectangular panorama from (x, y), elevation +45 to -45 degrees, height x width x 3.
 
@@ -89,7 +89,7 @@ def _ground(
     colour = palette.reshape(-1, 3)[tone]
     colour *= ((np.float32(0.93) + np.float32(0.14) * rough) * clear)[..., None]
     colour += light.horizon * (1 - clear)[:, None]
-    return colour
+    return np.asarray(colour)
 
 
 def _overlay(

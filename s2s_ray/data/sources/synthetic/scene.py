@@ -41,18 +41,18 @@ class Scene:
 
     def columns(self, x: Floats) -> NDArray[np.int32]:
         """Columns of eastward coordinates."""
-        return (x * (1 / self.cell) - self.west).astype(np.int32)
+        return np.asarray((x * (1 / self.cell) - self.west).astype(np.int32))
 
     def rows(self, y: Floats) -> NDArray[np.int32]:
         """Rows of northward coordinates."""
-        return (y * (1 / self.cell) - self.south).astype(np.int32)
+        return np.asarray((y * (1 / self.cell) - self.south).astype(np.int32))
 
     def flat(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.int32]:
         """Indices into the flattened rasters; shapes broadcast."""
         at = self.pages[rows >> BITS, columns >> BITS] << (2 * BITS)
         at += (rows & (SIDE - 1)) << BITS
         at += columns & (SIDE - 1)
-        return at
+        return np.asarray(at)
 
     def solid_rows(self, flat: NDArray[np.int32]) -> NDArray[np.int32]:
         """Rows of `solids` at flat indices."""

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pyproj import Transformer
 
 from s2s_ray.config import SyntheticSourceConfig
-from s2s_ray.data.schema import Pair, Record
+from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.synthetic.aerial import render_tile
 from s2s_ray.data.sources.synthetic.camera import VIEW_M
 from s2s_ray.data.sources.synthetic.city import City
 from s2s_ray.data.sources.synthetic.light import SHADOW_REACH_M, draw_light
 from s2s_ray.data.sources.synthetic.noise import generator
 from s2s_ray.data.sources.synthetic.panorama import SHADE_M, render_panorama
+from s2s_ray.data.sources.synthetic.positions import positions
 from s2s_ray.data.sources.synthetic.scene import Atlas, Scene
-from s2s_ray.data.sources.synthetic.streets import Streets
 from s2s_ray.data.sources.synthetic.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.data.sources.synthetic.traffic import draw_traffic
 
 ZONE = 32755
 ORIGIN = (692_000.0, 6_090_000.0)  # easting and northing of the city's origin in the zone
-GAP_M = 800.0  # between the training region and the test region
 _CLEAR_M = 1.2  # the camera keeps this far from walls and trunks
 
 
 class SyntheticSource:
     """Pairs of the procedural city; see `SyntheticSourceConfig`.
 
-    The training region grows westward from a line, the test region eastward from another one `GAP_M` away, so
-    neither the counts nor anything else makes them meet, and more pairs of a split leave the first ones as they
-    are.
+    Test pairs come from a region of their own, `positions.GAP_M` away from the training region; more pairs of a split
+    leave the first ones as they are.
     """
 
     def __init__(self, config: SyntheticSourceConfig) -> None:
@@ -58,26 +56,24 @@ class SyntheticSource:
 
     def records(self) -> Sequence[Record]:
         """Training pairs, then test pairs; neighbours in the list are neighbours in the city."""
-        plan = self.city.plan
-        to_degrees = Transformer.from_crs(ZONE, 4326, always_xy=True)
-        found: list[Record] = []
-        for split, count in (("train", self.config.train_pairs), ("test", self.config.test_pairs)):
-            points = np.array(_positions(plan, self.config.spacing_m, count, split)) + ORIGIN
-            longitude, latitude = to_degrees.transform(points[:, 0], points[:, 1])
-            found += [
-                Record(
-                    id=f"{split}-{k:05d}",
-                    split=split,
-                    latitude=float(latitude[k]),
-                    longitude=float(longitude[k]),
-                    easting=float(points[k, 0]),
-                    northing=float(points[k, 1]),
-                    zone=ZONE,
-                    heading=self.config.panorama_heading,
-                )
-                for k in range(count)
-            ]
-        return found
+        return self._split("train", self.config.train_pairs) + self._split("test", self.config.test_pairs)
+
+    def _split(self, split: Split, count: int) -> list[Record]:
+        points = np.array(positions(self.city.plan, self.config.spacing_m, count, split)) + np.array(ORIGIN)
+        longitude, latitude = Transformer.from_crs(ZONE, 4326, always_xy=True).transform(*points.T)
+        return [
+            Record(
+                id=f"{split}-{k:05d}",
+                split=split,
+                latitude=float(latitude[k]),
+                longitude=float(longitude[k]),
+                easting=float(points[k, 0]),
+                northing=float(points[k, 1]),
+                zone=ZONE,
+                heading=self.config.panorama_heading,
+            )
+            for k in range(count)
+        ]
 
     def read(self, record: Record) -> Pair:
         """Tile and panorama of one record. Raises ValueError for a record without a position of this city."""
@@ -92,8 +88,18 @@ class SyntheticSource:
         traffic = [draw_traffic(rng[view], spots, x, y, config.occlusion) for view in range(2)]
         tile = render_tile(scene, draw_light(rng[0]), traffic[0], x, y, config.tile_px, config.tile_m)
         x, y = _stand(scene, rng[2], x, y, config.jitter_m)
-        size = (config.panorama_height, config.panorama_width)
-        return Pair(tile, render_panorama(scene, draw_light(rng[1]), traffic[1], x, y, *size, heading=record.heading))
+        street = render_panorama(
+            scene,
+            draw_light(rng[1]),
+            traffic[1],
+            x,
+            y,
+            config.panorama_height,
+            config.panorama_width,
+            heading=record.heading,
+            fine=config.panorama_rays,
+        )
+        return Pair(tile, street)
 
 
 def _stand(scene: Scene, rng: np.random.Generator, x: float, y: float, jitter: float) -> tuple[float, float]:
@@ -110,37 +116,3 @@ def _is_clear(scene: Scene, x: float, y: float) -> bool:
     around = np.arange(-_CLEAR_M, _CLEAR_M + 0.01, scene.cell)
     cells = scene.flat(scene.rows(y + around)[:, None], scene.columns(x + around)[None, :])
     return not (scene.rasters.height.ravel()[cells].any() or scene.rasters.canopy.ravel()[cells].any())
-
-
-def _positions(plan: Streets, spacing: float, count: int, split: Literal["train", "test"]) -> list[tuple[float, float]]:
-    """`count` points on carriageways, no two closer than `spacing`: darts thrown cell by cell, nearest cells first."""
-    side = float(np.clip(4 * spacing, 50.0, 400.0))
-    side_key = 0 if split == "train" else 1
-    direction = -1.0 if split == "train" else 1.0
-    kept: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    found: list[tuple[float, float]] = []
-    for i, j in _half_spiral():
-        rng = generator(plan.seed, 4, side_key, i, j)
-        darts = min(4000, 120 + int(60 * (side / spacing) ** 2))
-        u = GAP_M / 2 + (i + rng.random(darts)) * side
-        x, y = direction * u, (j + rng.random(darts)) * side
-        edge = plan.locate(x, y).edge
-        for k in np.flatnonzero(edge < -0.6):
-            bucket = (int(x[k] // spacing), int(y[k] // spacing))
-            near = (p for a in (-1, 0, 1) for b in (-1, 0, 1) for p in kept.get((bucket[0] + a, bucket[1] + b), ()))
-            if all((x[k] - px) ** 2 + (y[k] - py) ** 2 >= spacing**2 for px, py in near):
-                kept.setdefault(bucket, []).append((float(x[k]), float(y[k])))
-                found.append((float(x[k]), float(y[k])))
-                if len(found) == count:
-                    return found
-    raise AssertionError("the spiral has no end")
-
-
-def _half_spiral() -> Iterator[tuple[int, int]]:
-    """Cells of a half plane, ring by ring, each ring walked along."""
-    ring = 0
-    while True:
-        walk = [(i, -ring) for i in range(ring)] + [(ring, j) for j in range(-ring, ring + 1)]
-        walk += [(i, ring) for i in range(ring - 1, -1, -1)]
-        yield from (walk if ring % 2 else walk[::-1]) if ring else [(0, 0)]
-        ring += 1

@@ -5,31 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.district import CELL_M, District
+from s2s_ray.data.sources.synthetic.district import CELL_M, FAR, District
 from s2s_ray.data.sources.synthetic.noise import generator
 from s2s_ray.data.sources.synthetic.streets import Streets
 from s2s_ray.data.sources.synthetic.things import SPOT, Table
 
 KERB, LANE, LOT, WALK = range(4)
-_DARTS = 6000
+_DARTS = 14000
 _BETWEEN_M = 5.7  # middles of two vehicles
 
 
 def draw_spots(plan: Streets, district: District) -> Table:
     """Spots of one district, none of two vehicles in each other's way: darts, kept where they hit a street."""
     rng = generator(plan.seed, 6, *district.key)
-    x, y = plan.straighten(
-        district.x + rng.uniform(-0.75, 0.75, _DARTS) * CELL_M, district.y + rng.uniform(-0.75, 0.75, _DARTS) * CELL_M
-    )
-    places = plan.locate(x, y)
-    own = np.array([d.key == district.key for d in places.districts])[places.district]
+    middle = plan.straighten(np.array([district.x]), np.array([district.y]))
+    x, y = (at + rng.uniform(-0.8, 0.8, _DARTS) * CELL_M for at in middle)
+    places = plan.locate(x, y, only=district.key)
     edge, ground = places.edge, places.ground
     use = np.full(x.shape, -1)
     use[(edge > -1.7) & (edge < -0.9)] = KERB
     use[(edge < -2.3) & (ground == surface.ASPHALT)] = LANE
     use[(edge > 5) & (ground == surface.PARKING)] = LOT
     use[(edge > 0.4) & (edge < 1.9)] = WALK
-    chosen = np.flatnonzero((use >= 0) & own)
+    chosen = np.flatnonzero((use >= 0) & (edge > -FAR))
     spots = np.zeros(len(chosen), SPOT)
     spots["x"], spots["y"], spots["use"] = x[chosen], y[chosen], use[chosen]
     spots["angle"], _ = plan.unbend(x[chosen], y[chosen], places.along[chosen])

@@ -32,10 +32,17 @@ def crowns(camera: Camera, light: Light, trees: Table) -> Sprites:
     dx, dy = trees["x"] - camera.x, trees["y"] - camera.y
     away = np.hypot(dx, dy)
     radius = trees["radius"].astype(np.float64)
-    keep = (away > radius * 1.02) & (away < VIEW_M) & (radius > 0)
+    keep = (away < VIEW_M) & (radius > 0)
     trees, dx, dy, away, radius = trees[keep], dx[keep], dy[keep], away[keep], radius[keep]
     which, column, row = _candidates(
-        camera, dx, dy, np.arcsin(radius / away), away - radius, away + radius, trees["low"], trees["high"]
+        camera,
+        dx,
+        dy,
+        np.where(away > radius, np.arcsin(np.minimum(radius / away, 1)), np.pi),
+        np.maximum(away - radius, 0.3),
+        away + radius,
+        trees["low"],
+        trees["high"],
     )
     thing = {name: trees[name][which] for name in ("radius", "low", "high", "shade", "key")}
     half = (thing["high"] - thing["low"]) / 2
@@ -56,9 +63,11 @@ def crowns(camera: Camera, light: Light, trees: Table) -> Sprites:
     leaves = lattice(
         np.floor(np.arctan2(ny, nx) / clump).astype(np.int32), np.floor(nz / clump).astype(np.int32), thing["key"][met]
     )
-    solid = depth[met] > leaves * quadratic[met] * np.float32(0.14)  # 0 at the outline: a ragged edge
+    solid = (distance > 0.1) & (
+        depth[met] > leaves * quadratic[met] * np.float32(0.14)
+    )  # 0 at the outline: a ragged edge
     shadeless = nx * light.sun[0] + ny * light.sun[1] + nz * light.sun[2]
-    colour = light.leaf * (thing["shade"][met] * (0.55 + 0.55 * leaves) * (0.85 + 0.25 * nz))[:, None]
+    colour = light.leaf * (thing["shade"][met] * (0.68 + 0.5 * leaves) * (0.9 + 0.3 * nz))[:, None]
     pixel = column[met] * len(camera.rise) + row[met]
     fields = (pixel, distance, colour.astype(np.float32), 0.3 + 0.7 * shadeless)
     return Sprites(*(part[solid] for part in fields))

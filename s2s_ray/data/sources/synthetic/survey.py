@@ -34,9 +34,11 @@ def survey(district: District, u: Floats, v: Floats, border: Floats, facing: Flo
     for i in range(first, last + 1):
         low = -FAR if i == first else district.lines[i]
         high = FAR if i == last else district.lines[i + 1]
-        own = slice(None) if first == last else np.flatnonzero((u >= low) & (u < high))
-        if first == last or len(own):
-            edge[own], ground[own], along[own] = _strip(district, i, u[own], v[own], border[own], facing[own])
+        own = (u >= low) & (u < high)
+        if own.any():
+            inside = slice(None) if first == last else np.flatnonzero(own)
+            parts = (u[inside], v[inside], border[inside], facing[inside])
+            edge[inside], ground[inside], along[inside] = _strip(district, i, *parts)
     return edge, ground, along
 
 
@@ -50,9 +52,8 @@ def _strip(district: District, i: int, u: Floats, v: Floats, border: Floats, fac
     edge = _rounded(_rounded(line_edge, cross_edge, 4.0), avenue_edge, 6.0)
     ground[edge < PAVEMENT_M] = PAVEMENT
     road = np.flatnonzero(edge < 0)
-    marked = _markings(
-        *(part[road] for part in (u, v, line_edge, line_offset, cross_edge, cross_offset, border)), district.kind
-    )
+    parts = [part[road] for part in (u, v, line_edge, line_offset, cross_edge, cross_offset, border)]
+    marked = _markings(district.kind, *parts)
     ground[road] = np.where(marked, np.uint8(MARKING), np.uint8(ASPHALT))
     own = np.float32(np.arctan2(district.sine, district.cosine))
     along = np.where(line_edge <= cross_edge, own + np.float32(np.pi / 2), own)
@@ -87,6 +88,7 @@ def _rounded(a: Floats, b: Floats, radius: float) -> Floats:
 
 
 def _markings(
+    kind: int,
     u: Floats,
     v: Floats,
     line_edge: Floats,
@@ -94,7 +96,6 @@ def _markings(
     cross_edge: Floats,
     cross_offset: Floats,
     border: Floats,
-    kind: int,
 ) -> NDArray[np.bool_]:
     """Where carriageways are painted: middle dashes, crossings for people, an avenue's double line and lanes."""
     marked = np.zeros(u.shape, bool)
@@ -117,4 +118,4 @@ def _markings(
 
 def _beat(at: Floats, period: float) -> Floats:
     """Position within a period (much faster than %)."""
-    return at - np.float32(period) * np.floor(at * np.float32(1 / period))
+    return np.asarray(at - np.float32(period) * np.floor(at * np.float32(1 / period)))

@@ -95,4 +95,5 @@ def _person(rng: np.random.Generator, x: float, y: float) -> list[tuple[float, .
 
 def _boxes(rows: list[tuple[float, ...]]) -> Boxes:
     table = np.array(rows, np.float64).reshape(-1, 12)
-    return Boxes(*table[:, :8].T, colour=table[:, 8:11].astype(np.float32), glass=table[:, 11] > 0)
+    x, y, cosine, sine, a, b, low, high = table[:, :8].T
+    return Boxes(x, y, cosine, sine, a, b, low, high, table[:, 8:11].astype(np.float32), table[:, 11] > 0)
