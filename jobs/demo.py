@@ -23,7 +23,8 @@ from rich.table import Table
 
 from s2s_ray import registry
 from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.cluster import log_plainly, ray_cluster
+from s2s_ray.cli import run
+from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.images import encode
@@ -64,7 +65,6 @@ def main(
     overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Change the preset: a.b=value.")] = None,
 ) -> None:
     """Run all stages and write `summary.json`."""
-    log_plainly()
     config = settings(folder, overrides or [])
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -197,7 +197,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KeyboardInterrupt:
-        sys.exit("demo interrupted; `make demo` starts it anew")
+    run("demo", lambda: typer.run(main))

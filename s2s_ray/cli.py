@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -198,17 +199,22 @@ def _device(config: Config) -> str:
     return "cuda" if config.train.use_gpu else "cpu"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the process ends here."""
+def run(name: str, command: Callable[[], object]) -> None:
+    """Run a command line to the end of the process: user errors as one line and exit code 2, Ctrl-C as 130."""
     log_plainly()
     try:
-        app(args=arguments, prog_name="s2s", standalone_mode=True)
+        command()
     except ValueError as error:
-        print(f"s2s: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
-        print(f"s2s: {error or 'interrupted'}", file=sys.stderr)
+        print(f"{name}: {error or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `s2s` command."""
+    run("s2s", lambda: app(args=arguments, prog_name="s2s"))
 
 
 if __name__ == "__main__":

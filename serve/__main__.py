@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 from typing import Annotated
 
 import typer
 
-from s2s_ray.cluster import log_plainly, ray_cluster
+from s2s_ray.cli import run
+from s2s_ray.cluster import ray_cluster
 
 
 def main(
@@ -20,7 +20,6 @@ def main(
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
 ) -> None:
     """Serve the current release of NAME over HTTP."""
-    log_plainly()
     with ray_cluster():
         from serve.local import serving
 
@@ -30,8 +29,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except ValueError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        sys.exit(2)
+    run("serve", lambda: typer.run(main))

@@ -69,3 +69,9 @@ class PairFolder:
 def pairs(tmp_path: Path) -> PairFolder:
     """An empty folder of pairs to add to."""
     return PairFolder(tmp_path / "pairs")
+
+
+@pytest.fixture(scope="session")
+def pair_folder() -> type[PairFolder]:
+    """`PairFolder` itself, for fixtures that outlive one test."""
+    return PairFolder

@@ -229,6 +229,12 @@ def test_zones_are_never_compared() -> None:
     assert near == [(0, 2), (2, 0)]
 
 
+def test_pairs_of_one_place_are_near_however_small_the_distance() -> None:
+    """Squares of northings cancel: through a matrix product these would be centimetres apart."""
+    positions = torch.tensor([[512_345.678, 5_412_345.678]] * 3, dtype=DOUBLE)
+    assert not allowed_negatives(positions, torch.ones(3, dtype=torch.int64), 1e-6).any()
+
+
 def test_near_pairs_drop_out_after_the_loss() -> None:
     """The released code zeroes such a distance before the loss, where the triplet still adds log 2."""
     satellite, street = descriptors(3, seed=2)

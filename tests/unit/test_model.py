@@ -305,6 +305,8 @@ def test_the_non_local_block_starts_as_the_identity() -> None:
 
 def test_spatial_attention_position_by_position() -> None:
     attention = SpatialAttention(3, 5, masks=2).double()
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter)  # as it starts, every hidden number is positive
     features = torch.randn(2, 4, 3, 5, dtype=DOUBLE)
     expected = torch.zeros(2, 4, 2, dtype=DOUBLE)
     for b in range(2):

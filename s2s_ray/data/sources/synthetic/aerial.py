@@ -29,21 +29,24 @@ def render_tile(
     east, north = x + offsets * step, y - offsets * step
     rows, columns = scene.rows(north), scene.columns(east)
     cells = scene.flat(rows[:, None], columns[None, :])
-    ground = scene.rasters.ground.ravel()[cells]
-    height, canopy = scene.rasters.height.ravel()[cells], scene.rasters.canopy.ravel()[cells]
-    colour = light.ground[ground]
+    ground = scene.rasters.ground.take(cells)
+    height, canopy = scene.rasters.height.take(cells), scene.rasters.canopy.take(cells)
+    colour = light.ground.take(ground, axis=0)
     colour *= _grain(ground, rows, columns)[..., None]
     slope = np.full(height.shape, light.sun[2], np.float32)
-    built = np.nonzero(height)
-    solid = scene.solid_rows(cells[built])
-    colour[built], slope[built] = _roofs(scene, light, solid, east[built[1]], north[built[0]])
+    flat_colour, flat_slope = colour.reshape(-1, 3), slope.reshape(-1)
+    built = np.flatnonzero(height > 0)
+    row, column = np.divmod(built, len(east))
+    roofs = scene.solid_rows(cells.take(built))
+    flat_colour[built], flat_slope[built] = _roofs(scene, light, roofs, east[column], north[row])
     _park(colour, height, traffic, east, north)
-    leafy = np.nonzero(canopy > height)
-    tree = scene.tree_rows(cells[leafy])
-    colour[leafy], slope[leafy] = _crowns(scene, light, tree, east[leafy[1]], north[leafy[0]])
+    leafy = np.flatnonzero(canopy > height)
+    row, column = np.divmod(leafy, len(east))
+    trees = scene.tree_rows(cells.take(leafy))
+    flat_colour[leafy], flat_slope[leafy] = _crowns(scene, light, trees, east[column], north[row])
     shade = cast_shade(scene, light, x, y, metres / 2 + 1)
     slope *= shade.reaches(np.maximum(height, canopy), shade.level_at(east[None, :], north[:, None]))
-    colour *= light.ambient + light.direct * np.maximum(slope, 0)[..., None]
+    colour *= light.shine(np.maximum(slope, 0))
     return light.expose(shrink(colour, fine))
 
 

@@ -91,7 +91,7 @@ def march(scene: Scene, camera: Camera) -> tuple[Strikes, Hits]:
     columns = (x + camera.east[:, None] * paces).astype(np.int32)
     rows = (y + camera.north[:, None] * paces).astype(np.int32)
     cells = scene.flat(rows, columns)
-    top = scene.rasters.height.ravel()[cells]
+    top = scene.rasters.height.take(cells)
     steep = (top - np.float32(EYE_M)) / reach
     steep[top < 0.05] = -np.inf
     skyline = np.maximum.accumulate(steep, axis=1)

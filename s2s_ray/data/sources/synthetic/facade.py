@@ -33,7 +33,7 @@ def paint(
     )
     sunny = slope * shade.reaches(hits.z, level[hits.strike])
     sky = np.float32(0.70) + np.float32(0.05) * np.minimum(hits.z, np.float32(6))  # streets are darker below
-    colour *= light.ambient * sky[:, None] + light.direct * sunny[:, None]
+    colour *= light.shine(sunny, sky)
     return light.haze(colour, hits.distance)
 
 
@@ -73,7 +73,8 @@ def _walls(
     hedge = np.flatnonzero((style == HEDGE)[strike])
     spot = ((strikes.along + strikes.across) * 4).astype(np.int32)[strike[hedge]]
     shade[hedge] = 0.6 + 0.5 * lattice(spot, (z[hedge] * 4).astype(np.int32))
-    colour = wall[strike] * shade[:, None]
+    colour = wall.take(strike, axis=0)
+    colour *= shade[:, None]
 
     glazed = np.flatnonzero(window)
     sky = np.where(office, np.float32(0.24), np.float32(0.08))[strike[glazed]]

@@ -42,16 +42,27 @@ class Light:
     gain: NDArray[np.float32]
     gamma: float
 
+    def shine(self, sunny: Floats, sky: Floats | float = 1.0) -> NDArray[np.float32]:
+        """Light on surfaces that get these shares of the sun's and the sky's light: ... to ... 3."""
+        light = np.empty((*sunny.shape, 3), np.float32)
+        for k in range(3):  # a plane at a time: inner loops over three numbers are slow
+            np.multiply(sunny, self.direct[k], out=light[..., k])
+            light[..., k] += sky * self.ambient[k]
+        return light
+
     def clear(self, distance: Floats) -> NDArray[np.float32]:
         """How much of a colour the air lets through over `distance` metres."""
         return np.asarray(np.exp(distance * np.float32(-1 / self.haze_m)))
 
     def haze(self, linear: Floats, distance: Floats) -> NDArray[np.float32]:
         """Colours (N x 3) as they look from `distance` metres (N)."""
-        seen = linear - self.horizon
-        seen *= self.clear(distance)[:, None]
-        seen += self.horizon
-        return np.asarray(seen)
+        clear = self.clear(distance)
+        seen = np.empty(linear.shape, np.float32)
+        for k in range(3):
+            np.subtract(linear[:, k], self.horizon[k], out=seen[:, k])
+            seen[:, k] *= clear
+            seen[:, k] += self.horizon[k]
+        return seen
 
     def expose(self, linear: Floats) -> NDArray[np.uint8]:
         """What the camera makes of it: ... 3 floats to uint8."""
@@ -110,12 +121,12 @@ class Shade:
         if column.shape != row.shape:
             lines = self.level[:, c0[0]] * (1 - fc) + self.level[:, c0[0] + 1] * fc
             return np.asarray(lines[r0[:, 0]] * (1 - fr) + lines[r0[:, 0] + 1] * fr)
-        flat, at = self.level.ravel(), r0 * columns + c0
-        south = flat[at]
-        south += (flat[at + 1] - south) * fc
+        flat, at = self.level, r0 * columns + c0
+        south = flat.take(at)
+        south += (flat.take(at + 1) - south) * fc
         at += columns
-        north = flat[at]
-        north += (flat[at + 1] - north) * fc
+        north = flat.take(at)
+        north += (flat.take(at + 1) - north) * fc
         return np.asarray(south + (north - south) * fr)
 
     def reaches(self, z: Floats | np.float32, level: Floats) -> NDArray[np.float32]:

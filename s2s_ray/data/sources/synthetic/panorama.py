@@ -84,11 +84,13 @@ def _ground(
     palette = light.ground * (light.ambient + light.direct * (light.sun[2] * steps))
     tone = (shade.reaches(np.float32(0), level) * np.float32(4) + np.float32(0.5)).astype(np.intp)
     tone *= len(light.ground)
-    tone += scene.rasters.ground.ravel()[cells]
+    tone += scene.rasters.ground.take(cells)
     clear = light.clear(reach)
-    colour = palette.reshape(-1, 3)[tone]
-    colour *= ((np.float32(0.93) + np.float32(0.14) * rough) * clear)[..., None]
-    colour += light.horizon * (1 - clear)[:, None]
+    colour = palette.reshape(-1, 3).take(tone, axis=0)
+    bright = (np.float32(0.93) + np.float32(0.14) * rough) * clear
+    for k in range(3):
+        colour[..., k] *= bright
+        colour[..., k] += light.horizon[k] * (1 - clear)
     return np.asarray(colour)
 
 
@@ -110,5 +112,4 @@ def _overlay(
     level = shade.level_at(camera.x + camera.east[column] * distance, camera.y + camera.north[column] * distance)
     z = np.float32(EYE_M + 1.0) + camera.rise[row] * distance
     sunny = np.maximum(layer.slope[order], 0) * shade.reaches(z, level)
-    lit = light.ambient + light.direct * sunny[:, None]
-    colour[pixel] = light.haze(layer.colour[order] * lit, distance)
+    colour[pixel] = light.haze(layer.colour[order] * light.shine(sunny), distance)

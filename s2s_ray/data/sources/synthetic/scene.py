@@ -56,11 +56,11 @@ class Scene:
 
     def solid_rows(self, flat: NDArray[np.int32]) -> NDArray[np.int32]:
         """Rows of `solids` at flat indices."""
-        return np.asarray(self.rasters.solid.ravel()[flat] + self.first_solid[flat >> (2 * BITS)])
+        return np.asarray(self.rasters.solid.take(flat) + self.first_solid[flat >> (2 * BITS)])
 
     def tree_rows(self, flat: NDArray[np.int32]) -> NDArray[np.int32]:
         """Rows of `trees` at flat indices."""
-        return np.asarray(self.rasters.tree.ravel()[flat] + self.first_tree[flat >> (2 * BITS)])
+        return np.asarray(self.rasters.tree.take(flat) + self.first_tree[flat >> (2 * BITS)])
 
     def tops(self, rows: tuple[int, int], columns: tuple[int, int], stride: int) -> NDArray[np.float32]:
         """Every `stride`-th height of solids and crowns in a window."""

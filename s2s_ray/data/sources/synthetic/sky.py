@@ -23,8 +23,10 @@ def paint(light: Light, camera: Camera, first: int) -> NDArray[np.float32]:
     wide = near * near * near
     glow = wide * np.float32(0.30 * (1 - 0.7 * light.cloud))
     glow += np.square(np.square(np.square(np.square(wide)))) * np.float32(0.9 * (1 - 0.7 * light.cloud))
-    colour = gradient + (light.horizon * np.float32(1.06) - gradient) * cloud[..., None]
-    colour += glow[..., None] * _SUN
+    colour = np.empty((*cloud.shape, 3), np.float32)
+    for k in range(3):
+        colour[..., k] = gradient[:, k] + (light.horizon[k] * np.float32(1.06) - gradient[:, k]) * cloud
+        colour[..., k] += glow * _SUN[k]
     bearing = np.arctan2(east, north)
     crest = 0.045 + 0.022 * np.sin(3 * bearing + 1) + 0.012 * np.sin(7 * bearing + 2) + 0.005 * np.sin(19 * bearing)
     low = int(np.searchsorted(rise, 0.1))

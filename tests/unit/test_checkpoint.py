@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s2s_ray import S2S, load_checkpoint, storage
+from s2s_ray.checkpoint import CheckpointError, check_fits, save_model
+from s2s_ray.config import ModelConfig
+from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.training.run import RunError, find_checkpoint
+
+SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+
+
+@pytest.fixture
+def model() -> S2S:
+    torch.manual_seed(0)
+    return S2S(SMALL)
+
+
+def published(model: S2S, folder: Path, **meta: Any) -> str:
+    save_model(model, {"run": "r", "step": 3, **meta}, folder / "local")
+    storage.publish(folder / "local", str(folder / "checkpoint"))
+    return str(folder / "checkpoint")
+
+
+def save(store: CheckpointStore, model: S2S, step: int, recall: float | None) -> None:
+    metrics = {} if recall is None else {"recall_at_1": recall}
+    meta = {"run": "r", "step": step, "metrics": metrics, "model": SMALL.model_dump(mode="json")}
+    store.save(step, model.state_dict(), {"step": torch.tensor(step)}, meta)
+
+
+def test_loaded_model_answers_as_the_saved_one(model: S2S, tmp_path: Path) -> None:
+    loaded = load_checkpoint(published(model, tmp_path))
+    polar = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
+    assert loaded.config == SMALL
+    assert not loaded.training
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.synthesize(polar), model.eval().synthesize(polar), rtol=0, atol=0)
+        torch.testing.assert_close(loaded.embed_street(polar), model.embed_street(polar), rtol=0, atol=0)
+
+
+def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(storage.StorageError, match="nowhere"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_damaged_weights_fail_their_checksum(model: S2S, tmp_path: Path) -> None:
+    uri = published(model, tmp_path)
+    with (Path(uri) / "model.safetensors").open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"\xff")
+    with pytest.raises(storage.StorageError, match=r"model\.safetensors.*checksum"):
+        load_checkpoint(uri)
+
+
+def test_another_format_is_refused(model: S2S, tmp_path: Path) -> None:
+    save_model(model, {"step": 0}, tmp_path / "local")
+    meta = json.loads((tmp_path / "local" / "meta.json").read_text())
+    (tmp_path / "local" / "meta.json").write_text(json.dumps({**meta, "format": 99}))
+    storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_weights_of_another_width_are_refused(model: S2S, tmp_path: Path) -> None:
+    save_model(model, {"step": 0}, tmp_path / "local")
+    meta = json.loads((tmp_path / "local" / "meta.json").read_text())
+    meta["model"]["channels"] = 8
+    (tmp_path / "local" / "meta.json").write_text(json.dumps(meta))
+    storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_checkpoint(tmp_path / "checkpoint")
+
+
+def test_check_fits_names_each_difference() -> None:
+    other = SMALL.model_copy(update={"height": 64, "masks": 3})
+    with pytest.raises(CheckpointError, match=r"model\.height is 64 there and 32 here; model\.masks is 3 there and 2"):
+        check_fits("somewhere", other, SMALL)
+    check_fits("somewhere", SMALL, SMALL)
+
+
+def test_store_keeps_the_newest_and_the_best(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step, recall in ((1, 0.1), (2, 0.5), (3, 0.2), (4, None), (5, 0.3)):
+        save(store, model, step, recall)
+    store.flush()
+    assert store.steps() == [2, 4, 5]
+    assert store.best() == 2
+
+
+def test_of_equal_recall_the_later_is_best(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, 0.5)
+    store.flush()
+    assert store.best() == 2
+
+
+def test_saving_copies_the_state_before_it_changes(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    before = model.generator.decoder.head.weight.detach().clone()
+    save(store, model, 1, None)
+    with torch.no_grad():
+        model.generator.decoder.head.weight.zero_()
+    store.flush()
+    torch.testing.assert_close(store.load(1).model["generator.decoder.head.weight"], before, rtol=0, atol=0)
+
+
+def test_damaged_newest_is_named_and_the_one_before_is_used(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000002" / "trainer.pt").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        found = store.newest()
+    assert found is not None
+    assert found.meta["step"] == 1
+    assert "00000002" in caplog.text
+
+
+def test_directory_without_manifest_does_not_exist(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000001" / "manifest.json").unlink()
+    assert store.steps() == []
+    assert store.newest() is None
+
+
+def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    with pytest.raises(storage.StorageError, match="checkpoints"):
+        store.flush()
+
+
+def test_find_checkpoint_takes_a_checkpoint_or_the_best_of_a_run(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    save(store, model, 1, 0.9)
+    save(store, model, 2, 0.4)
+    store.flush()
+    assert find_checkpoint(str(tmp_path / "run")) == store.uri(1)
+    assert find_checkpoint(store.uri(2)) == store.uri(2)
+    with pytest.raises(RunError, match="elsewhere"):
+        find_checkpoint(str(tmp_path / "elsewhere"))

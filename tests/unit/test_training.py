@@ -1,0 +1,182 @@
+"""The training loop without Ray: resume, refusals, what a run leaves behind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from s2s_ray import storage
+from s2s_ray.checkpoint import CheckpointError, read_meta
+from s2s_ray.config import Config, load_config
+from s2s_ray.data.manifest import DatasetError
+from s2s_ray.data.prepare import prepare
+from s2s_ray.training.loop import DivergedError, Trainer, check_ready
+from s2s_ray.training.run import RunError, checkpoint_store, load_run_config, run_uri
+
+PAIRS = 11  # batches of 4, 4 and 3
+
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> Config:
+    """A prepared data set of random images and a run of two epochs on it."""
+    folder = tmp_path_factory.mktemp("training")
+    pairs = pair_folder(folder / "pairs")
+    for split, count in (("train", PAIRS), ("val", 3), ("test", 2)):
+        for number in range(count):
+            pairs.add(f"{split}-{number}", split)
+    prepared = pairs.config(folder / "data")
+    prepare(prepared)
+    model = {"height": 32, "width": 40, "channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+    model |= {"street_blocks": (1, 1, 1), "masks": 2}
+    train = {"epochs": 2, "batch": 4, "lr_generator": 1e-3, "lr_retrieval": 1e-3, "checkpoint_every": 1}
+    return Config.from_tree({**prepared.model_dump(), "model": model, "train": train})
+
+
+def configured(base: Config, storage_uri: Path, **train: Any) -> Config:
+    tree = base.model_dump()
+    tree["train"] |= {"storage": str(storage_uri), **train}
+    return Config.from_tree(tree)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def stop_at(trainer: Trainer, step: int) -> None:
+    """Make the trainer's process end before it takes a step."""
+    cycle = trainer.cycle
+
+    def counted(*args: Any, **kwargs: Any) -> dict[str, float]:
+        if trainer.global_step == step:
+            raise StoppedError
+        return cycle(*args, **kwargs)
+
+    trainer.cycle = counted  # type: ignore[assignment]
+    counted.optimizers = cycle.optimizers  # type: ignore[attr-defined]
+
+
+def test_a_run_leaves_checkpoints_history_configuration_and_events(base: Config, tmp_path: Path) -> None:
+    config = configured(base, tmp_path)
+    reports: list[dict[str, Any]] = []
+    trainer = Trainer(config)
+    history = trainer.fit(reports.append)
+    run = run_uri(config)
+    assert [entry["epoch"] for entry in history] == [0, 1]
+    assert [entry["step"] for entry in history] == [3, 6]
+    assert storage.read_json(storage.join(run, "history.json")) == history
+    assert load_run_config(run) == config
+    assert [Path(report["checkpoint"]).name for report in reports] == ["00000003", "00000006"]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    store = checkpoint_store(config)
+    assert store.steps()[-1] == 6
+    meta = read_meta(store.uri(6))
+    assert meta["metrics"]["gallery"] == 3
+    assert 0 <= meta["metrics"]["recall_at_1"] <= 1
+    assert meta["dataset"]["geometry"]["height"] == 32
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(base: Config, tmp_path: Path, step: int) -> None:
+    straight = Trainer(configured(base, tmp_path / "straight"))
+    expected_history = straight.fit()
+    stopped = Trainer(configured(base, tmp_path / "stopped"))
+    stop_at(stopped, step)
+    with pytest.raises(StoppedError):
+        stopped.fit()
+    resumed = Trainer(configured(base, tmp_path / "stopped"))
+    history = resumed.fit()
+    for name, value in weights(straight).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    for entry in (*expected_history, *history):
+        del entry["pairs_per_second"]  # the only thing that depends on the machine
+    assert history == expected_history
+
+
+def test_a_finished_run_is_not_trained_again_but_can_be_extended(base: Config, tmp_path: Path) -> None:
+    first = Trainer(configured(base, tmp_path))
+    first.fit()
+    again = Trainer(configured(base, tmp_path))
+    again.fit()
+    assert again.global_step == 6
+    for name, value in weights(first).items():
+        assert torch.equal(value, weights(again)[name]), name
+    longer = Trainer(configured(base, tmp_path, epochs=3))
+    assert [entry["epoch"] for entry in longer.fit()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("key", "value"), [("batch", 5), ("seed", 9)])
+def test_resuming_under_settings_that_move_the_position_is_refused(
+    base: Config, tmp_path: Path, key: str, value: int
+) -> None:
+    Trainer(configured(base, tmp_path, epochs=1)).fit()
+    with pytest.raises(RunError, match=rf"'run' was started with train\.{key}="):
+        check_ready(configured(base, tmp_path, **{key: value}))
+
+
+def test_resuming_another_model_is_refused(base: Config, tmp_path: Path) -> None:
+    Trainer(configured(base, tmp_path, epochs=1)).fit()
+    tree = configured(base, tmp_path).model_dump()
+    tree["model"]["masks"] = 3
+    with pytest.raises(CheckpointError, match=r"model\.masks is 2 there and 3 here"):
+        Trainer(Config.from_tree(tree)).fit()
+
+
+def test_data_of_another_resolution_is_refused(base: Config, tmp_path: Path) -> None:
+    tree = configured(base, tmp_path).model_dump()
+    tree["model"]["height"] = 64
+    with pytest.raises(RunError, match="prepared at 32 x 40, the model takes 64 x 40"):
+        check_ready(Config.from_tree(tree))
+
+
+def test_missing_data_is_named(base: Config, tmp_path: Path) -> None:
+    tree = configured(base, tmp_path).model_dump()
+    tree["data"]["uri"] = str(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="nothing"):
+        check_ready(Config.from_tree(tree))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it(base: Config, tmp_path: Path) -> None:
+    config = configured(base, tmp_path)
+    trainer = Trainer(config)
+    cycle = trainer.cycle
+
+    def poisoned(*args: Any, **kwargs: Any) -> dict[str, float]:
+        losses = cycle(*args, **kwargs)
+        return {**losses, "gan": math.nan} if trainer.global_step == 4 else losses
+
+    poisoned.optimizers = cycle.optimizers  # type: ignore[attr-defined]
+    trainer.cycle = poisoned  # type: ignore[assignment]
+    with pytest.raises(DivergedError, match=r"step 5: gan is nan \(pairs train-"):
+        trainer.fit()
+    assert checkpoint_store(config).steps()[-1] == 4
+
+
+def test_mining_follows_its_schedule(base: Config, tmp_path: Path) -> None:
+    tree = configured(base, tmp_path).model_dump()
+    tree["mining"] = {"start": 1, "discard": [50.0]}
+    history = Trainer(Config.from_tree(tree)).fit()
+    assert [entry["discard"] for entry in history] == [0.0, 50.0]
+    everything = (24 * 4 + 24 * 4 + 12 * 3) / PAIRS  # pair-weighted mean of 2B(B-1) over batches of 4, 4 and 3
+    assert history[0]["kept"] == pytest.approx(everything)
+    assert history[1]["valid"] == pytest.approx(everything)
+    assert history[1]["kept"] == pytest.approx(everything / 2)
+
+
+def test_presets_agree_with_their_data(tmp_path: Path) -> None:
+    for preset in ("small", "tiny"):
+        config = load_config(preset)
+        assert config.source.kind == "synthetic"
+        assert config.source.panorama_height >= config.model.height
+        assert config.source.panorama_width >= config.model.width
