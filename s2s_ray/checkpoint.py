@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.s2s import S2S
+from s2s_ray.version import code_version
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -92,14 +92,6 @@ def check_fits(uri: str, found: ModelConfig, wanted: ModelConfig) -> None:
     ]
     if differences:
         raise CheckpointError(f"checkpoint {uri} is of another model: {'; '.join(differences)}")
-
-
-def code_version() -> str:
-    """The installed version of this package, or 'unknown' where it runs from a source tree alone."""
-    try:
-        return version("s2s-ray")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _read_meta_file(path: Path, uri: str) -> dict[str, Any]:

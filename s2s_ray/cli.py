@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import code_version, load_checkpoint, read_meta, save_model
+from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
 from s2s_ray.cluster import log_plainly, ray_cluster
 from s2s_ray.config import Config, load_config, preset_names
+from s2s_ray.version import code_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")

@@ -161,7 +161,9 @@ SourceConfig = Annotated[SyntheticSourceConfig | ManifestSourceConfig, Field(dis
 class PrepareConfig(Section):
     """How a source becomes a data set."""
 
-    encoding: Literal["png", "jpeg", "webp"] = Field("png", description="png and webp are lossless, jpeg is smaller")
+    encoding: Literal["png", "jpeg", "webp"] = Field(
+        "webp", description="webp and png are lossless, webp the smaller and faster; jpeg is smallest"
+    )
     shard_mb: Positive = Field(64.0, description="aimed size of a shard, in 10^6 bytes of encoded images")
     keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
@@ -338,6 +340,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if fault["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(model, path[:-1]))
             lines.append(f"{shown}={fault['input']!r}: unknown key; known here: {allowed}")
+        elif fault["type"] == "union_tag_not_found":
+            lines.append(f"{shown}.kind is missing: 'synthetic' or 'manifest'")
         elif fault["type"] == "missing":
             lines.append(f"{shown} is missing: it has no default")
         else:

@@ -1,0 +1,70 @@
+"""`make demo` in miniature, as a process of its own: from an empty folder to answers over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.integration
+
+SMALL = (
+    "source.train_pairs=72",
+    "source.test_pairs=40",
+    "prepare.shard_mb=0.5",
+    "train.epochs=2",
+    "train.batch=12",
+)
+
+
+def descendants(session: int) -> list[str]:
+    """Command lines of living processes that a process started, by the session they share."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(command)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    overrides = [part for setting in SMALL for part in ("--set", setting)]
+    command = [sys.executable, "-m", "jobs.demo", "--folder", str(folder), *overrides]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        output, _ = process.communicate(timeout=570)
+    assert process.returncode == 0, output[-5000:]
+    assert descendants(process.pid) == [], "the demo leaves processes running"
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["gallery"] == 40
+    assert summary["chance"] == pytest.approx(1 / 40)
+    assert 0 <= summary["recall_at_1"] <= summary["recall_at_5"] <= summary["recall_at_10"] <= 1
+    assert summary["l1_after"] < 0.9 * summary["l1_before"]
+    # The service answers what the evaluation found: same checkpoint, same index, same preparation of images.
+    assert summary["asked"] == 40
+    assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / 40 + 1e-9)
+    assert set(summary["seconds"]) == {"prepare", "train", "evaluate", "publish", "serve", "total"}
+
+    for name in ("retrieval.png", "synthesis.png", "curves.png"):
+        with Image.open(folder / "pictures" / name) as picture:
+            assert picture.width > 600, name
+    drawn = sorted((folder / "pictures").glob("synthesised-*.png"))
+    assert len(drawn) == 4
+    with Image.open(drawn[0]) as picture:
+        assert picture.size == (176, 32)
+    dataset = json.loads((folder / "data" / "dataset.json").read_text())
+    assert dataset["splits"]["train"]["count"] + dataset["splits"]["val"]["count"] == 72
+    assert "What to run next" in output
