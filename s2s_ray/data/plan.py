@@ -20,14 +20,15 @@ log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 _SAMPLES = 8
+_RUN = 8  # neighbours in a source are often neighbours on the ground, and cheap to read one after the other
 _SHOWN = 5
 
 
 def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan:
     """Lay the records out in shards of about `prepare.shard_mb`, and claim `data.uri` for this data set.
 
-    The training split is laid out in the order of its ids' hashes, so that pairs that are shuffled together come
-    from all over the data set; the others keep the source's order. The number of pairs in a shard follows from the
+    The training split is laid out in short runs of the source's order, the runs by the hash of their first id, so
+    that pairs that are shuffled together come from all over the data set; the other splits keep the source's order. The number of pairs in a shard follows from the
     sizes of a few encoded ones and is kept in `plan.json`, by which a later run knows its own work.
 
     Raises:
@@ -116,10 +117,10 @@ def _difference(uri: str, begun: dict[str, Any], settings: dict[str, Any], recor
 
 
 def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shard_bytes: float) -> int:
-    """How many pairs fill a shard, by the first readable ones in the order of their ids' hashes."""
+    """How many pairs fill a shard, by the first readable ones in the order of `_mixed`."""
     sizes: list[int] = []
     faults: list[str] = []
-    for record in sorted(records, key=_rank):
+    for record in _mixed(records):
         try:
             sizes.append(sum(len(image) for image in encode_record(source, record, plan).values()))
         except UnreadableImage as error:
@@ -138,12 +139,15 @@ def _lay_out(records: Sequence[Record], per_shard: int) -> list[ShardPlan]:
     for split in SPLITS:
         members = [record for record in records if record.split == split]
         if split == "train":
-            members.sort(key=_rank)
+            members = _mixed(members)
         count = math.ceil(len(members) / per_shard)
         edges = [len(members) * k // count for k in range(count + 1)]
         shards += [ShardPlan(f"{split}-{k:05d}", split, tuple(members[edges[k] : edges[k + 1]])) for k in range(count)]
     return shards
 
 
-def _rank(record: Record) -> bytes:
-    return hashlib.blake2b(record.id.encode(), digest_size=16).digest()
+def _mixed(records: Sequence[Record]) -> list[Record]:
+    """The records in runs of `_RUN` neighbours, the runs in the order of their first ids' hashes."""
+    runs = [records[first : first + _RUN] for first in range(0, len(records), _RUN)]
+    runs.sort(key=lambda run: hashlib.blake2b(run[0].id.encode(), digest_size=16).digest())
+    return [record for run in runs for record in run]

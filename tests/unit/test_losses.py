@@ -229,10 +229,14 @@ def test_zones_are_never_compared() -> None:
     assert near == [(0, 2), (2, 0)]
 
 
-def test_pairs_of_one_place_are_near_however_small_the_distance() -> None:
-    """Squares of northings cancel: through a matrix product these would be centimetres apart."""
-    positions = torch.tensor([[512_345.678, 5_412_345.678]] * 3, dtype=DOUBLE)
-    assert not allowed_negatives(positions, torch.ones(3, dtype=torch.int64), 1e-6).any()
+def test_small_distances_between_large_coordinates() -> None:
+    """Positions 3 cm apart: through a matrix product the squares of northings would cancel to noise."""
+    steps = torch.arange(6, dtype=DOUBLE)[:, None] * torch.tensor([[0.0, 0.03]], dtype=DOUBLE)
+    positions = torch.tensor([[512_345.678, 5_412_345.678]], dtype=DOUBLE) + steps
+    zones = torch.ones(6, dtype=torch.int64)
+    apart = (torch.arange(6)[:, None] - torch.arange(6)).abs()
+    assert torch.equal(allowed_negatives(positions, zones, 0.02), apart >= 1)
+    assert torch.equal(allowed_negatives(positions, zones, 0.04), apart >= 2)
 
 
 def test_near_pairs_drop_out_after_the_loss() -> None:

@@ -149,6 +149,30 @@ def test_every_row_of_table_1(paper: S2S) -> None:
     assert {name: taken[name][0] for name in CONCATENATED} == CONCATENATED
 
 
+def test_skip_connections_follow_what_they_join(tiny: S2S) -> None:
+    """Concatenated behind the decoder's own channels: bottleneck and enc3, up3 and enc2, up2 and enc1."""
+    given: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            given[name], made[name] = args[0], output
+
+        return hook
+
+    for name, module in (*tiny.generator.encoder.named_children(), *tiny.generator.decoder.named_children()):
+        module.register_forward_hook(note(name))
+    with torch.no_grad():
+        encoded = tiny.generator.encoder(images(1))
+        tiny.generator.decoder(encoded)
+    joined = {"up3": "bottleneck", "attention": "up3_norm", "up1": "up2_norm"}
+    skips = {"up3": encoded.enc3, "attention": encoded.enc2, "up1": encoded.enc1}
+    for name, before in joined.items():
+        assert torch.equal(given[name], torch.cat([made[before], skips[name]], 1)), name
+    for n, skip in (("1", encoded.enc1), ("2", encoded.enc2), ("3", encoded.enc3)):
+        assert torch.equal(made[f"down{n}_norm"], skip)  # after their instance norm
+
+
 def test_every_row_of_table_2(paper: S2S) -> None:
     _, given = shapes_of(paper.discriminator, TABLE_2, torch.zeros(1, 6, 112, 616))
     assert list(given.items()) == list(TABLE_2.items())

@@ -137,8 +137,13 @@ def test_the_same_source_gives_the_same_bytes(pairs: PairFolder, tmp_path: Path)
 def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs)
     manifest = prepare(pairs.config(tmp_path / "out"))
-    train = [str(row["id"]) for row in rows(tmp_path / "out", manifest, "train")]
-    assert train != sorted(train, key=lambda id: int(id.removeprefix("train")))
+    train = [int(str(row["id"]).removeprefix("train")) for row in rows(tmp_path / "out", manifest, "train")]
+    assert train != sorted(train)
+    held_out = {int(str(row["id"]).removeprefix("train")) for row in rows(tmp_path / "out", manifest, "val")}
+    source = [number for number in range(len(train) + len(held_out)) if number not in held_out]
+    runs = [source[first : first + 8] for first in range(0, len(source), 8)]
+    runs.sort(key=lambda run: train.index(run[0]))
+    assert [number for run in runs for number in run] == train
     assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == [f"test{k}" for k in range(5)]
 
 
@@ -207,8 +212,8 @@ def test_another_data_set_is_not_overwritten(pairs: PairFolder, tmp_path: Path) 
     fill(pairs)
     prepare(pairs.config(tmp_path / "out"))
     before = content(tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"out already holds another .*prepare.encoding was 'png', now 'webp'\)"):
-        prepare(pairs.config(tmp_path / "out", encoding="webp"))
+    with pytest.raises(DatasetError, match=r"out already holds another .*prepare.encoding was 'webp', now 'png'\)"):
+        prepare(pairs.config(tmp_path / "out", encoding="png"))
     pairs.add("another")
     with pytest.raises(DatasetError, match="the source had 17 pairs, now 18"):
         prepare(pairs.config(tmp_path / "out"))
