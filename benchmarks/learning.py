@@ -30,7 +30,10 @@ class ShuffledPairs(PairDataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (None, key)
         partner = int(np.random.default_rng(self.seed).permutation(len(self))[index])
-        satellite, street = super().__getitem__(key), super().__getitem__(partner if epoch is None else (epoch, partner))
+        satellite, street = (
+            super().__getitem__(key),
+            super().__getitem__(partner if epoch is None else (epoch, partner)),
+        )
         return Sample(satellite.polar, street.street, index)
 
 

@@ -58,12 +58,13 @@ def train(config: Config) -> TrainResult:
             resources_per_worker=dict(config.train.resources_per_worker) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.train.use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stubs are those of the older API
             # Never the run's own name: Ray Train would resume from its snapshot, and the store is the authority.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=path,
             storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # else every report is printed, twice
         ),
     )
     try:

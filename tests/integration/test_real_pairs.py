@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from s2s_ray.cli import app
-from typer.testing import CliRunner
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared]
 

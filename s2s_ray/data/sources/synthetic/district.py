@@ -49,10 +49,10 @@ class District:
     cross_half: Floats
     blocks: NDArray[np.int64]
 
-    def local(self, qx: Floats, qy: Floats) -> tuple[Floats, Floats]:
-        """Bent plane to local (u, v)."""
-        dx, dy = qx - self.x, qy - self.y
-        return self.cosine * dx + self.sine * dy, self.cosine * dy - self.sine * dx
+    def local(self, dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
+        """Offsets from the district's middle in the bent plane to local (u, v)."""
+        cosine, sine = np.float32(self.cosine), np.float32(self.sine)
+        return cosine * dx + sine * dy, cosine * dy - sine * dx
 
     def bent(self, u: Floats, v: Floats) -> tuple[Floats, Floats]:
         """Local (u, v) to the bent plane."""

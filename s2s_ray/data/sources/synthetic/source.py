@@ -19,7 +19,7 @@ from s2s_ray.data.sources.synthetic.light import SHADOW_REACH_M, draw_light
 from s2s_ray.data.sources.synthetic.noise import generator
 from s2s_ray.data.sources.synthetic.panorama import SHADE_M, render_panorama
 from s2s_ray.data.sources.synthetic.positions import positions
-from s2s_ray.data.sources.synthetic.scene import Atlas, Scene
+from s2s_ray.data.sources.synthetic.scene import SIDE, Atlas, Scene
 from s2s_ray.data.sources.synthetic.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.data.sources.synthetic.traffic import draw_traffic
 
@@ -51,8 +51,16 @@ class SyntheticSource:
 
     @cached_property
     def atlas(self) -> Atlas:
-        """Rasters of the city, as fine as the tiles need."""
-        return Atlas(self.city, float(np.clip(self.config.tile_m / self.config.tile_px / 2, 0.125, 0.5)))
+        """Rasters of the city, half a tile's pixel fine as far as memory allows."""
+        pixel = self.config.tile_m / self.config.tile_px
+        return Atlas(self.city, max(min(pixel / 2, 0.5), 0.125, self._radius / (6 * SIDE)))
+
+    @property
+    def _radius(self) -> float:
+        """Metres around a position that its two images show or that cast shadows into them."""
+        config = self.config
+        shaded = max(SHADE_M + config.jitter_m, config.tile_m / 2) + SHADOW_REACH_M
+        return max(VIEW_M + config.jitter_m, shaded) + 2.0
 
     def records(self) -> Sequence[Record]:
         """Training pairs, then test pairs; neighbours in the list are neighbours in the city."""
@@ -81,19 +89,25 @@ class SyntheticSource:
             raise ValueError(f"{record.id}: the city lies in zone {ZONE}; easting, northing and zone must be given")
         config = self.config
         x, y = record.easting - ORIGIN[0], record.northing - ORIGIN[1]
-        radius = 2.0 + max(VIEW_M + config.jitter_m, max(SHADE_M + config.jitter_m, config.tile_m / 2) + SHADOW_REACH_M)
-        scene = self.atlas.scene(x, y, radius)
+        scene = self.atlas.scene(x, y, self._radius)
         rng = [generator(config.seed, 5, zlib.crc32(record.id.encode()), view) for view in range(3)]
         spots = self.city.things(x - TRAFFIC_M, y - TRAFFIC_M, 2 * TRAFFIC_M).spots
-        traffic = [draw_traffic(rng[view], spots, x, y, config.occlusion) for view in range(2)]
-        tile = render_tile(scene, draw_light(rng[0]), traffic[0], x, y, config.tile_px, config.tile_m)
-        x, y = _stand(scene, rng[2], x, y, config.jitter_m)
+        east, north = _stand(scene, rng[2], x, y, config.jitter_m)
+        tile = render_tile(
+            scene,
+            draw_light(rng[0]),
+            draw_traffic(rng[0], spots, x, y, config.occlusion),
+            x,
+            y,
+            config.tile_px,
+            config.tile_m,
+        )
         street = render_panorama(
             scene,
             draw_light(rng[1]),
-            traffic[1],
-            x,
-            y,
+            draw_traffic(rng[1], spots, east, north, config.occlusion),
+            east,
+            north,
             config.panorama_height,
             config.panorama_width,
             heading=record.heading,

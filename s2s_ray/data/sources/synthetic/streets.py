@@ -102,24 +102,25 @@ class Streets:
         shape = qx.shape
         qx, qy = qx.ravel(), qy.ravel()
         districts = self._near(qx, qy)
-        own = np.zeros(qx.shape, np.uint8)
+        offsets = [_offsets(district, qx, qy) for district in districts]
         border, facing = np.full(qx.shape, FAR, np.float32), np.zeros(qx.shape, np.float32)
+        own = np.zeros(qx.shape, np.uint8)
         if len(districts) > 1:
-            squares = [_square(d, qx, qy) for d in districts]
+            squares = [dx * dx + dy * dy for dx, dy in offsets]
             own = _nearest(squares)
         edge, along = np.full(qx.shape, -FAR, np.float32), np.zeros(qx.shape, np.float32)
         ground = np.full(qx.shape, surface.ASPHALT, np.uint8)
         present = np.flatnonzero(np.bincount(own)).tolist()
         for index in present:
-            if only not in (None, districts[index].key):
+            district = districts[index]
+            if only not in (None, district.key):
                 continue
             inside = slice(None) if len(present) == 1 else np.flatnonzero(own == index)
             if len(districts) > 1:
                 border[inside], facing[inside] = _border(districts, index, [square[inside] for square in squares])
-            u, v = districts[index].local(qx[inside], qy[inside])
-            edge[inside], ground[inside], along[inside] = survey(
-                districts[index], u.astype(np.float32), v.astype(np.float32), border[inside], facing[inside]
-            )
+            dx, dy = offsets[index]
+            parts = (*district.local(dx[inside], dy[inside]), border[inside], facing[inside])
+            edge[inside], ground[inside], along[inside] = survey(district, *parts)
         self._flood(qx, qy, edge, ground)
         return Places(edge.reshape(shape), ground.reshape(shape), own.reshape(shape), along.reshape(shape), districts)
 
@@ -131,12 +132,8 @@ class Streets:
 
     def _river_distance(self, qx: Floats, qy: Floats) -> Floats:
         cosine, sine, phase = self._river
-        across = cosine * qx + sine * qy
-        across += 70.0 * np.sin(((cosine * qy - sine * qx) * (1 / 190.0)).astype(np.float32))
-        across *= 1 / 1300.0
-        across += phase
-        across -= np.floor(across) + 0.5
-        return np.asarray(np.abs(across) * 1300.0)
+        across = cosine * qx + sine * qy + 70.0 * np.sin((cosine * qy - sine * qx) / 190.0)
+        return np.asarray(np.abs((across / 1300.0 + phase) % 1.0 - 0.5) * 1300.0)
 
     def _near(self, qx: Floats, qy: Floats) -> tuple[District, ...]:
         """Districts that own one of the points or whose border comes within 60 m of them."""
@@ -149,9 +146,9 @@ class Streets:
         return tuple(d for d, distance in zip(found, far, strict=True) if distance <= limit)
 
 
-def _square(district: District, qx: Floats, qy: Floats) -> NDArray[np.float32]:
-    dx, dy = (qx - district.x).astype(np.float32), (qy - district.y).astype(np.float32)
-    return dx * dx + dy * dy
+def _offsets(district: District, qx: Floats, qy: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From a district's middle; short enough for float32."""
+    return (qx - district.x).astype(np.float32), (qy - district.y).astype(np.float32)
 
 
 def _nearest(squares: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
