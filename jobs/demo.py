@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import httpx
 import torch
 import typer
+from pyproj import Geod
 from rich.console import Console
 from rich.table import Table
 
@@ -126,7 +127,8 @@ def ask(config: Config, folder: Path) -> dict[str, int]:
         for record in records:
             match = localize(http, encode(source.read(record).street, "png"))
             hits += match["id"] == record.id
-        show(records[-1], match)
+            if record in records[:3]:
+                show(record, match)
         for record in records[:4]:
             tile = encode(source.read(record).satellite, "png")
             drawn = http.post("/v1/synthesize", content=tile, headers={"content-type": "image/png"}, timeout=60)
@@ -148,9 +150,11 @@ def localize(http: httpx.Client, panorama: bytes) -> dict[str, Any]:
 
 def show(record: Record, match: dict[str, Any]) -> None:
     """One answer beside the truth."""
+    there, here = (record.latitude, record.longitude), (match["latitude"], match["longitude"])
+    metres = Geod(ellps="WGS84").inv(there[1], there[0], here[1], here[0])[2]
     print(
-        f"taken at {record.latitude:.6f}, {record.longitude:.6f}; the service says {match['latitude']:.6f}, "
-        f"{match['longitude']:.6f} (tile {match['id']}, descriptor distance {match['descriptor_distance']:.3f})"
+        f"{record.id} was taken at {there[0]:.6f}, {there[1]:.6f}; the service says {here[0]:.6f}, {here[1]:.6f}, "
+        f"{metres:.0f} m away (tile {match['id']}, descriptor distance {match['descriptor_distance']:.3f})"
     )
 
 

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
 from serve.app import build
 from serve.schemas import ServeArgs
+
+APPLICATION = "s2s"
 
 
 @contextmanager
@@ -18,9 +21,10 @@ def serving(registry: str, name: str, host: str, port: int) -> Iterator[str]:
     Raises: what `build` raises.
     """
     application = build(ServeArgs(registry=registry, name=name))
-    serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly")
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
     try:
-        serve.run(application, name="s2s", route_prefix="/")
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.delete(APPLICATION)  # not all of Serve: on a cluster of others it may not be ours alone
