@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -109,6 +110,13 @@ class MiningConfig(Section):
     patience: int = Field(5, ge=1, description="epochs without improvement that make a plateau")
     min_gain: NonNegative = Field(0.01, description="relative improvement that counts")
 
+    @field_validator("start", mode="before")
+    @classmethod
+    def _start(cls, value: Any) -> Any:
+        if value not in ("never", "plateau") and (not isinstance(value, int) or value < 0):
+            raise ValueError("must be 'never', 'plateau' or an epoch from 0 on")
+        return value
+
 
 class SyntheticSourceConfig(Section):
     """The procedural city."""
@@ -127,7 +135,7 @@ class SyntheticSourceConfig(Section):
     spacing_m: Positive = Field(25.0, description="smallest distance between two positions; smaller is harder")
     jitter_m: NonNegative = Field(0.0, description="largest offset of the panorama from the tile's centre")
     occlusion: Fraction = Field(0.3, description="how much trees and vehicles hide along the street")
-    panorama_heading: float = Field(0.0, description="compass bearing of the panorama's middle column, degrees")
+    panorama_heading: FiniteFloat = Field(0.0, description="compass bearing of the panorama's middle column, degrees")
 
     @property
     def panorama_rows(self) -> tuple[float, float]:
@@ -140,7 +148,7 @@ class ManifestSourceConfig(Section):
 
     kind: Literal["manifest"] = "manifest"
     uri: str = Field(description="CSV or Parquet with id, satellite, street, split and optional coordinates")
-    panorama_heading: float = Field(
+    panorama_heading: FiniteFloat = Field(
         0.0, description="compass bearing of the middle column, degrees, where a row has none"
     )
     panorama_rows: tuple[Fraction, Fraction] = Field(
@@ -193,7 +201,7 @@ class TrainConfig(Section):
     lr_generator: Positive = 1e-4
     lr_discriminator: Positive = 1e-4
     lr_retrieval: Positive = 1e-4
-    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=1, description="Ray Train workers")
     use_gpu: bool = Field(False, description="one GPU per worker and nccl; false: gloo on CPUs")
@@ -239,6 +247,11 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _synthetic_by_default(cls, value: Any) -> Any:
+        return {"kind": "synthetic", **value} if isinstance(value, Mapping) else value
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Config:
@@ -308,11 +321,15 @@ def _read(config: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{name} holds {type(tree).__name__}, expected a mapping of sections")
     base = tree.pop("preset", None)
-    return tree if base is None else _merge(_read(str(base)), tree)
+    if base is None:
+        return tree
+    if base not in preset_names():
+        raise ConfigError(f"{name}: preset={base!r} is not one of {', '.join(preset_names())}")
+    return _merge(_read(str(base)), tree)
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    if "kind" in top and base.get("kind", top["kind"]) != top["kind"]:
+    if "kind" in top and base.get("kind", "synthetic") != top["kind"]:
         return dict(top)  # another kind of source shares no keys with the one it replaces
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(base.get(key), dict)
@@ -327,7 +344,7 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"{key}={value!r}: {parent!r} is not a section")
         tree = child
-    if leaf == "kind" and tree.get("kind", value) != value:
+    if leaf == "kind" and tree.get("kind", "synthetic") != value:
         tree.clear()
     tree[leaf] = value
 
@@ -340,8 +357,6 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if fault["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(model, path[:-1]))
             lines.append(f"{shown}={fault['input']!r}: unknown key; known here: {allowed}")
-        elif fault["type"] == "union_tag_not_found":
-            lines.append(f"{shown}.kind is missing: 'synthetic' or 'manifest'")
         elif fault["type"] == "missing":
             lines.append(f"{shown} is missing: it has no default")
         else:

@@ -62,7 +62,7 @@ def triplet_loss(
     valid = selected.numel()
     if valid == 0:
         return Triplets(losses.sum() * 0.0, 0, 0)
-    kept = max(1, math.ceil((1 - discard / 100) * valid - 1e-9))  # 1e-9: 10% of 20 is 2, not 2.0000000000000004
+    kept = max(1, math.ceil(valid * (100 - discard) / 100))
     if kept < valid:
         selected = selected.topk(kept, sorted=False).values
     return Triplets(selected.mean(), kept, valid)

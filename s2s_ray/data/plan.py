@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 _SAMPLES = 8
-_RUN = 8  # neighbours in a source are often neighbours on the ground, and cheap to read one after the other
+_RUN = 16  # neighbours in a source are often neighbours on the ground, and cheap to read one after the other
 _SHOWN = 5
 
 
@@ -28,8 +28,9 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
     """Lay the records out in shards of about `prepare.shard_mb`, and claim `data.uri` for this data set.
 
     The training split is laid out in short runs of the source's order, the runs by the hash of their first id, so
-    that pairs that are shuffled together come from all over the data set; the other splits keep the source's order. The number of pairs in a shard follows from the
-    sizes of a few encoded ones and is kept in `plan.json`, by which a later run knows its own work.
+    that pairs that are shuffled together come from all over the data set; the other splits keep the source's order.
+    The number of pairs in a shard follows from the sizes of a few encoded ones and is kept in `plan.json`, by which
+    a later run knows its own work.
 
     Raises:
         DatasetError: an empty split, no readable pair, or another data set at `data.uri`.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2s_ray.model.blocks import SpectralConv2d
+from s2s_ray.model.precision import at_least_float32
 
 
 class NonLocalBlock(nn.Module):
@@ -29,7 +30,7 @@ class NonLocalBlock(nn.Module):
         key = F.max_pool2d(self.key(x), 2).flatten(2).transpose(1, 2)
         value = F.max_pool2d(self.value(x), 2).flatten(2).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        attended = attended.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
+        attended = attended.transpose(1, 2).reshape(x.shape[0], value.shape[2], *x.shape[2:])
         result: Tensor = x + self.gamma * self.output(attended)
         return result
 
@@ -58,8 +59,7 @@ class SpatialAttention(nn.Module):
         if tuple(features.shape[-2:]) != self.shape:
             raise ValueError(f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}")
         with torch.autocast(features.device.type, enabled=False):
-            local = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
-            local = local.flatten(2)
+            local = at_least_float32(features).flatten(2)
             hidden = torch.einsum("bn,nmk->bmk", local.amax(dim=1), self.w1) + self.b1
             masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
             return F.normalize((local @ masks).flatten(1), dim=1)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2s_ray.collectives import gather_rows, world_size
+from s2s_ray.model.precision import at_least_float32
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -41,7 +42,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return self._normalise_globally(input)
 
     def _normalise_globally(self, x: Tensor) -> Tensor:
-        exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        exact = at_least_float32(x)
         count, mean, variance = _global_moments(exact)
         if self.tracking:
             momentum = self.momentum or 0.0

@@ -70,9 +70,18 @@ def power_iterate(network: nn.Module) -> None:
             module.power_iterate()
 
 
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """PyTorch's, also for no images at all: a worker's share of a short batch may be empty."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[0] == 0:
+            return input * self.weight[:, None, None] + self.bias[:, None, None]
+        return super().forward(input)
+
+
 def instance_norm(channels: int) -> nn.InstanceNorm2d:
     """The model's instance norm: affine, eps 1e-5, no running statistics."""
-    return nn.InstanceNorm2d(channels, eps=1e-5, affine=True, track_running_stats=False)
+    return InstanceNorm2d(channels, eps=1e-5, affine=True, track_running_stats=False)
 
 
 class DownBlock(nn.Module):

@@ -54,6 +54,8 @@ class Decoder(nn.Module):
         self.up3, self.up3_norm = UpBlock(16 * c, 4 * c), instance_norm(4 * c)
         self.attention = NonLocalBlock(8 * c)
         self.up2, self.up2_norm = UpBlock(8 * c, 2 * c), instance_norm(2 * c)
+        # Both ways on from here end in an instance norm before anything nonlinear: as idle as such a conv bias.
+        self.up2_norm.bias.requires_grad_(False)
         self.up1, self.up1_norm = UpBlock(4 * c, 2 * c), instance_norm(2 * c)
         self.head = nn.Conv2d(2 * c, 3, 3, padding=1)
         nn.init.normal_(self.head.weight, 0.0, 0.02)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +27,18 @@ SECTIONS = {
     "discriminator_model_dict": "discriminator",
     "retriebal_model_dict": "retrieval",
 }
+
+# What reading a damaged pickle raises, besides its own error: torch.load lets them through.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
 
 _SPECTRAL = {"weight_orig": "weight"}
 _DOWN = {"conv_r1.conv2d": "conv1", "conv_r2.conv2d": "conv2", "conv_l.conv2d": "skip"}
@@ -70,7 +83,7 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         raise ReleasedCheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: {error}") from None
     missing = [section for section in SECTIONS if not isinstance(tree, dict) or section not in tree]
     if missing:
@@ -79,7 +92,7 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     unused: list[str] = []
     for section, network in SECTIONS.items():
         state = {key.removeprefix("module."): tensor for key, tensor in tree[section].items()}
-        ours, extra = _rename(network, state)
+        ours, extra = _rename(network, state, model.get_submodule(network).state_dict())
         if network != "generator" and extra:
             raise ReleasedCheckpointError(f"{path}: unexpected keys in {section}: {', '.join(extra)}")
         _fill(model.get_submodule(network), ours, f"{path}: {section}")
@@ -87,12 +100,12 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     return model.eval(), unused
 
 
-def _rename(network: str, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _rename(network: str, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Our names for the authors' keys of one network, and the keys that have none."""
     renamed, extra = {}, []
     for key, tensor in state.items():
         name = _street_name(key) if network == "retrieval" else _module_name(network, key)
-        if name is None:
+        if name is None or name not in known:
             extra.append(key)
         else:
             renamed[name] = tensor

@@ -33,6 +33,8 @@ from s2s_ray.training.validation import validation_recall
 
 logger = logging.getLogger(__name__)
 
+RETRIEVAL = ("r_loss", "ret_weighted")  # undefined for a batch without a triplet
+
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -140,8 +142,7 @@ class Trainer:
             self._check_finite(losses, pairs)
             self.batches_done += 1
             self.global_step += 1
-            for name, value in losses.items():
-                self._sums[name] = self._sums.get(name, 0.0) + value * len(pairs)
+            self._add_up(losses, len(pairs))
             if rank() == 0:
                 logbook.step(self.global_step, self.epoch, self.batches_done, steps, len(pairs), losses)
             every = train.checkpoint_every
@@ -180,8 +181,7 @@ class Trainer:
 
     def _end_epoch(self, logbook: Logbook) -> dict[str, Any]:
         """Validate, note the epoch, save. Returns the epoch's figures."""
-        count = len(self.train_set)
-        figures: dict[str, Any] = {name: total / count for name, total in self._sums.items()}
+        figures = self._means()
         figures |= {"epoch": self.epoch, "step": self.global_step, "discard": self.mining.discard(self.epoch)}
         figures["pairs_per_second"] = logbook.pairs_per_second()
         last = self.epoch + 1 == self.config.train.epochs
@@ -194,6 +194,23 @@ class Trainer:
             logbook.epoch_ended(self.history)
         uri = self._save(figures)
         return {**figures, "checkpoint": uri}
+
+    def _add_up(self, losses: dict[str, float], pairs: int) -> None:
+        """Sums over the epoch's pairs. A batch without a triplet is left out of the retrieval losses and counted."""
+        no_triplet = losses["kept"] == 0
+        sums = {"pairs": float(pairs), "batches_without_triplets": float(no_triplet)}
+        sums["pairs_with_triplets"] = 0.0 if no_triplet else float(pairs)
+        sums |= {name: value * pairs for name, value in losses.items()}
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def _means(self) -> dict[str, Any]:
+        """The epoch's figures a pair."""
+        sums = dict(self._sums)
+        pairs, with_triplets = sums.pop("pairs"), max(sums.pop("pairs_with_triplets"), 1.0)
+        skipped = sums.pop("batches_without_triplets")
+        means = {name: total / (with_triplets if name in RETRIEVAL else pairs) for name, total in sums.items()}
+        return {**means, "batches_without_triplets": skipped}
 
     def _save(self, metrics: dict[str, Any]) -> str:
         """Give the state to the store; the first worker writes for all."""

@@ -17,6 +17,7 @@ from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
+from s2s_ray.model.precision import at_least_float32
 from s2s_ray.model.s2s import S2S
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
@@ -79,9 +80,9 @@ class TrainingStep:
                 self._update("retrieval", found.loss / world_size())
 
             with frozen(model.discriminator, model.retrieval):
-                logits = model.discriminator(torch.cat([satellite, fake], 1)).float()
+                logits = at_least_float32(model.discriminator(torch.cat([satellite, fake], 1)))
                 gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
-                l1 = reconstruction_loss(fake.float(), street, _count(street, pairs))
+                l1 = reconstruction_loss(at_least_float32(fake), street, _count(street, pairs))
                 again = self._triplets(features, street, shares, negatives, discard, street_gradient=False)
                 ret = again.loss / world_size()
                 ret_weighted, l1_weighted = self.loss.lambda_ret * ret, self.loss.lambda_l1 * l1
@@ -96,7 +97,7 @@ class TrainingStep:
     def _discriminator_loss(self, satellite: Tensor, street: Tensor, fake: Tensor, pairs: int) -> Tensor:
         """Half the sum of both cross-entropies. Real and synthesised pairs go through D in one pass."""
         inputs = torch.cat([torch.cat([satellite, street], 1), torch.cat([satellite, fake], 1)])
-        real_logits, fake_logits = self.model.discriminator(inputs).float().chunk(2)
+        real_logits, fake_logits = at_least_float32(self.model.discriminator(inputs)).chunk(2)
         count = _count(real_logits, pairs)
         real = adversarial_loss(real_logits, self.loss.real_label, count)
         return 0.5 * (real + adversarial_loss(fake_logits, 0.0, count))

@@ -141,7 +141,7 @@ def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(pairs: PairFol
     assert train != sorted(train)
     held_out = {int(str(row["id"]).removeprefix("train")) for row in rows(tmp_path / "out", manifest, "val")}
     source = [number for number in range(len(train) + len(held_out)) if number not in held_out]
-    runs = [source[first : first + 8] for first in range(0, len(source), 8)]
+    runs = [source[first : first + 16] for first in range(0, len(source), 16)]
     runs.sort(key=lambda run: train.index(run[0]))
     assert [number for run in runs for number in run] == train
     assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == [f"test{k}" for k in range(5)]

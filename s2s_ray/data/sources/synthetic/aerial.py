@@ -99,7 +99,7 @@ def _crowns(
 def _park(colour: Floats, height: Floats, traffic: Boxes, east: Floats, north: Floats) -> None:
     """Paint vehicles and people into colours and heights, low boxes first."""
     near = (traffic.x > east[0]) & (traffic.x < east[-1]) & (traffic.y > north[-1]) & (traffic.y < north[0])
-    shown = np.flatnonzero(near)
+    shown = np.flatnonzero(near & (traffic.high > 0.45))  # no wheels
     for k in shown[np.argsort(traffic.high[shown], kind="stable")]:
         x, y, c, s, a, b = (
             float(part[k]) for part in (traffic.x, traffic.y, traffic.cosine, traffic.sine, traffic.a, traffic.b)

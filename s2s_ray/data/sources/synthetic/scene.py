@@ -31,7 +31,7 @@ class Scene:
     west: int
     south: int
     cell: float
-    pages: NDArray[np.int32]
+    pages: NDArray[np.intp]
     rasters: Rasters
     first_solid: NDArray[np.int32]
     first_tree: NDArray[np.int32]
@@ -47,18 +47,19 @@ class Scene:
         """Rows of northward coordinates."""
         return np.asarray((y * (1 / self.cell) - self.south).astype(np.int32))
 
-    def flat(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.int32]:
+    def flat(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.intp]:
         """Indices into the flattened rasters; shapes broadcast."""
-        at = self.pages[rows >> BITS, columns >> BITS] << (2 * BITS)
+        at = self.pages.take((rows >> BITS) * self.pages.shape[1] + (columns >> BITS))
+        at <<= 2 * BITS
         at += (rows & (SIDE - 1)) << BITS
         at += columns & (SIDE - 1)
         return np.asarray(at)
 
-    def solid_rows(self, flat: NDArray[np.int32]) -> NDArray[np.int32]:
+    def solid_rows(self, flat: NDArray[np.intp]) -> NDArray[np.int32]:
         """Rows of `solids` at flat indices."""
         return np.asarray(self.rasters.solid.take(flat) + self.first_solid[flat >> (2 * BITS)])
 
-    def tree_rows(self, flat: NDArray[np.int32]) -> NDArray[np.int32]:
+    def tree_rows(self, flat: NDArray[np.intp]) -> NDArray[np.int32]:
         """Rows of `trees` at flat indices."""
         return np.asarray(self.rasters.tree.take(flat) + self.first_tree[flat >> (2 * BITS)])
 
@@ -117,7 +118,7 @@ class Atlas:
             west=low_i * SIDE,
             south=low_j * SIDE,
             cell=self.cell,
-            pages=np.array(slots, np.int32).reshape(high_j - low_j + 1, -1),
+            pages=np.array(slots, np.intp).reshape(high_j - low_j + 1, -1),
             rasters=self._rasters,
             first_solid=first_solid,
             first_tree=first_tree,
