@@ -21,11 +21,14 @@ demo: $(STAMP) ## a city, a trained model and a service that says where you are,
 serve: $(STAMP) ## the demo's release over HTTP on 127.0.0.1:8000, until Ctrl-C
 	$(BIN)/python -m serve --registry demo/registry --name demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+# Two processes, a file to each at a time; PyTorch's own threads would only get into each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test: $(STAMP) ## everything
+	$(PYTEST)
 
 test-fast: $(STAMP) ## unit tests and one end-to-end run
-	$(BIN)/python -m pytest tests/unit tests/integration/test_end_to_end.py
+	$(PYTEST) tests/unit tests/integration/test_end_to_end.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

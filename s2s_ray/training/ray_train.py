@@ -58,13 +58,12 @@ def train(config: Config) -> TrainResult:
             resources_per_worker=dict(config.train.resources_per_worker) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.train.use_gpu else "gloo"),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its stubs are those of the older API
+        run_config=ray.train.RunConfig(
             # Never the run's own name: Ray Train would resume from its snapshot, and the store is the authority.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=path,
             storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # else every report is printed, twice
         ),
     )
     try:
@@ -89,6 +88,7 @@ def located(config: Config) -> Config:
 
 def _worker(payload: dict[str, Any]) -> None:
     """What each worker runs."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report on every worker
     config = Config.from_tree(payload["config"])
     device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
     torch.set_num_threads(config.train.threads)
