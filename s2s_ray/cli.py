@@ -1,6 +1,6 @@
 """The `s2s` command: each verb calls one function of the library.
 
-User errors are printed as one line and end with exit code 2; Ctrl-C ends with 130.
+User errors are printed as one line and end with exit code 2; training stopped with Ctrl-C ends with 130.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from s2s_ray.version import code_version
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 app.add_typer(checkpoint_app, name="checkpoint")
+
+INTERRUPTED = 130  # exit code of a training that Ctrl-C stopped, as a shell gives it
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: paper, small, tiny.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]
@@ -68,9 +70,14 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
+        from s2s_ray.training.ray_train import TrainingInterruptedError
         from s2s_ray.training.ray_train import train as run
 
-        result = run(settings)
+        try:
+            result = run(settings)
+        except TrainingInterruptedError as error:
+            typer.echo(f"s2s: {error}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
     figures = read_meta(result.best)["metrics"]
     typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
 
@@ -201,16 +208,13 @@ def _device(config: Config) -> str:
 
 
 def run(name: str, command: Callable[[], object]) -> None:
-    """Run a command line to the end of the process: user errors as one line and exit code 2, Ctrl-C as 130."""
+    """Run a command line to the end of the process: user errors are one line and exit code 2."""
     log_plainly()
     try:
         command()
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as error:
-        print(f"{name}: {error or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
 
 
 def main(arguments: list[str] | None = None) -> None:

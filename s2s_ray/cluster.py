@@ -53,7 +53,7 @@ def log_plainly() -> None:
         logger.addHandler(handler)
         logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
         logger.propagate = False
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 
 def _close_to_others() -> None:

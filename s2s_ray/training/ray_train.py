@@ -31,7 +31,7 @@ class TrainResult:
     history: list[dict[str, Any]]
 
 
-class TrainingInterrupted(KeyboardInterrupt):
+class TrainingInterruptedError(Exception):
     """Ctrl-C during training; the message names the newest checkpoint and how to go on."""
 
 
@@ -41,7 +41,7 @@ def train(config: Config) -> TrainResult:
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
         DivergedError: a loss is not finite.
-        TrainingInterrupted: Ctrl-C.
+        TrainingInterruptedError: Ctrl-C.
         ray.train.TrainingFailedError: workers failed more often than `train.max_failures`.
     """
     config = located(config)
@@ -69,7 +69,7 @@ def train(config: Config) -> TrainResult:
     try:
         result = trainer.fit()
     except KeyboardInterrupt:
-        raise TrainingInterrupted(_interrupted(config)) from None
+        raise TrainingInterruptedError(_interrupted(config)) from None
     if result.metrics and "diverged" in result.metrics:
         raise DivergedError(result.metrics["diverged"])
     store = checkpoint_store(config)

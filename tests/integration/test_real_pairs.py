@@ -35,8 +35,8 @@ def test_six_real_pairs_are_memorised(shared: Path, tmp_path: Path) -> None:
         "train.name=real",
         "train.workers=1",
         "train.batch=6",
-        "train.epochs=60",
-        "train.validate_every=20",
+        "train.epochs=45",
+        "train.validate_every=15",
         "data.flip=0",
         "prepare.parallel=false",
     )

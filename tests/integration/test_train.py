@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from s2s_ray.training.checkpoint import CheckpointStore
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
 
+EPOCHS = 12  # of three steps each
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -69,43 +71,63 @@ def wait_for_step(store: CheckpointStore, step: int, process: subprocess.Popen[s
         time.sleep(0.2)
 
 
-def test_ctrl_c_names_the_checkpoint_and_the_same_command_goes_on(options: list[str], tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "stopped" / "checkpoints"))
-    with started(train(options, tmp_path, "stopped", 500)) as process:
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that Ctrl-C stopped, and its end after the same command was given again."""
+
+    returncode: int
+    errors: str
+    resumed: subprocess.CompletedProcess[str]
+    history: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def interrupted(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    storage = tmp_path_factory.mktemp("runs")
+    store = CheckpointStore(str(storage / "stopped" / "checkpoints"))
+    with started(train(options, storage, "stopped", 500)) as process:
         wait_for_step(store, 2, process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors[-3000:]
-    named = re.search(r"the newest checkpoint is (\S+);", errors)
-    assert named is not None, errors[-3000:]
-    stopped_at = read_meta(named[1])["step"]
-    assert stopped_at >= 2
-
-    epochs = stopped_at // 3 + 1  # three steps each
-    done = subprocess.run(train(options, tmp_path, "stopped", epochs), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"resumed {store.uri(stopped_at)}" in done.stderr
-    history = json.loads((tmp_path / "stopped" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history] == list(range(epochs))
-    assert history[-1]["step"] == 3 * epochs
-    assert "best checkpoint" in done.stdout
+    command = train(options, storage, "stopped", EPOCHS)
+    resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return Interrupted(process.returncode, errors, resumed, figures(storage / "stopped"))
 
 
-def test_a_killed_worker_costs_no_step(options: list[str], tmp_path: Path) -> None:
-    """Two workers, one killed half way: the run ends with the figures of one that nobody disturbed."""
+def figures(run: Path) -> list[dict[str, Any]]:
+    """The history of a run, without what depends on the machine."""
+    history: list[dict[str, Any]] = json.loads((run / "history.json").read_text())
+    for entry in history:
+        del entry["pairs_per_second"]
+    return history
+
+
+def test_ctrl_c_names_the_newest_checkpoint(interrupted: Interrupted) -> None:
+    assert interrupted.returncode == 130, interrupted.errors[-3000:]
+    named = re.search(r"s2s: training stopped: the newest checkpoint is (\S+);", interrupted.errors)
+    assert named is not None, interrupted.errors[-3000:]
+    assert read_meta(named[1])["step"] >= 2
+
+
+def test_the_same_command_goes_on(interrupted: Interrupted) -> None:
+    resumed = interrupted.resumed
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "resumed" in resumed.stderr
+    assert "best checkpoint" in resumed.stdout
+    assert [entry["epoch"] for entry in interrupted.history] == list(range(EPOCHS))
+    assert interrupted.history[-1]["step"] == 3 * EPOCHS
+
+
+def test_a_killed_worker_costs_no_step(options: list[str], interrupted: Interrupted, tmp_path: Path) -> None:
+    """Disturbed in two ways, two runs end with the same figures to the last bit."""
     store = CheckpointStore(str(tmp_path / "killed" / "checkpoints"))
-    with started(train(options, tmp_path, "killed", 12)) as process:
+    with started(train(options, tmp_path, "killed", EPOCHS)) as process:
         wait_for_step(store, 3, process)
         os.kill(worker_pids(process.pid)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     assert "resumed" in errors, "the worker was killed too late to matter"
-    done = subprocess.run(train(options, tmp_path, "straight", 12), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    killed, straight = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("killed", "straight"))
-    for entry in (*killed, *straight):
-        del entry["pairs_per_second"]
-    assert killed == straight
+    assert figures(tmp_path / "killed") == interrupted.history
 
 
 def worker_pids(driver: int) -> list[int]:

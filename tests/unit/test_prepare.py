@@ -134,14 +134,17 @@ def test_the_same_source_gives_the_same_bytes(pairs: PairFolder, tmp_path: Path)
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(pairs: PairFolder, tmp_path: Path) -> None:
+def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2s_ray.data.plan._RUN", 4)
     fill(pairs)
     manifest = prepare(pairs.config(tmp_path / "out"))
     train = [int(str(row["id"]).removeprefix("train")) for row in rows(tmp_path / "out", manifest, "train")]
     assert train != sorted(train)
     held_out = {int(str(row["id"]).removeprefix("train")) for row in rows(tmp_path / "out", manifest, "val")}
     source = [number for number in range(len(train) + len(held_out)) if number not in held_out]
-    runs = [source[first : first + 16] for first in range(0, len(source), 16)]
+    runs = [source[first : first + 4] for first in range(0, len(source), 4)]
     runs.sort(key=lambda run: train.index(run[0]))
     assert [number for run in runs for number in run] == train
     assert [row["id"] for row in rows(tmp_path / "out", manifest, "test")] == [f"test{k}" for k in range(5)]
