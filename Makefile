@@ -27,8 +27,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 test: $(STAMP) ## everything
 	$(PYTEST)
 
-test-fast: $(STAMP) ## unit tests and one end-to-end run
-	$(PYTEST) tests/unit tests/integration/test_end_to_end.py
+test-fast: $(STAMP) ## unit tests but the slowest, and one end-to-end run
+	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py tests/unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .

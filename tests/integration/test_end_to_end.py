@@ -19,6 +19,7 @@ SMALL = (
     "prepare.shard_mb=0.5",
     "train.epochs=2",
     "train.batch=12",
+    "prepare.parallel=false",
 )
 
 

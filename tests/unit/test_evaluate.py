@@ -134,6 +134,7 @@ def stop(samples: object) -> None:
     raise RuntimeError("stop")
 
 
+@pytest.mark.slow
 def test_the_report_equals_the_pairs_one_by_one(model: S2S, dataset: PairDataset, tmp_path: Path) -> None:
     street, satellite, views = one_by_one(model, dataset)
     report = evaluate(model, dataset, EvaluationConfig(batch=3, gallery_rows=4), out=str(tmp_path / "report"))
@@ -156,6 +157,7 @@ def test_the_report_equals_the_pairs_one_by_one(model: S2S, dataset: PairDataset
             assert image.width == 1200
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_the_closest_tiles_of_the_chosen_queries(
     model: S2S, dataset: PairDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

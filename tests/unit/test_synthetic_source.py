@@ -79,6 +79,7 @@ def test_latitude_and_longitude_are_those_of_the_grid() -> None:
         assert record.longitude == pytest.approx(149.1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_order_cache_or_process(monkeypatch: pytest.MonkeyPatch) -> None:
     records = list(SyntheticSource(SMALL).records())[:32:15]
     forward = SyntheticSource(SMALL)
@@ -96,6 +97,7 @@ def test_pixels_do_not_depend_on_order_cache_or_process(monkeypatch: pytest.Monk
     np.testing.assert_array_equal(elsewhere.street, expected[0].street)
 
 
+@pytest.mark.slow
 def test_seed_and_occlusion_change_the_pictures(base: Pair) -> None:
     for change in ({"seed": 4}, {"occlusion": 0.9}):
         other = read_first(SyntheticSource(SMALL.model_copy(update=change)))
@@ -119,6 +121,7 @@ def test_a_record_of_another_grid_is_refused() -> None:
         SyntheticSource(SMALL).read(Record("elsewhere", "test", easting=1.0, northing=2.0, zone=32633))
 
 
+@pytest.mark.slow
 def test_colours_do_not_give_the_match_away() -> None:
     config = SMALL.model_copy(update={"test_pairs": 80})
     source = SyntheticSource(config)

@@ -87,6 +87,7 @@ def test_a_run_leaves_checkpoints_history_configuration_and_events(base: Config,
     assert meta["dataset"]["geometry"]["height"] == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(base: Config, tmp_path: Path, step: int) -> None:
     straight = Trainer(configured(base, tmp_path / "straight"))
@@ -104,6 +105,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(base: Config,
     assert history == expected_history
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_but_can_be_extended(base: Config, tmp_path: Path) -> None:
     first = Trainer(configured(base, tmp_path))
     first.fit()
@@ -116,6 +118,7 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(base: Config, t
     assert [entry["epoch"] for entry in longer.fit()] == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("batch", 5), ("seed", 9)])
 def test_resuming_under_settings_that_move_the_position_is_refused(
     base: Config, tmp_path: Path, key: str, value: int
@@ -163,6 +166,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it(base:
     assert checkpoint_store(config).steps()[-1] == 4
 
 
+@pytest.mark.slow
 def test_mining_follows_its_schedule(base: Config, tmp_path: Path) -> None:
     tree = configured(base, tmp_path).model_dump()
     tree["mining"] = {"start": 1, "discard": [50.0]}
