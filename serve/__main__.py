@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from typing import Annotated
 
 import typer
@@ -25,7 +26,10 @@ def main(
 
         with serving(registry, name, host, port) as url:
             typer.echo(f"serving {name} on {url} (interface: {url}/docs); Ctrl-C ends it")
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            stop = threading.Event()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            stop.wait()
 
 
 if __name__ == "__main__":
