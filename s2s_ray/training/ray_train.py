@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +69,7 @@ def train(config: Config) -> TrainResult:
         ),
     )
     try:
-        result = trainer.fit()
+        result = _fit(trainer)
     except KeyboardInterrupt:
         raise TrainingInterruptedError(_interrupted(config)) from None
     if result.metrics and "diverged" in result.metrics:
@@ -79,6 +81,20 @@ def train(config: Config) -> TrainResult:
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
 
 
+def _fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
+    """`trainer.fit()` in a thread: in the main one Ray Train takes Ctrl-C over and ends the process by itself."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:  # whatever it is, it is raised by `result` below
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return outcome.result()
+
+
 def located(config: Config) -> Config:
     """The same configuration with absolute URIs: workers have another working directory."""
     data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
@@ -88,7 +104,8 @@ def located(config: Config) -> Config:
 
 def _worker(payload: dict[str, Any]) -> None:
     """What each worker runs."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report on every worker
+    # It prints every report on every worker.
+    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     config = Config.from_tree(payload["config"])
     device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
     torch.set_num_threads(config.train.threads)
