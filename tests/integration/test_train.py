@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s2s_ray.checkpoint import read_meta
 from s2s_ray.data.prepare import prepare
 from s2s_ray.training.checkpoint import CheckpointStore
 
@@ -106,7 +105,7 @@ def test_ctrl_c_names_the_newest_checkpoint(interrupted: Interrupted) -> None:
     assert interrupted.returncode == 130, interrupted.errors[-3000:]
     named = re.search(r"s2s: training stopped: the newest checkpoint is (\S+);", interrupted.errors)
     assert named is not None, interrupted.errors[-3000:]
-    assert read_meta(named[1])["step"] >= 2
+    assert int(Path(named[1]).name) >= 2
 
 
 def test_the_same_command_goes_on(interrupted: Interrupted) -> None:
