@@ -70,6 +70,7 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
+        from s2s_ray.training.loop import DivergedError
         from s2s_ray.training.ray_train import TrainingInterruptedError
         from s2s_ray.training.ray_train import train as run
 
@@ -78,6 +79,9 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
         except TrainingInterruptedError as error:
             typer.echo(f"s2s: {error}", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except DivergedError as error:
+            typer.echo(f"s2s: training diverged at {error}", err=True)
+            raise typer.Exit(1) from None
     figures = read_meta(result.best)["metrics"]
     typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
 
