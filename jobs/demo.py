@@ -83,7 +83,7 @@ def main(
             after = evaluate(load_checkpoint(best), dataset, config.evaluation, out=str(folder / "pictures"))
         with stage("publish", "the best checkpoint and an index of the held-out region"):
             publish(best, dataset, folder)
-        with stage("serve", f"{ASKED} held-out panoramas over HTTP"):
+        with stage("serve", f"{min(ASKED, len(dataset))} held-out panoramas over HTTP"):
             served = ask(config, folder)
     summary = summarise(before, after, served, stage.seconds)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

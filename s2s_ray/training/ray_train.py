@@ -104,8 +104,7 @@ def located(config: Config) -> Config:
 
 def _worker(payload: dict[str, Any]) -> None:
     """What each worker runs."""
-    # It prints every report on every worker.
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
+    _quieten_reports()
     config = Config.from_tree(payload["config"])
     device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
     torch.set_num_threads(config.train.threads)
@@ -115,6 +114,13 @@ def _worker(payload: dict[str, Any]) -> None:
         # All workers stop at the same step; trying again would only diverge again.
         logger.error("%s", error)
         ray.train.report({"diverged": str(error)})
+
+
+def _quieten_reports() -> None:
+    """Ray Train logs every report on every worker, with a logger named after its source file."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.endswith("ray/train/v2/_internal/execution/context.py"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _interrupted(config: Config) -> str:

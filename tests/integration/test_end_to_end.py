@@ -13,11 +13,15 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration
 
+PAIRS, GALLERY = 56, 24
 SMALL = (
-    "source.train_pairs=72",
-    "source.test_pairs=40",
+    f"source.train_pairs={PAIRS}",
+    f"source.test_pairs={GALLERY}",
+    "model.channels=4",
+    "model.discriminator_channels=4",
+    "model.residual_blocks=1",
     "prepare.shard_mb=0.5",
-    "train.epochs=2",
+    "train.epochs=3",
     "train.batch=12",
     "prepare.parallel=false",
 )
@@ -50,13 +54,13 @@ def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     assert descendants(process.pid) == [], "the demo leaves processes running"
 
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["gallery"] == 40
-    assert summary["chance"] == pytest.approx(1 / 40)
+    assert summary["gallery"] == GALLERY
+    assert summary["chance"] == pytest.approx(1 / GALLERY)
     assert 0 <= summary["recall_at_1"] <= summary["recall_at_5"] <= summary["recall_at_10"] <= 1
     assert summary["l1_after"] < 0.9 * summary["l1_before"]
     # The service answers what the evaluation found: same checkpoint, same index, same preparation of images.
-    assert summary["asked"] == 40
-    assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / 40 + 1e-9)
+    assert summary["asked"] == GALLERY
+    assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / GALLERY + 1e-9)
     assert set(summary["seconds"]) == {"prepare", "train", "evaluate", "publish", "serve", "total"}
 
     for name in ("retrieval.png", "synthesis.png", "curves.png"):
@@ -67,5 +71,5 @@ def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     with Image.open(drawn[0]) as picture:
         assert picture.size == (176, 32)
     dataset = json.loads((folder / "data" / "dataset.json").read_text())
-    assert dataset["splits"]["train"]["count"] + dataset["splits"]["val"]["count"] == 72
+    assert dataset["splits"]["train"]["count"] + dataset["splits"]["val"]["count"] == PAIRS
     assert "What to run next" in output
