@@ -11,7 +11,8 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "s2s-ray needs Python 3.11 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null # on all cores; some packages' templates are no Python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -21,8 +22,8 @@ demo: $(STAMP) ## a city, a trained model and a service that says where you are,
 serve: $(STAMP) ## the demo's release over HTTP on 127.0.0.1:8000, until Ctrl-C
 	$(BIN)/python -m serve --registry demo/registry --name demo
 
-# Two processes, a file to each at a time; PyTorch's own threads would only get into each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, a file to each at a time, the long ones first; PyTorch's own threads would only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## everything
 	$(PYTEST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from s2s_ray import storage
-from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
+from s2s_ray.config import SourceConfig
 from s2s_ray.data.images import Encoding, encode
 from s2s_ray.data.manifest import FileInfo, Geometry, Quarantined
 from s2s_ray.data.schema import Pair, Pixels, Record, Source, Split, UnreadableImage
@@ -46,7 +47,7 @@ class Plan:
 
     uri: str
     digest: str
-    source: SyntheticSourceConfig | ManifestSourceConfig
+    source: SourceConfig
     geometry: Geometry
     encoding: Encoding
     keep_tiles: bool
@@ -104,7 +105,7 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
     report = finished(plan, k)
     if report is not None:
         return report
-    source = open_source(plan.source)
+    source = _source(plan.digest, plan.source)
     rows: list[tuple[Record, dict[str, bytes]]] = []
     quarantine = []
     for record in shard.records:
@@ -121,6 +122,12 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
     report = ShardReport(shard.name, info, tuple(quarantine))
     storage.write_json(storage.join(plan.uri, f"{shard.name}.json"), _side_car(plan, report))
     return report
+
+
+@lru_cache(maxsize=1)
+def _source(digest: str, config: SourceConfig) -> Source:
+    """The source of one plan, kept from shard to shard: what it has read or drawn may serve the next one."""
+    return open_source(config)
 
 
 def finished(plan: Plan, k: int) -> ShardReport | None:

@@ -21,7 +21,7 @@ from s2s_ray.training.checkpoint import CheckpointStore
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
 
-EPOCHS = 12  # of three steps each
+EPOCHS = 6  # of three steps each
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
