@@ -26,7 +26,7 @@ from s2s_ray import registry
 from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.cli import run
 from s2s_ray.cluster import ray_cluster
-from s2s_ray.config import Config, load_config
+from s2s_ray.config import Config, load_config, with_values
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.images import encode
 from s2s_ray.data.prepare import prepare
@@ -38,7 +38,14 @@ from s2s_ray.index import build_index
 from s2s_ray.model.s2s import S2S
 
 NAME = "demo"
-FOLDERS = ("data", "runs", "registry", "index", "pictures")
+FOLDERS = ("data", "sweeps", "runs", "registry", "index", "pictures")
+SWEEP = (
+    "tune.trials=4",
+    "tune.scheduler=none",
+    "tune.space={loss.lambda_ret: {low: 300, high: 3000, log: true}, loss.lambda_l1: {low: 30, high: 300, log: true}, "
+    "loss.alpha: {low: 5, high: 20, log: true}}",
+)
+SHORT = {"model.channels": 4, "model.discriminator_channels": 8, "train.epochs": 1, "train.workers": 1}
 ASKED = 60  # held-out panoramas sent to the service
 NEXT = """What to run next:
   make serve                                      the same service on http://127.0.0.1:8000, until Ctrl-C
@@ -74,6 +81,8 @@ def main(
     with ray_cluster():
         with stage("prepare", "a city of pairs, polar-transformed, in Arrow shards"):
             prepare(config)
+        with stage("sweep", f"{config.tune.trials} short trials of a narrower model over the weights of the losses"):
+            config = tuned(config)
         with stage("train", f"the GAN and retrieval cycle on {config.train.workers} Ray Train workers"):
             best = fit(config, folder)
         dataset = PairDataset(config.data.uri, "test")
@@ -95,7 +104,17 @@ def main(
 def settings(folder: Path, overrides: list[str]) -> Config:
     """The `tiny` preset with everything below one folder."""
     places = [f"data.uri={folder}/data", f"train.storage={folder}/runs", f"train.name={NAME}"]
-    return load_config("tiny", [*places, *overrides])
+    sweeps = [f"tune.storage={folder}/sweeps", f"tune.registry={folder}/registry", *SWEEP]
+    return load_config("tiny", [*places, *sweeps, *overrides])
+
+
+def tuned(config: Config) -> Config:
+    """The configuration with the losses' weights that did best in a sweep of short trials."""
+    from s2s_ray.tuning.sweep import describe, sweep
+
+    result = sweep(with_values(config, SHORT))
+    print(describe(result))
+    return config.model_copy(update={"loss": result.config.loss})
 
 
 def fit(config: Config, folder: Path) -> str:

@@ -86,6 +86,22 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
 
 
+@app.command("tune")
+def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
+    """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
+    settings = load_config(config, overrides or ())
+    with ray_cluster():
+        from s2s_ray.tuning.sweep import SweepInterruptedError, describe, sweep
+
+        try:
+            result = sweep(settings)
+        except SweepInterruptedError as error:
+            typer.echo(f"s2s: {error}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    typer.echo(describe(result))
+    typer.echo(f"{result.uri}/best.yaml is its configuration; release {result.release.id} of {result.release.name}")
+
+
 @app.command()
 def evaluate(
     checkpoint: CheckpointOption,

@@ -6,9 +6,14 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -39,6 +44,20 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def in_thread(work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread: in the main one Ray's libraries take Ctrl-C over and end the process."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # whatever it is, it is raised by `result` below
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ray-work", daemon=True).start()
+    return outcome.result()
 
 
 def log_plainly() -> None:

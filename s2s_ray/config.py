@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class ConfigError(ValueError):
@@ -194,7 +195,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """One run of the trainer."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run; the same name resumes it")
+    name: str = Field("run", pattern=_NAME, description="the run; the same name resumes it")
     storage: str = Field("runs", description="root of all runs: a directory or an object-store URI")
     epochs: int = Field(200, ge=1)
     batch: int = Field(32, ge=2, description="global batch, whatever the number of workers")
@@ -214,6 +215,7 @@ class TrainConfig(Section):
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints inside an epoch")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept, beside the best")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    validate_synthesis: bool = Field(False, description="also measure L1, PSNR and SSIM at validations")
     log_every_s: Positive = Field(10.0, description="seconds between progress lines")
     max_failures: int = Field(3, ge=-1, description="worker failures survived by restarting; -1: any number")
 
@@ -236,6 +238,86 @@ class EvaluationConfig(Section):
     gallery_rows: int = Field(8, ge=0, description="queries drawn in the galleries")
 
 
+Scalar = bool | int | float | str | None
+
+
+class ParameterConfig(Section):
+    """One searched key: a range `low`..`high`, or `choices`."""
+
+    low: float | None = Field(None, description="smallest value")
+    high: float | None = Field(None, description="largest value")
+    log: bool = Field(False, description="uniform in the logarithm")
+    step: Positive | None = Field(None, description="distance of the values tried, from low on; not with log")
+    integer: bool = Field(False, description="whole numbers only")
+    choices: tuple[Scalar | tuple[Scalar, ...], ...] | None = Field(None, description="the values, instead of a range")
+    when: dict[str, tuple[Scalar | tuple[Scalar, ...], ...]] = Field(
+        default_factory=dict, description="searched only where these other searched keys have one of these values"
+    )
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Self:
+        if self.choices is not None:
+            if (self.low, self.high, self.step, self.log, self.integer) != (None, None, None, False, False):
+                raise ValueError("choices stand alone, without low, high, log, step and integer")
+            if len(self.choices) < 2:
+                raise ValueError(f"choices={list(self.choices)!r}: at least two are needed")
+        elif self.low is None or self.high is None:
+            raise ValueError("either choices, or low and high are needed")
+        elif self.low >= self.high:
+            raise ValueError(f"the range low={self.low:g} to high={self.high:g} is empty: low must be below high")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"low={self.low:g}: must be above 0 with log")
+        elif self.log and self.step is not None:
+            raise ValueError(f"step={self.step:g}: not with log")
+        elif self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"low={self.low:g} and high={self.high:g} must be whole numbers with integer")
+        return self
+
+
+_SPACE = {
+    "loss.lambda_ret": ParameterConfig(low=100.0, high=10000.0, log=True),
+    "loss.lambda_l1": ParameterConfig(low=10.0, high=1000.0, log=True),
+    "loss.alpha": ParameterConfig(low=2.0, high=50.0, log=True),
+    "mining.start": ParameterConfig(choices=("never", "plateau")),
+    "mining.discard.0": ParameterConfig(low=50.0, high=97.0, when={"mining.start": ("plateau",)}),
+}
+
+
+class TuneConfig(Section):
+    """A sweep: Ray Tune's trials of the one trainer, proposed by Optuna."""
+
+    name: str = Field("sweep", pattern=_NAME, description="the sweep; the same name continues it")
+    storage: str = Field("sweeps", description="root of all sweeps: a directory or an object-store URI")
+    trials: int = Field(20, ge=1, description="trials in all; more of them extend a finished sweep")
+    concurrent: int | None = Field(None, ge=1, description="most trials at a time; default: what the cluster holds")
+    space: dict[str, ParameterConfig] = Field(
+        default_factory=lambda: dict(_SPACE), description="dotted key -> what to search it over"
+    )
+    sampler: str = Field("TPESampler", description="a class of optuna.samplers")
+    sampler_options: dict[str, Any] = Field(default_factory=dict, description="its arguments")
+    seed: int = Field(0, ge=0, description="of the sampler, where it takes one")
+    synthesis: Literal["l1", "psnr", "ssim"] | None = Field(
+        None, description="second objective beside validation R@1: l1 down, psnr up or ssim up; default: none"
+    )
+    scheduler: Literal["asha", "median", "none"] = Field("asha", description="what stops poor trials early")
+    grace_epochs: int = Field(1, ge=1, description="epochs that every trial gets")
+    reduction: int = Field(3, ge=2, description="asha: one in so many goes on at each rung")
+    max_failures: int = Field(2, ge=0, description="times a trial is restarted after its process was lost")
+    study: str | None = Field(
+        None, description="an Optuna RDB URL (sqlite:///..., postgresql://...); default: a journal beside the trials"
+    )
+    registry: str = Field("registry", description="where the best checkpoint is published, under the sweep's name")
+
+    @model_validator(mode="after")
+    def _early_stopping_needs_one_objective(self) -> Self:
+        if self.synthesis is not None and self.scheduler != "none":
+            raise ValueError(
+                f"scheduler={self.scheduler!r} compares trials by one objective, and synthesis={self.synthesis!r} "
+                "makes two: set tune.scheduler=none"
+            )
+        return self
+
+
 class Config(Section):
     """Everything a run needs, saved with it as `config.yaml`."""
 
@@ -247,6 +329,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tune: TuneConfig = TuneConfig()
 
     @field_validator("source", mode="before")
     @classmethod
@@ -295,6 +378,38 @@ def load_config(config: str | Path = "paper", overrides: Iterable[str] = ()) -> 
     return Config.from_tree(tree)
 
 
+def value_at(config: Config, key: str) -> Any:
+    """The value of a dotted key; a number is the place in a list (`mining.discard.0`). Raises `ConfigError`."""
+    node: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            raise ConfigError(f"{key}: unknown key; {part!r} is none of {_parts(node)}")
+    return node
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values at dotted keys, validated. Raises `ConfigError`."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        value_at(config, key)
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        node[int(leaf) if isinstance(node, list) else leaf] = value
+    return Config.from_tree(tree)
+
+
+def _parts(node: Any) -> str:
+    if isinstance(node, dict):
+        return ", ".join(node)
+    return f"0 to {len(node) - 1}" if isinstance(node, list) else "nothing: it is a single value"
+
+
 def _presets() -> Any:
     return resources.files("s2s_ray") / "presets"
 
@@ -338,7 +453,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
+    *parents, leaf = _split(key)
     for parent in parents:
         child = tree.setdefault(parent, {})
         if not isinstance(child, dict):
@@ -347,6 +462,17 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     if leaf == "kind" and tree.get("kind", "synthetic") != value:
         tree.clear()
     tree[leaf] = value
+
+
+def _split(key: str) -> list[str]:
+    """Parts of a dotted key; below `tune.space` the names are dotted keys themselves."""
+    parts = key.split(".")
+    if parts[:2] != ["tune", "space"] or len(parts) == 2:
+        return parts
+    searched, last = parts[2:], []
+    if len(searched) > 2 and searched[-1] in ParameterConfig.model_fields:
+        searched, last = searched[:-1], searched[-1:]
+    return ["tune", "space", ".".join(searched), *last]
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -92,6 +92,10 @@ class CheckpointStore:
         if pending is not None:
             pending.result()
 
+    def keep_best(self) -> None:
+        """Delete all but the best: the run is over."""
+        self._delete_all_but({self.best()})
+
     def _write(self, step: int, model: dict[str, Tensor], trainer: dict[str, Any], meta: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
@@ -101,10 +105,11 @@ class CheckpointStore:
         self._prune()
 
     def _prune(self) -> None:
-        """Delete all but the newest `keep` and the best. The manifest goes first, so none is ever half there."""
-        steps = self.steps()
-        kept = {*steps[-self.keep :], self.best()}
-        for step in steps:
+        self._delete_all_but({*self.steps()[-self.keep :], self.best()})
+
+    def _delete_all_but(self, kept: set[int | None]) -> None:
+        """The manifest goes first, so none is ever half there."""
+        for step in self.steps():
             if step not in kept:
                 storage.delete(storage.join(self.uri(step), storage.MANIFEST))
                 storage.delete(self.uri(step))

@@ -29,7 +29,7 @@ from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config
 from s2s_ray.training.step import TrainingStep
-from s2s_ray.training.validation import validation_recall
+from s2s_ray.training.validation import validation_quality, validation_recall
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,19 @@ class Trainer:
         self.global_step = 0
         self._sums: dict[str, float] = {}
 
-    def fit(self, report: Report = lambda metrics: None) -> list[dict[str, Any]]:
+    def fit(self, report: Report = lambda metrics: None, *, repeat: bool = False) -> list[dict[str, Any]]:
         """Train to the last epoch, from the newest checkpoint of the run if there is one.
 
-        `report` gets each epoch's figures, on every worker. Returns the history: one entry an epoch.
+        `report` gets each epoch's figures, on every worker; with `repeat` first those of the epochs that were done
+        before. Returns the history: one entry an epoch.
 
         Raises:
             DivergedError: a loss is not finite. No checkpoint of that state is written.
             RunError, CheckpointError: the run was started with settings that do not go with these.
         """
         self._resume()
+        for figures in self.history if repeat else ():
+            report(figures)
         if rank() == 0:
             save_config(self.config)
         logbook = Logbook(run_uri(self.config), self.config.train.epochs, self.config.train.log_every_s)
@@ -186,7 +189,10 @@ class Trainer:
         figures["pairs_per_second"] = logbook.pairs_per_second()
         last = self.epoch + 1 == self.config.train.epochs
         if last or (self.epoch + 1) % self.config.train.validate_every == 0:
-            figures |= validation_recall(self.model, self.validation_set, self.config.evaluation, self.device)
+            split = (self.validation_set, self.config.evaluation, self.device)
+            figures |= validation_recall(self.model, *split)
+            if self.config.train.validate_synthesis:
+                figures |= validation_quality(self.model, *split)
         self.history.append(figures)
         self.mining.epoch_ended(self.epoch, figures["r_loss"], figures.get("recall_at_1"))
         self.epoch, self.batches_done, self._sums = self.epoch + 1, 0, {}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import uuid
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,10 @@ import ray.train.torch
 import torch
 
 from s2s_ray import storage
+from s2s_ray.cluster import in_thread
 from s2s_ray.config import Config
 from s2s_ray.filesystem import open_filesystem
-from s2s_ray.training.loop import DivergedError, Trainer, check_ready
+from s2s_ray.training.loop import DivergedError, Report, Trainer, check_ready
 from s2s_ray.training.run import checkpoint_store, run_uri
 
 logger = logging.getLogger(__name__)
@@ -37,8 +37,18 @@ class TrainingInterruptedError(Exception):
     """Ctrl-C during training; the message names the newest checkpoint and how to go on."""
 
 
-def train(config: Config) -> TrainResult:
+def train(
+    config: Config,
+    *,
+    callbacks: Sequence[Any] = (),
+    tell: Callable[[Trainer, Report], Report] | None = None,
+) -> TrainResult:
     """Train the configured run on the connected Ray cluster, or go on with it.
+
+    Args:
+        callbacks: Ray Train's `UserCallback`s.
+        tell: makes what each worker reports its epochs to, past ones first, out of its trainer and Ray Train's
+            report; default: Ray Train's report itself.
 
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
@@ -53,7 +63,7 @@ def train(config: Config) -> TrainResult:
     system, path = open_filesystem(storage.join(run_uri(config), "ray"))
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json")},
+        train_loop_config={"config": config.model_dump(mode="json"), "tell": tell},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.workers,
             use_gpu=config.train.use_gpu,
@@ -66,10 +76,11 @@ def train(config: Config) -> TrainResult:
             storage_path=path,
             storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            callbacks=list(callbacks),
         ),
     )
     try:
-        result = _fit(trainer)
+        result = in_thread(trainer.fit)
     except KeyboardInterrupt:
         raise TrainingInterruptedError(_interrupted(config)) from None
     if result.metrics and "diverged" in result.metrics:
@@ -79,20 +90,6 @@ def train(config: Config) -> TrainResult:
     assert best is not None, "the last epoch is always validated"
     history = storage.read_json(storage.join(run_uri(config), "history.json"))
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
-
-
-def _fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
-    """`trainer.fit()` in a thread: in the main one Ray Train takes Ctrl-C over and ends the process by itself."""
-    outcome: Future[ray.train.Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(trainer.fit())
-        except BaseException as error:  # whatever it is, it is raised by `result` below
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="ray-train", daemon=True).start()
-    return outcome.result()
 
 
 def located(config: Config) -> Config:
@@ -109,7 +106,11 @@ def _worker(payload: dict[str, Any]) -> None:
     device = ray.train.torch.get_device() if config.train.use_gpu else torch.device("cpu")
     torch.set_num_threads(config.train.threads)
     try:
-        Trainer(config, device).fit(ray.train.report)
+        trainer, tell = Trainer(config, device), payload["tell"]
+        if tell is None:
+            trainer.fit(ray.train.report)
+        else:
+            trainer.fit(tell(trainer, ray.train.report), repeat=True)
     except DivergedError as error:
         # All workers stop at the same step; trying again would only diverge again.
         logger.error("%s", error)

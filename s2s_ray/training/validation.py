@@ -1,4 +1,4 @@
-"""Validation recall during training, shared among the workers."""
+"""Validation during training, shared among the workers: recall, and how good the synthesis is."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2s_ray.collectives import gather_rows, rank, world_size
+from s2s_ray.collectives import gather_rows, rank, sum_over_ranks, world_size
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.sampler import share
-from s2s_ray.evaluation.descriptors import embed_indices
+from s2s_ray.evaluation.descriptors import batches, embed_indices, evaluating
+from s2s_ray.evaluation.image_quality import measure
 from s2s_ray.evaluation.recall import recall_at_k
 from s2s_ray.model.s2s import S2S
 
@@ -31,3 +32,21 @@ def validation_recall(
         street = gather_rows(own.street, counts)
         satellite = gather_rows(own.satellite, counts)
     return recall_at_k(street, satellite, chunk=config.chunk).as_dict()
+
+
+def validation_quality(
+    model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device
+) -> dict[str, float]:
+    """Mean `l1`, `psnr` and `ssim` of a split's synthesised views: each worker draws its share, all know the result.
+
+    Leaves the model in the mode it came in.
+    """
+    own = share(np.arange(len(dataset)), rank(), world_size()).tolist()
+    names = ("l1", "psnr", "ssim")
+    totals = torch.zeros(len(names), dtype=torch.float64, device=device)
+    with evaluating(model), torch.inference_mode():
+        for pairs in batches(dataset, own, config.batch, device):
+            values = measure(model.synthesize(pairs.polar), model.normalise(pairs.street))
+            totals += torch.stack([values[name].double().sum() for name in names])
+    sum_over_ranks(totals)
+    return dict(zip(names, (totals / len(dataset)).tolist(), strict=True))

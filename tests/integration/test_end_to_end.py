@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ SMALL = (
     "prepare.shard_mb=0.5",
     "train.epochs=3",
     "train.batch=12",
+    "tune.trials=3",
     "prepare.parallel=false",
 )
 
@@ -61,7 +63,11 @@ def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     # The service answers what the evaluation found: same checkpoint, same index, same preparation of images.
     assert summary["asked"] == GALLERY
     assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / GALLERY + 1e-9)
-    assert set(summary["seconds"]) == {"prepare", "train", "evaluate", "publish", "serve", "total"}
+    assert set(summary["seconds"]) == {"prepare", "sweep", "train", "evaluate", "publish", "serve", "total"}
+
+    trials = pq.read_table(folder / "sweeps" / "sweep" / "trials.parquet").to_pylist()
+    assert [trial["state"] for trial in trials] == ["complete"] * 3
+    assert (trials[0]["loss.alpha"], trials[0]["loss.lambda_ret"]) == (10.0, 1000.0), "the paper's setting is first"
 
     for name in ("retrieval.png", "synthesis.png", "curves.png"):
         with Image.open(folder / "pictures" / name) as picture:

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +58,24 @@ def train(options: list[str], storage: Path, name: str, epochs: int) -> list[str
     return [sys.executable, str(ROOT / "jobs" / "train.py"), *options, *runs]
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
-    """The command in a session of its own, by which its cluster's processes are known."""
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command in a session of its own, by which its cluster's processes are known; killed if it did not end."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=_take_interrupts
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _take_interrupts() -> None:
+    """Ctrl-C is ignored in what a shell runs in the background, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for_step(store: CheckpointStore, step: int, process: subprocess.Popen[str]) -> None:

@@ -1,0 +1,198 @@
+"""Does the sweep help? Pair-epochs until a given R@1, for random search and TPE, each with and without ASHA.
+
+    python benchmarks/sweep.py                      # replays benchmarks/curves.json, seconds
+    python benchmarks/sweep.py --record curves.json # trains the configurations anew, about half an hour on two cores
+
+The default that the sweep starts from is chosen badly. Training each of the 4 x 5 sweeps for real would take days, so
+a **surrogate stands in for the trainer**: learning curves of real trainings of random configurations on the procedural
+city (`--record`), between which it interpolates (the four nearest ones in the unit cube of the space, weighted by
+inverse squared distance). The searcher, the space and the scheduler are the sweep's own classes; four trials run at a
+time, each epoch of each costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import optuna
+import torch
+from numpy.typing import NDArray
+
+from s2s_ray.config import Config, load_config
+from s2s_ray.data.prepare import prepare
+from s2s_ray.training.loop import Trainer
+from s2s_ray.tuning.search import StudySearch, early_stopping
+from s2s_ray.tuning.space import Params, Space
+from s2s_ray.tuning.study import SweepStudy
+from s2s_ray.tuning.trial import BEGUN, EPOCH
+
+CURVES = Path(__file__).with_name("curves.json")
+EPOCHS, PAIRS = 9, 288
+SLOTS, TRIALS = 4, 64
+NEIGHBOURS = 4
+RANGES = {
+    "loss.alpha": (0.3, 100.0),
+    "loss.lambda_ret": (1.0, 10000.0),
+    "loss.lambda_l1": (1.0, 1000.0),
+    "train.lr_retrieval": (1e-5, 1e-2),
+    "train.lr_generator": (1e-5, 1e-2),
+}
+BAD = {"loss.alpha": 0.5, "loss.lambda_ret": 10.0, "train.lr_retrieval": 3e-5, "train.lr_generator": 3e-5}
+ARMS = {
+    "random": ("RandomSampler", "none"),
+    "random + ASHA": ("RandomSampler", "asha"),
+    "TPE": ("TPESampler", "none"),
+    "TPE + ASHA": ("TPESampler", "asha"),
+}
+
+
+class Run(NamedTuple):
+    """What an arm did with one seed: pair-epochs until the goal (None: never) and until its end."""
+
+    reached: float | None
+    spent: float
+
+
+class Surrogate:
+    """Recorded learning curves, and between them."""
+
+    def __init__(self, recorded: list[dict[str, Any]]) -> None:
+        self.places = np.array([place(entry["params"]) for entry in recorded])
+        self.curves = np.maximum.accumulate(np.array([entry["recall_at_1"] for entry in recorded]), axis=1)
+
+    def curve(self, params: Params) -> NDArray[np.float64]:
+        """Best R@1 so far after each epoch."""
+        distance = np.square(self.places - place(params)).sum(1)
+        nearest = np.argsort(distance)[:NEIGHBOURS]
+        weight = 1 / (distance[nearest] + 1e-9)
+        mixed: NDArray[np.float64] = (self.curves[nearest] * weight[:, None]).sum(0) / weight.sum()
+        return mixed
+
+
+class _Trial:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def place(params: Params) -> NDArray[np.float64]:
+    """A configuration in the unit cube."""
+    spans = [(math.log(params[key]), math.log(low), math.log(high)) for key, (low, high) in RANGES.items()]
+    return np.array([(value - low) / (high - low) for value, low, high in spans])
+
+
+def base(*overrides: str) -> Config:
+    """The badly chosen default: tiny, narrower and at half the width, so that many can be trained."""
+    space = ", ".join(f"{key}: {{low: {low}, high: {high}, log: true}}" for key, (low, high) in RANGES.items())
+    small = ("model.channels=4", "model.discriminator_channels=8", "model.width=88", "model.masks=4")
+    bad = [f"{key}={value}" for key, value in BAD.items()]
+    sizes = [f"source.train_pairs={PAIRS + 72}", "source.test_pairs=2", f"train.epochs={EPOCHS}", "train.workers=1"]
+    return load_config("tiny", [*small, *bad, *sizes, f"tune.space={{{space}}}", *overrides])
+
+
+def record(count: int, file: Path) -> None:
+    """Train random configurations on the procedural city and keep their validation R@1 after each epoch."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="s2s-curves-") as folder:
+        config = base(f"data.uri={folder}/data", "prepare.parallel=false", "prepare.validation_fraction=0.2")
+        prepare(config)
+        space = Space(config)
+        study = optuna.create_study(sampler=optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=0))
+        found: list[dict[str, Any]] = []
+        for number in range(count):
+            trial = study.ask()
+            space.suggest(trial)
+            params = space.start() if number == 0 else dict(trial.params)
+            chosen = space.config(params)
+            train = chosen.train.model_copy(update={"storage": f"{folder}/runs", "name": f"trial-{number}"})
+            trainer = Trainer(chosen.model_copy(update={"train": train}))
+            curve = [round(entry["recall_at_1"], 5) for entry in trainer.fit()]
+            rounded = {key: float(f"{value:.5g}") for key, value in params.items()}
+            found.append({"params": rounded, "recall_at_1": curve})
+            gallery = len(trainer.validation_set)
+            print(f"{number + 1} of {count}: R@1 {max(curve):.1%} of {gallery} {rounded}", flush=True)
+            tree = {"pairs": len(trainer.train_set), "gallery": gallery, "curves": found}
+            file.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+
+
+def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -> Run:
+    """One sweep of one arm, four trials at a time, with the surrogate in the trainer's place."""
+    sampler, scheduler = ARMS[arm]
+    config = base(f"tune.sampler={sampler}", f"tune.scheduler={scheduler}", f"tune.seed={seed}")
+    with tempfile.TemporaryDirectory(prefix="s2s-sweep-") as folder:
+        study, space = SweepStudy(config.tune, folder), Space(config)
+        study.prepare(space)
+        searcher, stopping = StudySearch(config, space, study), early_stopping(config, study, folder)
+        clock, started, epochs, reached = 0.0, 0, 0, None
+        running: list[tuple[float, int, int]] = []  # when the next epoch ends, which trial, which epoch
+        curves: dict[int, NDArray[np.float64]] = {}
+        while True:
+            while started < TRIALS and len(running) < SLOTS:
+                params = searcher.suggest(str(started))
+                assert params is not None
+                curves[started] = surrogate.curve(params)
+                stopping.on_trial_add(None, _Trial(str(started)))  # type: ignore[arg-type]
+                heapq.heappush(running, (clock + 1 + 1e-3 * started, started, 1))
+                started += 1
+            if not running:
+                return Run(reached, epochs * pairs)
+            clock, number, epoch = heapq.heappop(running)
+            epochs += 1
+            recall, name = float(curves[number][epoch - 1]), str(number)
+            if recall >= goal and reached is None:
+                reached = float(epochs * pairs)
+            result = {"recall_at_1": recall, EPOCH: epoch, BEGUN: 0.0, "training_iteration": epoch}
+            searcher.on_trial_result(name, result)
+            decision = stopping.on_trial_result(None, _Trial(name), result)  # type: ignore[arg-type]
+            if epoch == EPOCHS or decision == "STOP":
+                searcher.on_trial_complete(name, result)
+                stopping.on_trial_complete(None, _Trial(name), result)  # type: ignore[arg-type]
+            else:
+                heapq.heappush(running, (clock + 1, number, epoch + 1))
+
+
+def main() -> int:
+    """Print each arm's median pair-epochs and its ratio to random search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, help="train the configurations and write their curves here")
+    parser.add_argument("--configurations", type=int, default=96, help="how many to record")
+    parser.add_argument("--curves", type=Path, default=CURVES, help="recorded curves to replay")
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.record is not None:
+        record(arguments.configurations, arguments.record)
+        return 0
+    tree = json.loads(arguments.curves.read_text(encoding="utf-8"))
+    surrogate = Surrogate(tree["curves"])
+    best = surrogate.curves[:, -1]
+    goal = float(np.quantile(best, 0.95))
+    print(
+        f"surrogate of {len(best)} recorded trainings ({tree['pairs']} pairs, {EPOCHS} epochs, R@1 of "
+        f"{tree['gallery']} tiles): R@1 from {best.min():.1%} to {best.max():.1%}, of the default {best[0]:.1%}"
+    )
+    print(f"goal: R@1 {goal:.1%}, which one in twenty reached; {TRIALS} trials, {SLOTS} at a time\n")
+    print("arm             median pair-epochs to the goal   ratio to random   of seeds reached   whole sweep")
+    medians: dict[str, float] = {}
+    for arm in ARMS:
+        runs = [search(arm, seed, surrogate, goal, tree["pairs"]) for seed in range(arguments.seeds)]
+        medians[arm] = statistics.median(math.inf if run.reached is None else run.reached for run in runs)
+        spent = statistics.median(run.spent for run in runs)
+        reached = sum(run.reached is not None for run in runs)
+        ratio = medians[arm] / medians["random"]
+        print(f"{arm:13s}   {medians[arm]:30.0f}   {ratio:15.2f}   {reached:13d} of {len(runs)}   {spent:11.0f}")
+    both = medians["TPE + ASHA"] / medians["random"]
+    print(f"\nsampler's share (TPE / random): {medians['TPE'] / medians['random']:.2f}", end="; ")
+    print(f"scheduler's share (random + ASHA / random): {medians['random + ASHA'] / medians['random']:.2f}", end="; ")
+    print(f"both: {both:.2f}, {'at most half' if both <= 0.5 else 'MORE THAN HALF'} of random's")
+    return 0 if both <= 0.5 else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""A sweep as it runs: a live table in a terminal, log lines elsewhere; the study is stored as trials begin and end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from s2s_ray import storage
+from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.tuning.search import StudySearch
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.tuning.trial import EPOCH, FAILED
+
+logger = logging.getLogger(__name__)
+
+WAITING_AFTER_S = 20.0
+_ROWS = 20
+
+
+class SweepProgress(tune.Callback):
+    """Tune's callback. Trials that have ended keep only their best checkpoint."""
+
+    def __init__(self, study: SweepStudy, search: StudySearch, root: str, total: int, asked: dict[str, float]) -> None:
+        self._study, self._search, self._root, self._total, self._asked = study, search, root, total, asked
+        self._latest: dict[int, dict[str, Any]] = {}
+        self._idle_since = time.monotonic()
+        self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        if self._live is not None:
+            self._live.start()
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        faults = {trial.trial_id: trial for trial in trials}
+        self._search.fault = lambda trial_id: _fault(faults[trial_id])
+        if any(trial.status == Trial.RUNNING for trial in trials) or not trials:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > WAITING_AFTER_S:
+            self._idle_since = time.monotonic()
+            free = ray.available_resources()  # type: ignore[no-untyped-call]
+            told = ", ".join(f"{amount:g} {name} ({free.get(name, 0):g} free)" for name, amount in self._asked.items())
+            logger.warning("sweep: waiting for a trial to start; it asks for %s", told)
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._study.save()
+        self._show(trial, "started with %s", _shown(trial.config))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if FAILED in result:
+            return
+        self._latest[self._search.number(trial.trial_id)] = result
+        values = ", ".join(f"{name} {result[name]:.4g}" for name in self._study.objectives)
+        self._show(trial, "epoch %d: best %s", result[EPOCH], values)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended(trial)
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def _ended(self, trial: Trial) -> None:
+        self._study.save()
+        number = self._search.number(trial.trial_id)
+        record = next(record for record in self._study.records() if record.number == number)
+        if record.state == "complete":
+            CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
+        self._show(trial, "ended: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
+
+    def _show(self, trial: Trial, text: str, *values: Any) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        else:
+            logger.info(f"trial %d {text}", self._search.number(trial.trial_id), *values)
+
+    def _table(self) -> Table:
+        records = self._study.records()
+        best = self._study.best()
+        ended = sum(record.state != "running" for record in records)
+        keys = list(dict.fromkeys(key for record in records for key in record.params))
+        table = Table(title=f"{ended} of {self._total} trials ended")
+        for title in ("trial", "state", "epoch", *self._study.objectives, *keys):
+            table.add_column(title)
+        for record in records[-_ROWS:]:
+            table.add_row(*self._row(record, keys), style="bold" if record == best else None)
+        return table
+
+    def _row(self, record: TrialRecord, keys: list[str]) -> list[str]:
+        latest = self._latest.get(record.number, {})
+        values = [record.values.get(name, latest.get(name)) for name in self._study.objectives]
+        return [
+            str(record.number),
+            record.state,
+            str(record.epochs),
+            *("" if value is None else f"{value:.4g}" for value in values),
+            *(_text(record.params.get(key, "")) for key in keys),
+        ]
+
+
+def _shown(params: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={_text(value)}" for key, value in params.items())
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _fault(trial: Trial) -> str:
+    """The last line of what ended a trial."""
+    return str(trial.get_error() or "its process was lost").strip().splitlines()[-1]

@@ -1,0 +1,158 @@
+"""What a sweep found, to keep and to read: trials as Parquet, plots as PNG, one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import jinja2
+import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import TrialState
+
+from s2s_ray import storage
+from s2s_ray.config import Config
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.version import code_version
+
+TRIALS_FILE = "trials.parquet"
+REPORT_FILE = "report.html"
+PLOTS = "plots"
+_ENOUGH = 4  # complete trials before an importance means anything
+_LABELS = {RECALL: "validation R@1", "l1": "L1", "psnr": "PSNR, dB", "ssim": "SSIM"}
+
+
+def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord | None) -> None:
+    """Write `trials.parquet`, `plots/NAME.png` and `report.html` below the sweep's root."""
+    records = study.records()
+    buffer = io.BytesIO()
+    pq.write_table(trials_table(study), buffer)
+    storage.write_bytes(storage.join(root, TRIALS_FILE), buffer.getvalue())
+    pictures = {}
+    for name, figure in plots(study).items():
+        pictures[name] = _png(figure)
+        storage.write_bytes(storage.join(root, PLOTS, f"{name}.png"), pictures[name])
+    page = _page(
+        name=config.tune.name,
+        version=code_version(),
+        best=best,
+        objectives=study.objectives,
+        labels=_LABELS,
+        records=sorted(records, key=lambda record: -record.values.get(RECALL, -1.0)),
+        keys=list(dict.fromkeys(key for record in records for key in record.params)),
+        pareto=study.pareto() if len(study.objectives) > 1 else set(),
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        space=yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False),
+    )
+    storage.write_bytes(storage.join(root, REPORT_FILE), page)
+
+
+def trials_table(study: SweepStudy) -> pa.Table:
+    """One row a trial: number, state, the objectives, the parameters by their keys, epochs, seconds, run, reason.
+
+    A parameter with values of several kinds is a column of text. With two objectives `pareto` marks the trials that
+    no other one beats in both.
+    """
+    records = study.records()
+    columns: dict[str, Any] = {
+        "number": [record.number for record in records],
+        "state": [record.state for record in records],
+    }
+    columns |= {name: pa.array([r.values.get(name) for r in records], pa.float64()) for name in study.objectives}
+    for key in dict.fromkeys(key for record in records for key in record.params):
+        columns[key] = _column([record.params.get(key) for record in records])
+    if len(study.objectives) > 1:
+        front = study.pareto()
+        columns["pareto"] = [record.number in front for record in records]
+    columns |= {
+        "epochs": [record.epochs for record in records],
+        "start_s": pa.array([record.start_s for record in records], pa.float64()),
+        "seconds": pa.array([record.seconds for record in records], pa.float64()),
+        "run": [record.run for record in records],
+        "reason": [record.reason for record in records],
+    }
+    return pa.table(columns)
+
+
+def plots(study: SweepStudy) -> dict[str, Figure]:
+    """Figures by name: history, importance, parallel_coordinate and slice of the first objective, with two
+    objectives pareto_front too. Those that need more trials than there are, or parameters that vary, are left out."""
+    complete = study.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        return {}
+    drawn = optuna.visualization.matplotlib
+    target: dict[str, Any] = {"target_name": _LABELS[RECALL]}
+    if len(study.objectives) > 1:
+        target["target"] = lambda trial: trial.values[0]
+    wanted: dict[str, Callable[[], Any]] = {"history": lambda: drawn.plot_optimization_history(study.study, **target)}
+    varying = [
+        key
+        for key in dict.fromkeys(key for trial in complete for key in trial.params)
+        if len({trial.params[key] for trial in complete if key in trial.params}) > 1
+    ]
+    if varying:
+        wanted["slice"] = lambda: drawn.plot_slice(study.study, params=varying, **target)
+    shared = [key for key in varying if all(key in trial.params for trial in complete)]
+    if len(shared) > 1:
+        wanted["parallel_coordinate"] = lambda: drawn.plot_parallel_coordinate(study.study, params=shared, **target)
+    if shared and len(complete) >= _ENOUGH and len({trial.values[0] for trial in complete}) > 1:
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
+        wanted["importance"] = lambda: drawn.plot_param_importances(
+            study.study, evaluator=evaluator, params=shared, **target
+        )
+    if len(study.objectives) > 1:
+        names = [_LABELS[name] for name in study.objectives]
+        wanted["pareto_front"] = lambda: drawn.plot_pareto_front(study.study, target_names=names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls every one of its figures experimental
+        return {name: _figure(draw()) for name, draw in wanted.items()}
+
+
+def _figure(drawn: Any) -> Figure:
+    """Optuna gives axes, or an array of them; this makes room for their labels."""
+    panels: list[Axes] = [drawn] if isinstance(drawn, Axes) else drawn.ravel().tolist()
+    figure = panels[0].get_figure()
+    assert isinstance(figure, Figure)
+    figure.set_size_inches(max(8.0, 3.0 * len(panels)), 4.5)
+    for panel in figure.axes:
+        for lines in panel.collections:
+            if isinstance(lines, LineCollection):
+                lines.set_cmap("viridis")  # the default's low end is white
+        if len(panels) > 1 and panel.get_xscale() == "log":
+            panel.xaxis.set_major_locator(LogLocator(numticks=4))
+            panel.xaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    pyplot.close(figure)  # Optuna makes them through pyplot, which would keep them all
+    return buffer.getvalue()
+
+
+def _column(values: list[Any]) -> pa.Array:
+    kinds = {bool if isinstance(value, bool) else type(value) for value in values if value is not None}
+    if kinds <= {int, float} and kinds:
+        return pa.array(values, pa.int64() if kinds == {int} else pa.float64())
+    if kinds == {bool}:
+        return pa.array(values, pa.bool_())
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
+
+
+def _page(**values: Any) -> bytes:
+    text = resources.files("s2s_ray.tuning").joinpath("report.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+    return template.render(**values).encode()

@@ -1,0 +1,233 @@
+"""A sweep: Ray Tune's trials of the one trainer, proposed by Optuna, that goes on where it was stopped.
+
+    STORAGE/NAME/sweep.yaml       the configuration it was begun with
+                /study.journal    every trial: the only authority (or an RDB, with `tune.study`)
+                /trials/RUN/      each trial's run, as `train` leaves it, its best checkpoint only once it has ended
+                /best.yaml        the best trial's configuration, for `s2s train --config`
+                /trials.parquet, report.html, plots/*.png
+
+Tune's own experiment state is not kept: each start is a new experiment over the one study.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import uuid
+from dataclasses import dataclass
+
+import ray
+import yaml
+from ray import tune
+
+from s2s_ray import registry, storage
+from s2s_ray.cluster import in_thread
+from s2s_ray.config import Config
+from s2s_ray.data.manifest import read_manifest
+from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.training.loop import check_ready
+from s2s_ray.training.ray_train import located
+from s2s_ray.tuning.progress import SweepProgress
+from s2s_ray.tuning.report import write_report
+from s2s_ray.tuning.search import StudySearch, early_stopping
+from s2s_ray.tuning.space import Space
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.tuning.trial import run_trial
+
+logger = logging.getLogger(__name__)
+
+BEGUN_FILE = "sweep.yaml"
+BEST_FILE = "best.yaml"
+
+_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # `SweepProgress` is the output
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs log for themselves
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
+}
+
+# What may differ when a sweep is continued: it changes no trial's result.
+_FREE = {
+    "tune": ("trials", "concurrent", "max_failures", "registry", "study"),
+    "train": (
+        "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "loader_workers", "log_every_s",
+        "keep_checkpoints", "max_failures", "checkpoint_every",
+    ),
+    "data": ("uri", "cache_dir", "cache_gb"),
+}  # fmt: skip
+_COMPARED = ("model", "loss", "mining", "train", "data", "tune")
+
+
+class SweepError(ValueError):
+    """A sweep that cannot run as configured, or had no result; the message names the key or the reason."""
+
+
+class SweepInterruptedError(Exception):
+    """Ctrl-C during a sweep; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found: its URI, the best trial and the first one, and the release published of the best."""
+
+    uri: str
+    best: TrialRecord
+    start: TrialRecord | None
+    config: Config
+    release: registry.Release
+    trials: list[TrialRecord]
+
+
+def sweep(config: Config) -> SweepResult:
+    """Run the configured sweep on the connected Ray cluster, or go on with it.
+
+    Trials that have ended are kept, interrupted ones go on from their checkpoints. With more `tune.trials` than
+    before a finished sweep is extended.
+
+    Raises:
+        ConfigError, SweepError, StorageError, RunError: the sweep cannot run; nothing was changed.
+        SweepError: not one trial had a result.
+        SweepInterruptedError: Ctrl-C.
+    """
+    config = located(config)
+    space = Space(config)
+    check_ready(config)
+    slots = _slots(config)
+    root = sweep_uri(config)
+    _claim(config, root)
+    study = SweepStudy(config.tune, root)
+    ended = study.prepare(space)
+    if ended < config.tune.trials:
+        _run(config, root, space, study, slots, config.tune.trials - ended)
+    else:
+        logger.info("all %d trials have ended: raise tune.trials for more", ended)
+    return _conclude(config, root, space, study)
+
+
+def sweep_uri(config: Config) -> str:
+    """`STORAGE/NAME`."""
+    return storage.join(config.tune.storage, config.tune.name)
+
+
+def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int, trials: int) -> None:
+    for variable, value in _TUNE.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses Tune's own logs
+    search = StudySearch(config, space, study)
+    with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(run_trial, base=config.model_dump(mode="json"), root=root), _placement(config)
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                scheduler=early_stopping(config, study, root),
+                num_samples=trials,
+                max_concurrent_trials=slots,
+                reuse_actors=config.train.workers == 1,
+            ),
+            run_config=tune.RunConfig(
+                name=f"attempt-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                callbacks=[SweepProgress(study, search, root, config.tune.trials, _asked(config))],
+                failure_config=tune.FailureConfig(max_failures=config.tune.max_failures),
+                verbose=0,
+            ),
+        )
+        try:
+            in_thread(tuner.fit)
+        except KeyboardInterrupt:
+            study.save()
+            raise SweepInterruptedError(
+                f"sweep stopped after {sum(record.state != 'running' for record in study.records())} of "
+                f"{config.tune.trials} trials: the same command goes on with sweep {config.tune.name!r} at {root}"
+            ) from None
+    study.save()
+
+
+def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> SweepResult:
+    """Write what was found, and publish the best checkpoint."""
+    records, best = study.records(), study.best()
+    if best is None:
+        reasons = "; ".join(f"trial {record.number}: {record.reason}" for record in records[:3])
+        write_report(root, config, study, None)
+        raise SweepError(f"sweep {config.tune.name!r}: no trial reported {RECALL} ({reasons})")
+    found = space.config(best.params)
+    storage.write_bytes(storage.join(root, BEST_FILE), found.to_yaml().encode())
+    store = CheckpointStore(storage.join(root, "trials", best.run, "checkpoints"))
+    step = store.best()
+    if step is None:
+        raise SweepError(f"sweep {config.tune.name!r}: run {best.run} of trial {best.number} has lost its checkpoints")
+    release = registry.publish(config.tune.registry, config.tune.name, store.uri(step))
+    start = next((record for record in records if record.params == space.start()), None)
+    write_report(root, config, study, best)
+    return SweepResult(root, best, start, found, release, records)
+
+
+def _claim(config: Config, root: str) -> None:
+    """Begin a sweep at its place, or make sure that it is the one that was begun there."""
+    uri = storage.join(root, BEGUN_FILE)
+    digest = read_manifest(config.data.uri).digest
+    if not storage.exists(uri):
+        there = storage.list_names(root)
+        if there:
+            raise SweepError(f"{root} holds {', '.join(there[:3])} and no sweep: choose another tune.name")
+        begun = {"dataset": digest, "config": config.model_dump(mode="json")}
+        storage.write_bytes(uri, yaml.safe_dump(begun, sort_keys=False).encode())
+        return
+    tree = yaml.safe_load(storage.read_bytes(uri))
+    before, now = Config.from_tree(tree["config"]).model_dump(mode="json"), config.model_dump(mode="json")
+    for section in _COMPARED:
+        for key, value in now[section].items():
+            if key not in _FREE.get(section, ()) and before[section][key] != value:
+                raise SweepError(
+                    f"sweep {config.tune.name!r} at {root} was begun with {section}.{key}={before[section][key]!r}, "
+                    f"now it is {value!r}: keep it, or choose another tune.name"
+                )
+    if tree["dataset"] != digest:
+        raise SweepError(
+            f"sweep {config.tune.name!r} at {root} was begun on another data set ({before['data']['uri']}) than "
+            f"data.uri={config.data.uri!r}: choose another tune.name"
+        )
+
+
+def _asked(config: Config) -> dict[str, float]:
+    """Ray resources of one trial, all its workers together."""
+    one = dict(config.train.resources_per_worker) or {"CPU": 1.0, **({"GPU": 1.0} if config.train.use_gpu else {})}
+    return {name: amount * config.train.workers for name, amount in one.items()}
+
+
+def _placement(config: Config) -> tune.PlacementGroupFactory:
+    """Where a trial runs: a single worker is Tune's actor; several are Ray Train's, and the actor has hardly anything."""
+    return tune.PlacementGroupFactory([_asked(config) if config.train.workers == 1 else {"memory": 2.0**20}])
+
+
+def _slots(config: Config) -> int:
+    """How many trials run at a time. Raises SweepError where not even one ever could."""
+    asked = _asked(config)
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    short = [name for name, amount in asked.items() if there.get(name, 0.0) < amount]
+    if short:
+        raise SweepError(
+            f"a trial asks for {_told(asked)} (train.workers={config.train.workers}, train.use_gpu="
+            f"{config.train.use_gpu}, train.resources_per_worker={dict(config.train.resources_per_worker)!r}), the "
+            f"cluster has {_told({name: there.get(name, 0.0) for name in asked})}: no trial could ever start"
+        )
+    most = min(int(there[name] / amount) for name, amount in asked.items())
+    return min(most, config.tune.concurrent or most)
+
+
+def _told(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def describe(result: SweepResult) -> str:
+    """What a sweep found, in two lines."""
+    recall = result.best.values[RECALL]
+    lines = [f"best of {len(result.trials)} trials: number {result.best.number}, validation R@1 {recall:.1%}"]
+    if result.start is not None and result.start.values:
+        gain = 100 * (recall - result.start.values[RECALL])
+        lines[0] += f", {gain:+.1f} points over the configuration's own values"
+    shown = ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+                      for key, value in result.best.params.items())  # fmt: skip
+    return "\n".join([*lines, shown])

@@ -1,0 +1,201 @@
+"""A sweep's study without Ray: trials, going on after an interruption, early stopping that remembers, the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from optuna.trial import TrialState
+
+from s2s_ray import storage
+from s2s_ray.config import Config, ConfigError
+from s2s_ray.tuning.report import write_report
+from s2s_ray.tuning.search import StudySearch, early_stopping
+from s2s_ray.tuning.space import Space
+from s2s_ray.tuning.study import SweepStudy, run_name, sampler
+from s2s_ray.tuning.trial import BEGUN, EPOCH, FAILED, BestSoFar
+
+SPACE = {"loss.alpha": {"low": 1.0, "high": 100.0, "log": True}, "mining.start": {"choices": ["never", "plateau"]}}
+
+
+def config(**tune: Any) -> Config:
+    return Config.from_tree({"train": {"epochs": 9}, "tune": {"space": SPACE, **tune}})
+
+
+def search(settings: Config, root: Path) -> tuple[StudySearch, SweepStudy]:
+    study, space = SweepStudy(settings.tune, str(root)), Space(settings)
+    study.prepare(space)
+    return StudySearch(settings, space, study), study
+
+
+def run(searcher: StudySearch, name: str, *recalls: float, **more: float) -> dict[str, Any]:
+    """A trial that reports these recalls and ends."""
+    params = searcher.suggest(name)
+    assert params is not None
+    result: dict[str, Any] = {}
+    for epoch, recall in enumerate(recalls):
+        result = {"recall_at_1": recall, EPOCH: epoch + 1, BEGUN: 0.0, "training_iteration": epoch + 1, **more}
+        searcher.on_trial_result(name, result)
+    searcher.on_trial_complete(name, result)
+    return params
+
+
+def test_trials_are_kept_with_their_ends(tmp_path: Path) -> None:
+    searcher, study = search(config(), tmp_path)
+    first = run(searcher, "a", 0.1, 0.3)
+    assert first == {"loss.alpha": 10.0, "mining.start": "plateau"}, "the configuration's own values come first"
+    run(searcher, "b", 0.5)
+    searcher.suggest("c")
+    searcher.on_trial_complete("c", {FAILED: "diverged at step 3"})
+    searcher.fault = lambda name: f"{name} ran out of memory"
+    searcher.suggest("d")
+    searcher.on_trial_complete("d", error=True)
+    searcher.suggest("e")
+    found = study.records()
+    assert [record.state for record in found] == ["complete", "complete", "failed", "failed", "running"]
+    assert [record.values.get("recall_at_1") for record in found] == [0.3, 0.5, None, None, None]
+    assert [record.reason for record in found[2:4]] == ["diverged at step 3", "d ran out of memory"]
+    assert found[0].epochs == 2
+    assert found[0].run == run_name(first)
+    best = study.best()
+    assert best is not None
+    assert best.number == 1
+
+
+def test_a_new_start_takes_up_what_was_cut_off(tmp_path: Path) -> None:
+    before, _ = search(config(), tmp_path)
+    run(before, "a", 0.1)
+    cut = before.suggest("b")
+    after, study = search(config(), tmp_path)
+    assert [record.state for record in study.records()] == ["complete"]
+    assert after.suggest("c") == cut, "the same parameters, so the same run"
+    assert run(after, "d", 0.2) not in (cut, None)
+    assert [record.number for record in study.records()] == [0, 2, 3]
+    cut_off = study.study.get_trials()[1]
+    assert cut_off.state == TrialState.FAIL
+    assert study.study.get_trials()[2].user_attrs["resumes"] == 1
+
+
+def test_a_later_start_does_not_propose_the_same_again(tmp_path: Path) -> None:
+    before, _ = search(config(), tmp_path)
+    proposed = [run(before, f"a{k}", 0.1)["loss.alpha"] for k in range(4)]
+    after, _ = search(config(), tmp_path)
+    proposed += [run(after, f"b{k}", 0.1)["loss.alpha"] for k in range(4)]
+    assert len(set(proposed)) == 8
+
+
+def test_seeds_fix_the_proposals(tmp_path: Path) -> None:
+    def proposed(name: str, seed: int) -> list[Any]:
+        searcher, _ = search(config(seed=seed), tmp_path / name)
+        return [run(searcher, f"t{k}", 0.1 * k)["loss.alpha"] for k in range(12)]
+
+    assert proposed("a", 1) == proposed("b", 1)
+    assert proposed("c", 2) != proposed("a2", 1)
+
+
+def test_the_study_may_be_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    searcher, _ = search(config(study=url), tmp_path / "sweep")
+    run(searcher, "a", 0.25)
+    assert optuna.load_study(study_name="sweep", storage=url).best_value == 0.25
+    with pytest.raises(ConfigError, match=r"tune\.study='nonsense' cannot be opened"):
+        SweepStudy(config(study="nonsense").tune, str(tmp_path))
+
+
+def test_optuna_itself_opens_the_journal(tmp_path: Path) -> None:
+    searcher, _ = search(config(), tmp_path)
+    run(searcher, "a", 0.25)
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
+    [found] = optuna.get_all_study_summaries(optuna.storages.JournalStorage(backend))
+    assert (found.study_name, found.n_trials) == ("sweep", 1)
+
+
+def test_samplers_by_name() -> None:
+    assert isinstance(sampler(config(sampler="RandomSampler").tune, 0), optuna.samplers.RandomSampler)
+    assert isinstance(sampler(config(sampler="QMCSampler").tune, 0), optuna.samplers.QMCSampler)
+    with pytest.raises(ConfigError, match=r"tune\.sampler='Simplex': optuna\.samplers has .*TPESampler"):
+        sampler(config(sampler="Simplex").tune, 0)
+    with pytest.raises(ConfigError, match=r"tune\.sampler_options=\{'speed': 3\}: .*speed"):
+        sampler(config(sampler_options={"speed": 3}).tune, 0)
+
+
+class _Trial:
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_early_stopping_remembers_the_trials_of_an_earlier_start(tmp_path: Path, kind: str) -> None:
+    settings = config(scheduler=kind)
+    searcher, study = search(settings, tmp_path)
+    for k in range(4):
+        params = run(searcher, f"t{k}", *[0.5] * 9)
+        figures = [{"epoch": epoch, "recall_at_1": 0.5} for epoch in range(9)]
+        storage.write_json(str(tmp_path / "trials" / run_name(params) / "history.json"), figures)
+    fresh: Any = early_stopping(settings, SweepStudy(config(name="other").tune, str(tmp_path)), str(tmp_path))
+    told: Any = early_stopping(settings, study, str(tmp_path))
+    poor = {EPOCH: 1, "recall_at_1": 0.1}
+    for scheduler, decision in ((told, "STOP"), (fresh, "CONTINUE")):
+        trial = _Trial("poor")
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, poor) == decision
+
+
+def test_a_grace_period_as_long_as_the_training_is_refused(tmp_path: Path) -> None:
+    settings = config(grace_epochs=9)
+    with pytest.raises(ConfigError, match=r"tune\.grace_epochs=9: with train\.epochs=9 nothing could be stopped"):
+        early_stopping(settings, SweepStudy(settings.tune, str(tmp_path)), str(tmp_path))
+
+
+def test_only_the_best_epoch_counts_once_its_checkpoint_is_stored() -> None:
+    told: list[dict[str, float]] = []
+    flushed: list[int] = []
+
+    class Store:
+        def flush(self) -> None:
+            flushed.append(len(told))
+
+    class Fake:
+        store = Store()
+
+    report = BestSoFar(["recall_at_1", "l1"])(Fake(), told.append)  # type: ignore[arg-type]
+    report({"epoch": 0})  # not validated: there is nothing to tell yet
+    for epoch, (recall, l1) in enumerate([(0.2, 0.5), (0.4, 0.3), (0.3, 0.1), (0.4, 0.2)], start=1):
+        report({"epoch": epoch, "recall_at_1": recall, "l1": l1})
+    report({"epoch": 5})
+    assert [(entry[EPOCH], entry["recall_at_1"], entry["l1"]) for entry in told] == [
+        (2, 0.2, 0.5),
+        (3, 0.4, 0.3),
+        (4, 0.4, 0.3),
+        (5, 0.4, 0.2),
+        (6, 0.4, 0.2),
+    ]
+    assert flushed == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_the_report_has_every_trial(tmp_path: Path, two: bool) -> None:
+    settings = config(**({"synthesis": "l1", "scheduler": "none"} if two else {}))
+    searcher, study = search(settings, tmp_path)
+    for k in range(8):
+        run(searcher, f"t{k}", 0.05 * k, l1=0.5 - 0.03 * k if k < 6 else 0.6)
+    searcher.suggest("lost")
+    searcher.on_trial_complete("lost", error=True)
+    write_report(str(tmp_path), settings, study, study.best())
+    table = pq.read_table(tmp_path / "trials.parquet").to_pydict()
+    assert table["number"] == list(range(9))
+    assert table["state"] == ["complete"] * 8 + ["failed"]
+    assert table["recall_at_1"] == pytest.approx([0.05 * k for k in range(8)] + [None], abs=1e-12)
+    assert table["loss.alpha"][0] == 10.0
+    assert set(table["mining.start"]) <= {"never", "plateau"}
+    pictures = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert pictures == {"history", "importance", "parallel_coordinate", "slice", *(["pareto_front"] if two else [])}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert "http" not in page, "self-contained"
+    assert "its process was lost" in page
+    if two:
+        assert [k for k, best in enumerate(table["pareto"]) if best] == [5, 7]
