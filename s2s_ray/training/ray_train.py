@@ -96,7 +96,8 @@ def located(config: Config) -> Config:
     """The same configuration with absolute URIs: workers have another working directory."""
     data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
     train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
-    return config.model_copy(update={"data": data, "train": train})
+    tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
+    return config.model_copy(update={"data": data, "train": train, "tune": tune})
 
 
 def _worker(payload: dict[str, Any]) -> None:

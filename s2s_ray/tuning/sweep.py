@@ -48,7 +48,7 @@ _TUNE = {
 
 # What may differ when a sweep is continued: it changes no trial's result.
 _FREE = {
-    "tune": ("trials", "concurrent", "max_failures", "registry", "study"),
+    "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
     "train": (
         "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "loader_workers", "log_every_s",
         "keep_checkpoints", "max_failures", "checkpoint_every",
@@ -198,8 +198,10 @@ def _asked(config: Config) -> dict[str, float]:
 
 
 def _placement(config: Config) -> tune.PlacementGroupFactory:
-    """Where a trial runs: a single worker is Tune's actor; several are Ray Train's, and the actor has hardly anything."""
-    return tune.PlacementGroupFactory([_asked(config) if config.train.workers == 1 else {"memory": 2.0**20}])
+    """Where a trial runs: a single worker is Tune's actor; several are Ray Train's, and the actor asks for nothing."""
+    return tune.PlacementGroupFactory(
+        [_asked(config) if config.train.workers == 1 else {"memory": 2.0**20}]
+    )  # bytes; it must be something
 
 
 def _slots(config: Config) -> int:
