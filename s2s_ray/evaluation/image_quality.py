@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 PSNR_CEILING = 100.0
 """Decibels that stand for an exact copy, whose ratio would be infinite."""
@@ -63,6 +62,8 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
     Args:
         synthesised, real: B 3 H W in [-1, 1].
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # seconds, which training workers do not need
+
     fake, true = synthesised.float(), real.float()
     ssim = [_ssim(*pair) for pair in zip(torch.split(fake, 8), torch.split(true, 8), strict=True)]
     psnr = peak_signal_noise_ratio(fake, true, data_range=2.0, reduction="none", dim=(1, 2, 3))
@@ -74,6 +75,8 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
 
 
 def _ssim(fake: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     # in float64, since variances are differences of means: float32 is off by 3e-4 on flat images
     unit_fake, unit_true = (fake.double() + 1) / 2, (true.double() + 1) / 2
     ssim = structural_similarity_index_measure(unit_fake, unit_true, data_range=1.0, reduction="none")
