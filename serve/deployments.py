@@ -7,6 +7,7 @@ rather than answer from another one.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import faiss
@@ -22,7 +23,7 @@ from s2s_ray.inference import Embedder, Synthesizer
 from serve.schemas import ReleaseNotLoadedError, ServedRelease
 
 
-class _ModelReplica:
+class _ModelReplica(ABC):
     """A model called in batches, in a thread, so that the replica's loop stays free for health checks."""
 
     def __init__(self, release: ServedRelease, device: str, threads: int) -> None:
@@ -31,11 +32,13 @@ class _ModelReplica:
         self._fault: str | None = None
         self._load(release.checkpoint_uri, device)
 
+    @abstractmethod
     def _load(self, checkpoint: str, device: str) -> None:
-        raise NotImplementedError
+        """Make the model ready."""
 
+    @abstractmethod
     def _infer(self, views: Tensor) -> NDArray[Any]:
-        raise NotImplementedError
+        """One answer for each of the views, uint8 B 3 H W."""
 
     async def __call__(self, release: str, view: Pixels) -> NDArray[Any]:
         """One answer for one view, uint8 3 H W."""

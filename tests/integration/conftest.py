@@ -10,9 +10,15 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pytest
+
+from s2s_ray.data.prepare import prepare
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
 
 BUCKET = "s2s-tests"
 # Ray reads these once, when it is first imported: every cluster of this session is closed to those without its token.
@@ -58,6 +64,28 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> list[str]:
+    """Settings for a prepared data set of 13 random pairs and a model narrow enough to train in seconds."""
+    folder = tmp_path_factory.mktemp("narrow")
+    pairs = pair_folder(folder / "pairs")
+    for split, count in (("train", 13), ("val", 5), ("test", 2)):
+        for number in range(count):
+            pairs.add(f"{split}-{number}", split)
+    prepare(pairs.config(folder / "data"))
+    return [
+        "model.height=32",
+        "model.width=40",
+        "model.channels=4",
+        "model.residual_blocks=1",
+        "model.discriminator_channels=4",
+        "model.masks=2",
+        f"data.uri={folder / 'data'}",
+        "train.batch=5",
+        "train.checkpoint_every=1",
+    ]
 
 
 def _free_ports(count: int) -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,11 +18,7 @@ import yaml
 from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.config import load_config
-from s2s_ray.data.prepare import prepare
 from s2s_ray.training.loop import Trainer
-
-if TYPE_CHECKING:
-    from tests.conftest import PairFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
@@ -30,27 +26,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> list[str]:
-    """A small prepared data set of random images and a narrow model."""
-    folder = tmp_path_factory.mktemp("sweep")
-    pairs = pair_folder(folder / "pairs")
-    for split, count in (("train", 13), ("val", 5), ("test", 2)):
-        for number in range(count):
-            pairs.add(f"{split}-{number}", split)
-    prepare(pairs.config(folder / "data"))
-    return [
-        "model.height=32",
-        "model.width=40",
-        "model.channels=4",
-        "model.residual_blocks=1",
-        "model.discriminator_channels=4",
-        "model.masks=2",
-        f"data.uri={folder / 'data'}",
-        "train.batch=5",
-        "train.workers=1",
-        "train.epochs=6",
-        "train.checkpoint_every=1",
-    ]
+def settings(narrow: list[str]) -> list[str]:
+    """Trials of one worker and a few epochs on a small data set."""
+    return [*narrow, "train.workers=1", "train.epochs=6"]
 
 
 def command(script: str, *settings: str) -> list[str]:

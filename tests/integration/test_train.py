@@ -13,15 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from s2s_ray.data.prepare import prepare
 from s2s_ray.training.checkpoint import CheckpointStore
-
-if TYPE_CHECKING:
-    from tests.conftest import PairFolder
 
 EPOCHS = 6  # of three steps each
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,27 +25,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> list[str]:
-    """Command line options for a small prepared data set of random images and a narrow model."""
-    folder = tmp_path_factory.mktemp("train")
-    pairs = pair_folder(folder / "pairs")
-    for split, count in (("train", 13), ("val", 3), ("test", 2)):
-        for number in range(count):
-            pairs.add(f"{split}-{number}", split)
-    prepare(pairs.config(folder / "data"))
-    settings = (
-        "model.height=32",
-        "model.width=40",
-        "model.channels=4",
-        "model.residual_blocks=1",
-        "model.discriminator_channels=4",
-        "model.masks=2",
-        f"data.uri={folder / 'data'}",
-        "train.batch=5",
-        "train.workers=2",
-        "train.log_every_s=0.1",
-        "train.checkpoint_every=1",
-    )
+def options(narrow: list[str]) -> list[str]:
+    """Command line options for two workers on a small data set."""
+    settings = [*narrow, "train.workers=2", "train.log_every_s=0.1"]
     return ["--config", "tiny", *(part for setting in settings for part in ("--set", setting))]
 
 
