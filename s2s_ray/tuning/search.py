@@ -107,7 +107,7 @@ def early_stopping(config: Config, study: SweepStudy, root: str) -> TrialSchedul
         )
     else:
         # trials are stopped for good, and never paused to let others in
-        made = MedianStoppingRule(min_samples_required=3, **common, **{"min_time_slice": math.inf})
+        made = MedianStoppingRule(min_samples_required=3, **common | {"min_time_slice": math.inf})
     for record in study.records():
         if record.state != "complete":
             continue  # one that goes on tells its epochs again
