@@ -125,7 +125,7 @@ def record(count: int, file: Path) -> None:
         )
         manifest = prepare(config)
         space = Space(config)
-        study = optuna.create_study(sampler=optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=0))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         tried = [space.start()]
         while len(tried) < count:
             trial = study.ask()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torchvision.models import resnet34
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import NonLocalBlock, SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
-from s2s_ray.model.blocks import DownBlock, SpectralConv2d, UpBlock, power_iterate
+from s2s_ray.model.blocks import DownBlock, SpectralConv2d, UpBlock, conv_then_pool, power_iterate, upsample_then_conv
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.retrieval import StreetEncoder
 from s2s_ray.model.s2s import S2S
@@ -591,3 +592,27 @@ def test_the_street_branch_does_not_depend_on_the_generator(tiny: S2S) -> None:
     x = images(1)
     assert torch.equal(tiny.embed_street(x), other.embed_street(x))
     assert not torch.equal(tiny.embed_satellite(x), other.embed_satellite(x))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "zeros"])
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (14, 6)])
+@pytest.mark.parametrize("fused", [conv_then_pool, upsample_then_conv])
+def test_fused_convolutions_are_the_plain_ones(
+    fused: Callable[[SpectralConv2d, Tensor], Tensor], mode: Any, height: int, width: int
+) -> None:
+    """Forward, and the gradients of image, weight and bias, in float64."""
+    torch.manual_seed(0)
+    conv = SpectralConv2d(5, 7, 3, padding=1, padding_mode=mode).double()
+    x = torch.randn(3, 5, height, width, dtype=torch.float64, requires_grad=True)
+    if fused is conv_then_pool:
+        plain = F.avg_pool2d(conv(x), 2)
+    else:
+        plain = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    found = fused(conv, x)
+    weights = torch.randn_like(plain)
+    assert conv.bias is not None
+    inputs = [x, conv.weight, conv.bias]
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-11)
