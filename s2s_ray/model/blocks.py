@@ -5,7 +5,7 @@ Sources: the supplement's figures 1 to 3, Miyato et al. 2018 (spectral normalisa
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -183,6 +183,6 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         main = upsample_then_conv(self.conv1, F.relu(self.norm1(x)))
-        main = self.conv2(F.relu(self.norm2(main)))
-        skip = self.skip(x)  # a 1x1 convolution commutes with nearest upsampling
+        main = cast(Tensor, self.conv2(F.relu(self.norm2(main))))
+        skip: Tensor = self.skip(x)  # a 1x1 convolution commutes with nearest upsampling
         return main + F.interpolate(skip, scale_factor=2, mode="nearest")
