@@ -102,6 +102,8 @@ def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
 
     Returns: B out 2h 2w.
     """
+    if x.shape[0] == 0:  # a worker's share may be empty; PyTorch does not pad nothing
+        return cast(Tensor, conv(F.interpolate(x, scale_factor=2, mode="nearest")))
     weight = conv.normalised_weight()
     kernels = [_merged(_merged(weight, 2, down), 3, right) for down in (0, 1) for right in (0, 1)]
     bias = None if conv.bias is None else conv.bias.repeat(4)

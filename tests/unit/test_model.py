@@ -616,3 +616,15 @@ def test_fused_convolutions_are_the_plain_ones(
     gradients = torch.autograd.grad((found * weights).sum(), inputs)
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("fused", "shape"), [(conv_then_pool, (0, 7, 2, 3)), (upsample_then_conv, (0, 7, 8, 12))])
+def test_fused_convolutions_take_an_empty_share(
+    fused: Callable[[SpectralConv2d, Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    conv = SpectralConv2d(5, 7, 3, padding=1)
+    found = fused(conv, torch.zeros(0, 5, 4, 6, requires_grad=True))
+    assert found.shape == shape
+    found.sum().backward()
+    assert conv.weight.grad is not None
+    assert not conv.weight.grad.any()
