@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.prepare import prepare
 from s2s_ray.training.loop import Trainer
-from s2s_ray.tuning.search import StudySearch, early_stopping
+from s2s_ray.tuning.search import StandIn, StudySearch, early_stopping
 from s2s_ray.tuning.space import Params, Space
 from s2s_ray.tuning.study import SweepStudy
 from s2s_ray.tuning.trial import BEGUN, EPOCH
@@ -81,11 +81,6 @@ class Surrogate:
         spans = {key: np.log(span) for key, span in RANGES.items()}
         drawn = [{key: float(np.exp(generator.uniform(*span))) for key, span in spans.items()} for _ in range(count)]
         return np.array([self.curve(params)[-1] for params in drawn])
-
-
-class _Trial:
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
 
 
 def place(params: Params) -> NDArray[np.float64]:
@@ -153,7 +148,7 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
     with tempfile.TemporaryDirectory(prefix="s2s-sweep-") as folder:
         study, space = SweepStudy(config.tune, folder), Space(config)
         study.prepare(space)
-        searcher, stopping = StudySearch(config, space, study), early_stopping(config, study, folder)
+        searcher, stopping = StudySearch(config, space, study), early_stopping(config, [])
         clock, started, epochs = 0.0, 0, 0
         running: list[tuple[float, int, int]] = []  # when the next epoch ends, which trial, which epoch
         curves: dict[int, NDArray[np.float64]] = {}
@@ -162,7 +157,7 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
                 params = searcher.suggest(str(started))
                 assert params is not None
                 curves[started] = surrogate.curve(params)
-                stopping.on_trial_add(None, _Trial(str(started)))  # type: ignore[arg-type]
+                stopping.on_trial_add(None, StandIn(str(started)))  # type: ignore[arg-type]
                 heapq.heappush(running, (clock + 1 + 1e-3 * started, started, 1))
                 started += 1
             if not running:
@@ -174,10 +169,10 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
                 return float(epochs * pairs)
             result = {"recall_at_1": recall, EPOCH: epoch, BEGUN: 0.0, "training_iteration": epoch}
             searcher.on_trial_result(name, result)
-            decision = stopping.on_trial_result(None, _Trial(name), result)  # type: ignore[arg-type]
+            decision = stopping.on_trial_result(None, StandIn(name), result)  # type: ignore[arg-type]
             if epoch == EPOCHS or decision == "STOP":
                 searcher.on_trial_complete(name, result)
-                stopping.on_trial_complete(None, _Trial(name), result)  # type: ignore[arg-type]
+                stopping.on_trial_complete(None, StandIn(name), result)  # type: ignore[arg-type]
             else:
                 heapq.heappush(running, (clock + 1, number, epoch + 1))
 

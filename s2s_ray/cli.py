@@ -1,6 +1,6 @@
 """The `s2s` command: each verb calls one function of the library.
 
-User errors are printed as one line and end with exit code 2; training stopped with Ctrl-C ends with 130.
+User errors are printed as one line and end with exit code 2; training or a sweep stopped with Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 
 from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
-from s2s_ray.cluster import log_plainly, ray_cluster
+from s2s_ray.cluster import StoppedError, log_plainly, ray_cluster
 from s2s_ray.config import Config, load_config, preset_names
 from s2s_ray.version import code_version
 
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 app.add_typer(checkpoint_app, name="checkpoint")
 
-INTERRUPTED = 130  # exit code of a training that Ctrl-C stopped, as a shell gives it
+INTERRUPTED = 130  # exit code of work that Ctrl-C stopped, as a shell gives it
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: paper, small, tiny.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]
@@ -71,14 +71,10 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     settings = load_config(config, overrides or ())
     with ray_cluster():
         from s2s_ray.training.loop import DivergedError
-        from s2s_ray.training.ray_train import TrainingInterruptedError
         from s2s_ray.training.ray_train import train as run
 
         try:
             result = run(settings)
-        except TrainingInterruptedError as error:
-            typer.echo(f"s2s: {error}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
         except DivergedError as error:
             typer.echo(f"s2s: training diverged at {error}", err=True)
             raise typer.Exit(1) from None
@@ -91,13 +87,9 @@ def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> No
     """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
     settings = load_config(config, overrides or ())
     with ray_cluster():
-        from s2s_ray.tuning.sweep import SweepInterruptedError, describe, sweep
+        from s2s_ray.tuning.sweep import describe, sweep
 
-        try:
-            result = sweep(settings)
-        except SweepInterruptedError as error:
-            typer.echo(f"s2s: {error}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        result = sweep(settings)
     typer.echo(describe(result))
     typer.echo(f"{result.uri}/best.yaml is its configuration; release {result.release.id} of {result.release.name}")
 
@@ -228,13 +220,16 @@ def _device(config: Config) -> str:
 
 
 def run(name: str, command: Callable[[], object]) -> None:
-    """Run a command line to the end of the process: user errors are one line and exit code 2."""
+    """Run a command line to the end of the process: user errors are one line and exit code 2, Ctrl-C is 130."""
     log_plainly()
     try:
         command()
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except StoppedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def main(arguments: list[str] | None = None) -> None:

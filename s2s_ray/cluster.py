@@ -16,6 +16,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class StoppedError(Exception):
+    """Ctrl-C during long work; the message says what is kept and how to go on."""
+
+
 @contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     """Ray, connected, for the length of the block.
@@ -47,7 +51,10 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread: in the main one Ray's libraries take Ctrl-C over and end the process."""
+    """The result of `work`, done in a thread: in the main one Ray's libraries take Ctrl-C over and end the process.
+
+    Raises: what `work` raises; KeyboardInterrupt at Ctrl-C, while the work goes on until Ray is shut down.
+    """
     outcome: Future[T] = Future()
 
     def run() -> None:

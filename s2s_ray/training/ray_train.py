@@ -14,11 +14,11 @@ import ray.train.torch
 import torch
 
 from s2s_ray import storage
-from s2s_ray.cluster import in_thread
+from s2s_ray.cluster import StoppedError, in_thread
 from s2s_ray.config import Config
 from s2s_ray.filesystem import open_filesystem
 from s2s_ray.training.loop import DivergedError, Report, Trainer, check_ready
-from s2s_ray.training.run import checkpoint_store, run_uri
+from s2s_ray.training.run import checkpoint_store, located, run_uri
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,6 @@ class TrainResult:
     best: str
     newest: str
     history: list[dict[str, Any]]
-
-
-class TrainingInterruptedError(Exception):
-    """Ctrl-C during training; the message names the newest checkpoint and how to go on."""
 
 
 def train(
@@ -53,7 +49,7 @@ def train(
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
         DivergedError: a loss is not finite.
-        TrainingInterruptedError: Ctrl-C.
+        StoppedError: Ctrl-C; the message names the newest checkpoint and how to go on.
         ray.train.TrainingFailedError: workers failed more often than `train.max_failures`.
     """
     config = located(config)
@@ -82,7 +78,7 @@ def train(
     try:
         result = in_thread(trainer.fit)
     except KeyboardInterrupt:
-        raise TrainingInterruptedError(_interrupted(config)) from None
+        raise StoppedError(_stopped(config)) from None
     if result.metrics and "diverged" in result.metrics:
         raise DivergedError(result.metrics["diverged"])
     store = checkpoint_store(config)
@@ -90,14 +86,6 @@ def train(
     assert best is not None, "the last epoch is always validated"
     history = storage.read_json(storage.join(run_uri(config), "history.json"))
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
-
-
-def located(config: Config) -> Config:
-    """The same configuration with absolute URIs: workers have another working directory."""
-    data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
-    train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
-    tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
-    return config.model_copy(update={"data": data, "train": train, "tune": tune})
 
 
 def _worker(payload: dict[str, Any]) -> None:
@@ -125,7 +113,7 @@ def _quieten_reports() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _interrupted(config: Config) -> str:
+def _stopped(config: Config) -> str:
     store = checkpoint_store(config)
     steps = store.steps()
     kept = f"the newest checkpoint is {store.uri(steps[-1])}" if steps else "there is no checkpoint yet"

@@ -24,6 +24,14 @@ class RunError(ValueError):
     """A run that cannot be started or resumed as configured; the message names the run and the key."""
 
 
+def located(config: Config) -> Config:
+    """The same configuration with absolute URIs: workers have another working directory."""
+    data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
+    train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
+    tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
+    return config.model_copy(update={"data": data, "train": train, "tune": tune})
+
+
 def run_uri(config: Config) -> str:
     """`STORAGE/NAME`, the pair that is the identity of a run."""
     return storage.join(config.train.storage, config.train.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,7 +18,8 @@ from rich.table import Table
 from s2s_ray import storage
 from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.tuning.search import StudySearch
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.tuning.space import short, told
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, searched
 from s2s_ray.tuning.trial import EPOCH, FAILED
 
 logger = logging.getLogger(__name__)
@@ -47,12 +49,12 @@ class SweepProgress(tune.Callback):
         elif time.monotonic() - self._idle_since > WAITING_AFTER_S:
             self._idle_since = time.monotonic()
             free = ray.available_resources()  # type: ignore[no-untyped-call]
-            told = ", ".join(f"{amount:g} {name} ({free.get(name, 0):g} free)" for name, amount in self._asked.items())
-            logger.warning("sweep: waiting for a trial to start; it asks for %s", told)
+            asked = ", ".join(f"{amount:g} {name} ({free.get(name, 0):g} free)" for name, amount in self._asked.items())
+            logger.warning("sweep: waiting for a trial to start; it asks for %s", asked)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._study.save()
-        self._show(trial, "started with %s", _shown(trial.config))
+        self._show(trial, "started with %s", told(trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -69,7 +71,8 @@ class SweepProgress(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._ended(trial)
 
-    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+    def close(self) -> None:
+        """Leave the terminal as it was."""
         if self._live is not None:
             self._live.stop()
 
@@ -78,7 +81,8 @@ class SweepProgress(tune.Callback):
         number = self._search.number(trial.trial_id)
         record = next(record for record in self._study.records() if record.number == number)
         if record.state == "complete":
-            CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
+            with suppress(storage.StorageError):  # its process may be tidying up there itself
+                CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
         self._show(trial, "ended: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
 
     def _show(self, trial: Trial, text: str, *values: Any) -> None:
@@ -91,7 +95,7 @@ class SweepProgress(tune.Callback):
         records = self._study.records()
         best = self._study.best()
         ended = sum(record.state != "running" for record in records)
-        keys = list(dict.fromkeys(key for record in records for key in record.params))
+        keys = searched(records)
         table = Table(title=f"{ended} of {self._total} trials ended")
         for title in ("trial", "state", "epoch", *self._study.objectives, *keys):
             table.add_column(title)
@@ -107,16 +111,8 @@ class SweepProgress(tune.Callback):
             record.state,
             str(record.epochs),
             *("" if value is None else f"{value:.4g}" for value in values),
-            *(_text(record.params.get(key, "")) for key in keys),
+            *(short(record.params.get(key, "")) for key in keys),
         ]
-
-
-def _shown(params: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={_text(value)}" for key, value in params.items())
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fault(trial: Trial) -> str:

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, searched
 from s2s_ray.version import code_version
 
 TRIALS_FILE = "trials.parquet"
@@ -51,7 +51,7 @@ def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord
         objectives=study.objectives,
         labels=_LABELS,
         records=sorted(records, key=lambda record: -record.values.get(RECALL, -1.0)),
-        keys=list(dict.fromkeys(key for record in records for key in record.params)),
+        keys=searched(records),
         pareto=study.pareto() if len(study.objectives) > 1 else set(),
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
         space=yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False),
@@ -71,7 +71,7 @@ def trials_table(study: SweepStudy) -> pa.Table:
         "state": [record.state for record in records],
     }
     columns |= {name: pa.array([r.values.get(name) for r in records], pa.float64()) for name in study.objectives}
-    for key in dict.fromkeys(key for record in records for key in record.params):
+    for key in searched(records):
         columns[key] = _column([record.params.get(key) for record in records])
     if len(study.objectives) > 1:
         front = study.pareto()

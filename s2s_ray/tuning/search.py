@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from s2s_ray import storage
 from s2s_ray.config import Config, ConfigError
 from s2s_ray.tuning.space import Space
 from s2s_ray.tuning.study import RECALL, SweepStudy, direction, run_name, sampler
 from s2s_ray.tuning.trial import BEGUN, EPOCH, FAILED
+
+History = list[dict[str, Any]]
+"""Figures of a run's epochs, as in its `history.json`."""
 
 
 class StudySearch(OptunaSearch):
@@ -78,15 +80,15 @@ class StudySearch(OptunaSearch):
         Path(checkpoint_path).touch()
 
 
-class _Past:
-    """What schedulers need to know of a trial of an earlier start."""
+class StandIn:
+    """What schedulers need to know of a trial that is none of Tune's."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
 
-def early_stopping(config: Config, study: SweepStudy, root: str) -> TrialScheduler:
-    """The configured scheduler, told the results of the trials that have ended already.
+def early_stopping(config: Config, past: Sequence[History]) -> TrialScheduler:
+    """The configured scheduler, told the epochs of the trials that ended before.
 
     Raises:
         ConfigError: a grace period as long as the training.
@@ -108,16 +110,14 @@ def early_stopping(config: Config, study: SweepStudy, root: str) -> TrialSchedul
     else:
         # trials are stopped for good, and never paused to let others in
         made = MedianStoppingRule(min_samples_required=3, **common | {"min_time_slice": math.inf})
-    for record in study.records():
-        if record.state != "complete":
-            continue  # one that goes on tells its epochs again
-        past, best, result = _Past(f"trial {record.number}"), 0.0, None
-        made.on_trial_add(None, past)
-        for figures in storage.read_json(storage.join(root, "trials", record.run, "history.json"))[: record.epochs]:
+    for number, history in enumerate(past):
+        trial, best, result = StandIn(f"past {number}"), 0.0, None
+        made.on_trial_add(None, trial)
+        for figures in history:
             best = max(best, figures.get(RECALL, 0.0))
             result = {EPOCH: figures["epoch"] + 1, RECALL: best}
-            made.on_trial_result(None, past, result)
+            made.on_trial_result(None, trial, result)
         if result is not None:
-            made.on_trial_complete(None, past, result)
+            made.on_trial_complete(None, trial, result)
     scheduler: TrialScheduler = made
     return scheduler

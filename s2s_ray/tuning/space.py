@@ -115,6 +115,16 @@ class Space:
         return order
 
 
+def told(params: Params) -> str:
+    """Parameters in a line, to four digits."""
+    return ", ".join(f"{key}={short(value)}" for key, value in params.items())
+
+
+def short(value: Any) -> str:
+    """One value, to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _suggest(trial: optuna.Trial, key: str, parameter: ParameterConfig) -> Any:
     if parameter.choices is not None:
         return trial.suggest_categorical(key, [_encode(value) for value in parameter.choices])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,6 +135,11 @@ class SweepStudy:
             if storage.exists(self._uri):
                 storage.download(self._uri, path)
         return JournalStorage(JournalFileBackend(str(path)))
+
+
+def searched(records: Sequence[TrialRecord]) -> list[str]:
+    """The keys that any of the trials has, in the order they first appear."""
+    return list(dict.fromkeys(key for record in records for key in record.params))
 
 
 def objectives(config: TuneConfig) -> list[str]:

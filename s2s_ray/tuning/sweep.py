@@ -6,7 +6,8 @@
                 /best.yaml        the best trial's configuration, for `s2s train --config`
                 /trials.parquet, report.html, plots/*.png
 
-Tune's own experiment state is not kept: each start is a new experiment over the one study.
+Tune's own experiment state is not kept: each start is a new experiment over the one study. A sweep has one driver at a
+time: a second one would take the trials of the first for interrupted ones.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import yaml
 from ray import tune
 
 from s2s_ray import registry, storage
-from s2s_ray.cluster import in_thread
+from s2s_ray.cluster import StoppedError, in_thread
 from s2s_ray.config import Config
 from s2s_ray.data.manifest import read_manifest
 from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.training.loop import check_ready
-from s2s_ray.training.ray_train import located
+from s2s_ray.training.run import located
 from s2s_ray.tuning.progress import SweepProgress
 from s2s_ray.tuning.report import write_report
-from s2s_ray.tuning.search import StudySearch, early_stopping
-from s2s_ray.tuning.space import Space
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord
+from s2s_ray.tuning.search import History, StudySearch, early_stopping
+from s2s_ray.tuning.space import Space, told
+from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, sampler
 from s2s_ray.tuning.trial import run_trial
 
 logger = logging.getLogger(__name__)
@@ -62,10 +63,6 @@ class SweepError(ValueError):
     """A sweep that cannot run as configured, or had no result; the message names the key or the reason."""
 
 
-class SweepInterruptedError(Exception):
-    """Ctrl-C during a sweep; the message says how to go on."""
-
-
 @dataclass(frozen=True)
 class SweepResult:
     """What a sweep found: its URI, the best trial and the first one, and the release published of the best."""
@@ -87,12 +84,14 @@ def sweep(config: Config) -> SweepResult:
     Raises:
         ConfigError, SweepError, StorageError, RunError: the sweep cannot run; nothing was changed.
         SweepError: not one trial had a result.
-        SweepInterruptedError: Ctrl-C.
+        StoppedError: Ctrl-C; the message says how to go on.
     """
     config = located(config)
     space = Space(config)
     check_ready(config)
     slots = _slots(config)
+    early_stopping(config, [])
+    sampler(config.tune, 0)  # both are made again with what the study knows
     root = sweep_uri(config)
     _claim(config, root)
     study = SweepStudy(config.tune, root)
@@ -114,6 +113,7 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int,
         os.environ.setdefault(variable, value)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses Tune's own logs
     search = StudySearch(config, space, study)
+    progress = SweepProgress(study, search, root, config.tune.trials, _asked(config))
     with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -121,7 +121,7 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int,
             ),
             tune_config=tune.TuneConfig(
                 search_alg=search,
-                scheduler=early_stopping(config, study, root),
+                scheduler=early_stopping(config, _past(study, root)),
                 num_samples=trials,
                 max_concurrent_trials=slots,
                 reuse_actors=config.train.workers == 1,
@@ -129,7 +129,7 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int,
             run_config=tune.RunConfig(
                 name=f"attempt-{uuid.uuid4().hex[:8]}",
                 storage_path=folder,
-                callbacks=[SweepProgress(study, search, root, config.tune.trials, _asked(config))],
+                callbacks=[progress],
                 failure_config=tune.FailureConfig(max_failures=config.tune.max_failures),
                 verbose=0,
             ),
@@ -138,11 +138,22 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int,
             in_thread(tuner.fit)
         except KeyboardInterrupt:
             study.save()
-            raise SweepInterruptedError(
+            raise StoppedError(
                 f"sweep stopped after {sum(record.state != 'running' for record in study.records())} of "
                 f"{config.tune.trials} trials: the same command goes on with sweep {config.tune.name!r} at {root}"
             ) from None
+        finally:
+            progress.close()
     study.save()
+
+
+def _past(study: SweepStudy, root: str) -> list[History]:
+    """The epochs of the trials that are complete; one that goes on tells its own again."""
+    return [
+        storage.read_json(storage.join(root, "trials", record.run, "history.json"))[: record.epochs]
+        for record in study.records()
+        if record.state == "complete"
+    ]
 
 
 def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> SweepResult:
@@ -199,9 +210,8 @@ def _asked(config: Config) -> dict[str, float]:
 
 def _placement(config: Config) -> tune.PlacementGroupFactory:
     """Where a trial runs: a single worker is Tune's actor; several are Ray Train's, and the actor asks for nothing."""
-    return tune.PlacementGroupFactory(
-        [_asked(config) if config.train.workers == 1 else {"memory": 2.0**20}]
-    )  # bytes; it must be something
+    hardly_anything = {"memory": 2.0**20}  # bytes; an empty request is not allowed
+    return tune.PlacementGroupFactory([_asked(config) if config.train.workers == 1 else hardly_anything])
 
 
 def _slots(config: Config) -> int:
@@ -230,6 +240,4 @@ def describe(result: SweepResult) -> str:
     if result.start is not None and result.start.values:
         gain = 100 * (recall - result.start.values[RECALL])
         lines[0] += f", {gain:+.1f} points over the configuration's own values"
-    shown = ", ".join(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-                      for key, value in result.best.params.items())  # fmt: skip
-    return "\n".join([*lines, shown])
+    return "\n".join([*lines, told(result.best.params)])

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from s2s_ray import storage
 from s2s_ray.config import Config, ConfigError
+from s2s_ray.tuning import sweep
 from s2s_ray.tuning.report import write_report
-from s2s_ray.tuning.search import StudySearch, early_stopping
+from s2s_ray.tuning.search import StandIn, StudySearch, early_stopping
 from s2s_ray.tuning.space import Space
 from s2s_ray.tuning.study import SweepStudy, run_name, sampler
 from s2s_ray.tuning.trial import BEGUN, EPOCH, FAILED, BestSoFar
@@ -122,32 +122,41 @@ def test_samplers_by_name() -> None:
         sampler(config(sampler_options={"speed": 3}).tune, 0)
 
 
-class _Trial:
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
-
-
 @pytest.mark.parametrize("kind", ["asha", "median"])
-def test_early_stopping_remembers_the_trials_of_an_earlier_start(tmp_path: Path, kind: str) -> None:
+def test_early_stopping_remembers_the_trials_of_an_earlier_start(kind: str) -> None:
     settings = config(scheduler=kind)
-    searcher, study = search(settings, tmp_path)
-    for k in range(4):
-        params = run(searcher, f"t{k}", *[0.5] * 9)
-        figures = [{"epoch": epoch, "recall_at_1": 0.5} for epoch in range(9)]
-        storage.write_json(str(tmp_path / "trials" / run_name(params) / "history.json"), figures)
-    fresh: Any = early_stopping(settings, SweepStudy(config(name="other").tune, str(tmp_path)), str(tmp_path))
-    told: Any = early_stopping(settings, study, str(tmp_path))
+    past = [[{"epoch": epoch, "recall_at_1": 0.5} for epoch in range(9)] for _ in range(4)]
+    fresh: Any = early_stopping(settings, [])
+    told: Any = early_stopping(settings, past)
     poor = {EPOCH: 1, "recall_at_1": 0.1}
     for scheduler, decision in ((told, "STOP"), (fresh, "CONTINUE")):
-        trial = _Trial("poor")
+        trial = StandIn("poor")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, poor) == decision
 
 
-def test_a_grace_period_as_long_as_the_training_is_refused(tmp_path: Path) -> None:
-    settings = config(grace_epochs=9)
+def test_a_grace_period_as_long_as_the_training_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"tune\.grace_epochs=9: with train\.epochs=9 nothing could be stopped"):
-        early_stopping(settings, SweepStudy(settings.tune, str(tmp_path)), str(tmp_path))
+        early_stopping(config(grace_epochs=9), [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"sampler": "Simplex"}, r"tune\.sampler='Simplex'"),
+        ({"grace_epochs": 9}, r"tune\.grace_epochs=9"),
+        ({"space": {"loss.alhpa": {"low": 1.0, "high": 2.0}}}, r"loss\.alhpa"),
+    ],
+)
+def test_a_refused_sweep_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], named: str
+) -> None:
+    """So the corrected one is not taken for another sweep."""
+    monkeypatch.setattr(sweep, "check_ready", lambda config: None)
+    monkeypatch.setattr(sweep, "_slots", lambda config: 1)
+    with pytest.raises(ConfigError, match=named):
+        sweep.sweep(config(**wrong, storage=str(tmp_path / "sweeps")))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_best_epoch_counts_once_its_checkpoint_is_stored() -> None:
