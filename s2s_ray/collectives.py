@@ -7,7 +7,7 @@ gathered values is divided by the number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -69,11 +69,22 @@ def _gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 def sum_over_ranks(*values: Tensor) -> None:
     """Add up tensors of one dtype over the ranks, in place, in one flat reduce of fixed order."""
+    start_sum(*values)()
+
+
+def start_sum(*values: Tensor) -> Callable[[], None]:
+    """Begin `sum_over_ranks`; the tensors have their sums when the returned function has been called."""
     if world_size() == 1:
-        return
+        return lambda: None
     flat = torch.cat([value.reshape(-1) for value in values])
-    dist.all_reduce(flat)
-    first = 0
-    for value in values:
-        value.copy_(flat[first : first + value.numel()].view_as(value))
-        first += value.numel()
+    work = dist.all_reduce(flat, async_op=True)
+    assert work is not None
+
+    def finish() -> None:
+        work.wait()
+        first = 0
+        for value in values:
+            value.copy_(flat[first : first + value.numel()].view_as(value))
+            first += value.numel()
+
+    return finish

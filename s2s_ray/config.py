@@ -211,6 +211,9 @@ class TrainConfig(Section):
     )
     threads: int = Field(1, ge=1, description="PyTorch threads per worker on CPUs")
     precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: int | None = Field(
+        None, ge=1, description="pairs a worker computes at a time, for less memory; needs street_batchnorm frozen"
+    )
     loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints inside an epoch")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept, beside the best")
@@ -330,6 +333,16 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig = TuneConfig()
+
+    @model_validator(mode="after")
+    def _pieces_have_no_statistics(self) -> Self:
+        if self.train.micro_batch is not None and self.model.street_batchnorm == "live":
+            raise ValueError(
+                f"train.micro_batch={self.train.micro_batch} computes a batch in pieces, and model.street_batchnorm="
+                "'live' normalises by the statistics of the whole batch, which no piece knows: set "
+                "model.street_batchnorm=frozen, or leave train.micro_batch unset"
+            )
+        return self
 
     @field_validator("source", mode="before")
     @classmethod

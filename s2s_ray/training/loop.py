@@ -28,18 +28,18 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config
-from s2s_ray.training.step import TrainingStep
+from s2s_ray.training.step import NotFiniteError, TrainingStep
 from s2s_ray.training.validation import validation_quality, validation_recall
 
 logger = logging.getLogger(__name__)
 
-RETRIEVAL = ("r_loss", "ret_weighted")  # undefined for a batch without a triplet
+RETRIEVAL = ("r_loss", "ret_weighted", "r_grad_norm")  # undefined for a batch without a triplet
 
 Report = Callable[[dict[str, Any]], None]
 
 
 class DivergedError(RuntimeError):
-    """A loss is not a finite number; the message names it, the step and the pairs."""
+    """A loss or a gradient is not a finite number; the message names it, the step and the batch's pairs."""
 
 
 class Trainer:
@@ -68,7 +68,8 @@ class Trainer:
         before. Returns the history: one entry an epoch.
 
         Raises:
-            DivergedError: a loss is not finite. No checkpoint of that state is written.
+            DivergedError: a loss or a gradient is not finite, on every worker alike. No checkpoint of that state is
+                written.
             RunError, CheckpointError: the run was started with settings that do not go with these.
         """
         self._resume()
@@ -135,14 +136,17 @@ class Trainer:
         logbook.epoch_began()
         for batch in self._batches():
             pairs = order[self.batches_done * train.batch :][: train.batch]
-            losses = self.cycle(
-                self.model.normalise(batch.polar),
-                self.model.normalise(batch.street),
-                shares=[len(share(pairs, worker, world_size())) for worker in range(world_size())],
-                negatives=self._negatives(pairs),
-                discard=discard,
-            )
-            self._check_finite(losses, pairs)
+            try:
+                losses = self.cycle(
+                    self.model.normalise(batch.polar),
+                    self.model.normalise(batch.street),
+                    shares=[len(share(pairs, worker, world_size())) for worker in range(world_size())],
+                    negatives=self._negatives(pairs),
+                    discard=discard,
+                )
+            except NotFiniteError as error:
+                ids = ", ".join(self.train_set.ids[i] for i in pairs)
+                raise DivergedError(f"step {self.global_step + 1}: {error} (pairs {ids})") from None
             self.batches_done += 1
             self.global_step += 1
             self._add_up(losses, len(pairs))
@@ -237,13 +241,6 @@ class Trainer:
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
         return self.store.uri(self.global_step)
-
-    def _check_finite(self, losses: dict[str, float], pairs: NDArray[np.int64]) -> None:
-        """Every worker sees the same reduced losses, so all stop at the same step."""
-        bad = [name for name, value in losses.items() if not math.isfinite(value)]
-        if bad:
-            ids = ", ".join(self.train_set.ids[i] for i in pairs[:8])
-            raise DivergedError(f"step {self.global_step + 1}: {bad[0]} is {losses[bad[0]]} (pairs {ids}, ...)")
 
 
 def check_ready(config: Config) -> None:

@@ -1,18 +1,23 @@
 """One training cycle in the paper's order: forward G; discriminator step; retrieval step; generator step.
 
+With `micro_batch` each network's gradients are those of the whole batch all the same, made piece by piece: forward
+passes are repeated with a graph when their turn comes, and the triplet loss reaches them through its gradient at the
+descriptors, which is made once (Gao et al. 2021, "Scaling deep contrastive learning batch size").
+
 Source: supplement, section B; MODEL_SPEC, "Optimisation".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, sum_over_ranks, world_size
+from s2s_ray.collectives import gather_rows, start_sum, sum_over_ranks, world_size
 from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.batchnorm import track_statistics
@@ -21,6 +26,36 @@ from s2s_ray.model.precision import at_least_float32
 from s2s_ray.model.s2s import S2S
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
+
+Descriptors = tuple[Tensor, Tensor]
+"""Of some pairs' satellite and street views, each b x D."""
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient that is not a finite number; the message names it and its value."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pairs of this worker and what G makes of them; with the graph only where they are all its pairs."""
+
+    satellite: Tensor
+    street: Tensor
+    fake: Tensor
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What all workers know of the batch they share."""
+
+    shares: Sequence[int]
+    negatives: Tensor | None
+    discard: float
+
+    @property
+    def pairs(self) -> int:
+        return sum(self.shares)
 
 
 class TrainingStep:
@@ -34,6 +69,7 @@ class TrainingStep:
         self.model = model
         self.loss = loss
         self.precision = train.precision
+        self.micro_batch = train.micro_batch
         rates = {
             "generator": train.lr_generator,
             "discriminator": train.lr_discriminator,
@@ -61,78 +97,154 @@ class TrainingStep:
             negatives: B B bool over the *global* batch in rank order, see `losses.triplet_loss`.
             discard: mining percentage.
 
-        Returns: losses of the global batch by name (`LOSS_NAMES`), and `kept` and `valid` triplets.
+        Returns: losses of the global batch by name (`LOSS_NAMES`), `kept` and `valid` triplets, and the norms of the
+        three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`).
+
+        Raises:
+            NotFiniteError: on every worker alike. What the forward pass makes of a bad pair or of bad weights is
+                seen before any optimiser has moved, what only the new D and R make of it before G's has.
         """
-        shares = [len(satellite)] if shares is None else shares
-        assert len(shares) == world_size(), (shares, world_size())
-        model, pairs = self.model, sum(shares)
+        batch = GlobalBatch([len(satellite)] if shares is None else shares, negatives, discard)
+        assert len(batch.shares) == world_size(), (shares, world_size())
+        model = self.model
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             power_iterate(model.generator)
-            fake, features = model.generator(satellite)
+            pieces = self._generate(satellite, street)
 
             power_iterate(model.discriminator)
-            d_loss = self._discriminator_loss(satellite, street, fake.detach(), pairs)
-            self._update("discriminator", d_loss)
-
+            d_parts: list[Tensor] = []
+            d = Gradients(model.discriminator, self._discriminator_losses(pieces, batch.pairs, d_parts))
             with track_statistics(model.retrieval):
-                found = self._triplets(features.detach(), street, shares, negatives, discard, street_gradient=True)
+                embedded = self._embed(pieces, graph=len(pieces) == 1)
+            found, at_descriptors = self._triplets(embedded, batch)
+            r = Gradients(model.retrieval, self._retrieval_losses(pieces, embedded, at_descriptors))
+            losses = _summed(d_loss=torch.stack(d_parts).sum(), r_loss=found.loss / world_size())
+            norms = _finite(**losses, d_grad_norm=d.norm(), r_grad_norm=r.norm())
+            self.optimizers["discriminator"].step()
             if found.kept:
-                self._update("retrieval", found.loss / world_size())
+                self.optimizers["retrieval"].step()
 
             with frozen(model.discriminator, model.retrieval):
-                logits = at_least_float32(model.discriminator(torch.cat([satellite, fake], 1)))
-                gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
-                l1 = reconstruction_loss(at_least_float32(fake), street, _count(street, pairs))
-                again = self._triplets(features, street, shares, negatives, discard, street_gradient=False)
-                ret = again.loss / world_size()
-                ret_weighted, l1_weighted = self.loss.lambda_ret * ret, self.loss.lambda_l1 * l1
-                g_loss = self.loss.lambda_gan * gan + ret_weighted + l1_weighted
-                self._update("generator", g_loss)
-        shared = (d_loss, found.loss / world_size(), gan, ret_weighted, l1_weighted, g_loss)
-        totals = torch.stack([loss.detach().double() for loss in shared])
-        sum_over_ranks(totals)
-        values = dict(zip(LOSS_NAMES, totals.tolist(), strict=True))
-        return {**values, "kept": float(found.kept), "valid": float(found.valid)}
+                again, at_descriptors = self._triplets(self._embed(pieces, graph=False), batch)
+                g_parts: list[Tensor] = []
+                g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch.pairs, g_parts))
+        gan, l1 = torch.stack(g_parts).sum(0)
+        ret_weighted, l1_weighted = self.loss.lambda_ret * again.loss / world_size(), self.loss.lambda_l1 * l1
+        g_loss = self.loss.lambda_gan * gan + ret_weighted + l1_weighted
+        losses = _summed(gan=gan, ret_weighted=ret_weighted, l1_weighted=l1_weighted, g_loss=g_loss)
+        values = _finite(**losses, g_grad_norm=g.norm())
+        self.optimizers["generator"].step()
+        return {**norms, **values, "kept": float(found.kept), "valid": float(found.valid)}
 
-    def _discriminator_loss(self, satellite: Tensor, street: Tensor, fake: Tensor, pairs: int) -> Tensor:
-        """Half the sum of both cross-entropies. Real and synthesised pairs go through D in one pass."""
-        inputs = torch.cat([torch.cat([satellite, street], 1), torch.cat([satellite, fake], 1)])
-        real_logits, fake_logits = at_least_float32(self.model.discriminator(inputs)).chunk(2)
-        count = _count(real_logits, pairs)
-        real = adversarial_loss(real_logits, self.loss.real_label, count)
-        return 0.5 * (real + adversarial_loss(fake_logits, 0.0, count))
+    def _generate(self, satellite: Tensor, street: Tensor) -> list[Piece]:
+        """G's forward pass, with a graph only where one piece is everything."""
+        size = self.micro_batch or max(1, len(satellite))
+        parts = list(zip(torch.split(satellite, size), torch.split(street, size), strict=True))
+        with torch.set_grad_enabled(len(parts) == 1):
+            return [Piece(polar, panorama, *self.model.generator(polar)) for polar, panorama in parts]
 
-    def _triplets(
-        self,
-        features: Tensor,
-        street: Tensor,
-        shares: Sequence[int],
-        negatives: Tensor | None,
-        discard: float,
-        *,
-        street_gradient: bool,
-    ) -> Triplets:
-        """The triplet loss of the global batch, computed alike on every worker."""
-        satellite_descriptors = gather_rows(self.model.retrieval.embed_satellite(features), shares)
-        with torch.set_grad_enabled(street_gradient):
-            street_descriptors = gather_rows(self.model.retrieval.embed_street(street), shares)
-        with torch.autocast(street.device.type, enabled=False):
-            return triplet_loss(
-                satellite_descriptors,
-                street_descriptors,
-                alpha=self.loss.alpha,
-                discard=discard,
-                negatives=negatives,
+    def _discriminator_losses(self, pieces: Sequence[Piece], pairs: int, parts: list[Tensor]) -> Iterator[Tensor]:
+        """Half the sum of both cross-entropies, piece by piece; each is also appended to `parts`.
+
+        Real and synthesised pairs go through D in one pass.
+        """
+        for piece in pieces:
+            real, fake = (torch.cat([piece.satellite, view], 1) for view in (piece.street, piece.fake.detach()))
+            logits = at_least_float32(self.model.discriminator(torch.cat([real, fake])))
+            real_logits, fake_logits = logits.chunk(2)
+            count = _count(real_logits, pairs)
+            loss = adversarial_loss(real_logits, self.loss.real_label, count) + adversarial_loss(
+                fake_logits, 0.0, count
             )
+            parts.append(0.5 * loss.detach())
+            yield 0.5 * loss
 
-    def _update(self, network: str, share: Tensor) -> None:
-        """One optimiser step on the gradients of the global loss, of which `share` is this worker's part."""
-        parameters = _trained(self.model.get_submodule(network))
-        gradients = torch.autograd.grad(share, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient.contiguous()
-        sum_over_ranks(*(p.grad for p in parameters if p.grad is not None))
-        self.optimizers[network].step()
+    def _embed(self, pieces: Sequence[Piece], *, graph: bool) -> list[Descriptors]:
+        """Both views' descriptors of each piece; a graph leads to R's weights and not to G's."""
+        retrieval = self.model.retrieval
+        with torch.set_grad_enabled(graph):
+            return [
+                (retrieval.embed_satellite(piece.features.detach()), retrieval.embed_street(piece.street))
+                for piece in pieces
+            ]
+
+    def _triplets(self, embedded: Sequence[Descriptors], batch: GlobalBatch) -> tuple[Triplets, list[Descriptors]]:
+        """The triplet loss of the global batch, alike on every worker, and its gradient at its own descriptors."""
+        rows = [torch.cat(view).detach().requires_grad_() for view in zip(*embedded, strict=True)]
+        with torch.autocast(rows[0].device.type, enabled=False):
+            found = triplet_loss(
+                *(gather_rows(view, batch.shares) for view in rows),
+                alpha=self.loss.alpha,
+                discard=batch.discard,
+                negatives=batch.negatives,
+            )
+            satellite, street = torch.autograd.grad(found.loss / world_size(), rows)
+        sizes = [len(descriptors) for descriptors, _ in embedded]
+        return found, list(zip(torch.split(satellite, sizes), torch.split(street, sizes), strict=True))
+
+    def _retrieval_losses(
+        self, pieces: Sequence[Piece], embedded: Sequence[Descriptors], gradients: Sequence[Descriptors]
+    ) -> Iterator[Tensor]:
+        """A loss of each piece whose gradient in R's weights is the piece's part of the triplet loss's."""
+        for piece, descriptors, (at_satellite, at_street) in zip(pieces, embedded, gradients, strict=True):
+            satellite, street = descriptors if len(pieces) == 1 else self._embed([piece], graph=True)[0]
+            yield (satellite * at_satellite).sum() + (street * at_street).sum()
+
+    def _generator_losses(
+        self, pieces: Sequence[Piece], gradients: Sequence[Descriptors], pairs: int, parts: list[Tensor]
+    ) -> Iterator[Tensor]:
+        """The same in G's weights and for G's loss; each piece's GAN and L1 terms are also appended to `parts`."""
+        for piece, (at_satellite, _) in zip(pieces, gradients, strict=True):
+            whole = len(pieces) == 1
+            fake, features = (piece.fake, piece.features) if whole else self.model.generator(piece.satellite)
+            logits = at_least_float32(self.model.discriminator(torch.cat([piece.satellite, fake], 1)))
+            gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
+            l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
+            parts.append(torch.stack([gan.detach(), l1.detach()]))
+            triplet = (self.model.retrieval.embed_satellite(features) * at_satellite).sum()
+            yield self.loss.lambda_gan * gan + self.loss.lambda_ret * triplet + self.loss.lambda_l1 * l1
+
+
+class Gradients:
+    """The gradient of the global batch in a network's trained weights, left in their `grad`.
+
+    Made from this worker's losses one after the other, and added up over the workers while others are computed:
+    it is there once `norm` was asked for.
+    """
+
+    def __init__(self, network: nn.Module, losses: Iterable[Tensor]) -> None:
+        parameters = _trained(network)
+        self._totals = [torch.zeros_like(parameter) for parameter in parameters]
+        for loss in losses:
+            for total, gradient in zip(
+                self._totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
+            ):
+                if gradient is not None:
+                    total += gradient
+        for parameter, total in zip(parameters, self._totals, strict=True):
+            parameter.grad = total
+        self._wait = start_sum(*self._totals)
+
+    def norm(self) -> Tensor:
+        """L2 norm over all the weights."""
+        self._wait()
+        return torch.nn.utils.get_total_norm(self._totals)
+
+
+def _summed(**losses: Tensor) -> dict[str, Tensor]:
+    """Losses of the global batch from each worker's shares."""
+    totals = torch.stack([loss.detach().double() for loss in losses.values()])
+    sum_over_ranks(totals)
+    return dict(zip(losses, totals, strict=True))
+
+
+def _finite(**values: Tensor) -> dict[str, float]:
+    """The values as numbers, alike on every worker. Raises NotFiniteError."""
+    numbers = torch.stack([value.double() for value in values.values()]).tolist()
+    for name, number in zip(values, numbers, strict=True):
+        if not math.isfinite(number):
+            raise NotFiniteError(f"{name} is {number}")
+    return dict(zip(values, numbers, strict=True))
 
 
 @contextmanager

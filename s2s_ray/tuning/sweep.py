@@ -51,8 +51,8 @@ _TUNE = {
 _FREE = {
     "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
     "train": (
-        "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "loader_workers", "log_every_s",
-        "keep_checkpoints", "max_failures", "checkpoint_every",
+        "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "micro_batch", "loader_workers",
+        "log_every_s", "keep_checkpoints", "max_failures", "checkpoint_every",
     ),
     "data": ("uri", "cache_dir", "cache_gb"),
 }  # fmt: skip

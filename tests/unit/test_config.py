@@ -206,6 +206,13 @@ def test_imagenet_weights_need_a_resnet34() -> None:
     assert load_config("paper", overrides).model.street_blocks == (1, 1, 1)
 
 
+def test_pieces_of_a_batch_need_frozen_statistics() -> None:
+    message = error_of("train.micro_batch=4")
+    assert "train.micro_batch=4" in message
+    assert "set model.street_batchnorm=frozen" in message
+    assert load_config("paper", ["train.micro_batch=4", "model.street_batchnorm=frozen"]).train.micro_batch == 4
+
+
 def test_every_fault_is_reported_at_once() -> None:
     message = error_of("model.height=7", "train.batch=1", "data.colour=red")
     assert len(message.splitlines()) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,7 @@ from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.s2s import S2S
-from s2s_ray.training.step import LOSS_NAMES, TrainingStep, frozen
+from s2s_ray.training.step import LOSS_NAMES, NotFiniteError, TrainingStep, frozen
 
 TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
 TRAIN = TrainConfig(lr_generator=1e-3, lr_discriminator=2e-3, lr_retrieval=5e-4)
@@ -266,6 +267,77 @@ def test_the_weights_of_the_losses(model: S2S) -> None:
     assert found["ret_weighted"] == pytest.approx(default["ret_weighted"] * 2 / 1000)
     assert found["l1_weighted"] == pytest.approx(default["l1_weighted"] * 3 / 100)
     assert found["g_loss"] == pytest.approx(0.5 * found["gan"] + found["ret_weighted"] + found["l1_weighted"])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 7])
+@pytest.mark.parametrize(("discard", "negatives"), [(0.0, None), (60.0, NEGATIVES)])
+def test_pieces_have_the_gradients_of_the_whole_batch(
+    model: S2S, micro_batch: int, discard: float, negatives: Tensor | None
+) -> None:
+    for norm in (module for module in model.modules() if isinstance(module, GlobalBatchNorm2d)):
+        norm.frozen = True
+    pieces = copy.deepcopy(model)
+    whole = TrainingStep(model, LossConfig(), TRAIN)
+    cycle = TrainingStep(pieces, LossConfig(), TRAIN.model_copy(update={"micro_batch": micro_batch}))
+    for seed in range(2):
+        expected = whole(*batch(4, seed), discard=discard, negatives=negatives)
+        assert cycle(*batch(4, seed), discard=discard, negatives=negatives) == pytest.approx(expected, rel=1e-9)
+        for network in NETWORKS:
+            named = model.get_submodule(network).named_parameters()
+            gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+            assert_same_gradients(pieces.get_submodule(network), gradients)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(pieces.get_buffer(name), buffer, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_pieces_need_the_memory_of_one(model: S2S) -> None:
+    """What backward keeps at a time, counted in values."""
+    for norm in (module for module in model.modules() if isinstance(module, GlobalBatchNorm2d)):
+        norm.frozen = True
+
+    def kept_at_once(micro_batch: int | None) -> int:
+        held: dict[int, int] = {}
+        most = 0
+
+        def pack(saved: Tensor) -> Tensor:
+            nonlocal most
+            storage = saved.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+            weakref.finalize(storage, held.pop, storage.data_ptr(), None)
+            most = max(most, sum(held.values()))
+            return saved
+
+        cycle = TrainingStep(copy.deepcopy(model), LossConfig(), TRAIN.model_copy(update={"micro_batch": micro_batch}))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            cycle(*batch(8))
+        return most
+
+    assert kept_at_once(1) < kept_at_once(None) / 3
+
+
+@pytest.mark.parametrize("poisoned", ["satellite", "street"])
+def test_a_bad_pair_is_noticed_before_any_weight_moves(model: S2S, poisoned: str) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    views = dict(zip(("satellite", "street"), batch(4), strict=True))
+    views[poisoned][2, 1, 7, 9] = torch.nan
+    with pytest.raises(NotFiniteError, match="d_loss is nan"):
+        TrainingStep(model, LossConfig(), TRAIN)(**views)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_weights_that_explode_are_noticed_before_the_generator_moves(model: S2S) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.generator.named_parameters()}
+    rates = TRAIN.model_copy(update={"lr_discriminator": 1e300})
+    with pytest.raises(NotFiniteError, match=r"gan is (nan|inf)"):
+        TrainingStep(model, LossConfig(), rates)(*batch(4))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.generator.named_parameters())
+
+
+def test_the_norms_of_the_gradients(model: S2S) -> None:
+    found = TrainingStep(model, LossConfig(), TRAIN)(*batch(4))
+    for network, name in zip(NETWORKS, ("g_grad_norm", "d_grad_norm", "r_grad_norm"), strict=True):
+        gradients = [p.grad for p in model.get_submodule(network).parameters() if p.grad is not None]
+        assert found[name] == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item())
 
 
 def test_in_evaluation_mode_no_statistic_moves(model: S2S) -> None:
