@@ -24,7 +24,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 
 INTERRUPTED = 130  # exit code of work that Ctrl-C stopped, as a shell gives it
 
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: paper, small, tiny.")]
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: see `s2s --version`.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]
 RegistryOption = Annotated[str, typer.Option(help="Root of the registry: a directory or an object-store URI.")]
 NameOption = Annotated[str, typer.Option(help="Name of the model in the registry.")]
@@ -54,13 +54,17 @@ def prepare(config: ConfigOption = "paper", overrides: SetOption = None) -> None
 def verify(
     uri: Annotated[str, typer.Argument(help="The data set.")],
     quick: Annotated[bool, typer.Option(help="Checksums and counts only, no image is decoded.")] = False,
+    complete: Annotated[bool, typer.Option(help="Of CVUSA or CVACT: a missing pair is a fault too.")] = False,
 ) -> None:
-    """Check a data set: counts, checksums, unreadable images. Exit code 1 if anything is wrong."""
+    """Check a data set: counts, checksums, unreadable images. Exit code 1 if anything is wrong.
+
+    Of CVUSA and CVACT the counts are compared with the published ones.
+    """
     from s2s_ray.data.verify import verify as run
 
     report = run(uri, quick=quick)
     typer.echo("\n".join(report.lines()))
-    if not report.ok:
+    if not report.ok or (complete and not report.complete):
         raise typer.Exit(1)
 
 

@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Resize = Literal["area", "cubic"]
+Contrast = Literal["none", "stretch"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -152,19 +154,65 @@ class ManifestSourceConfig(Section):
     panorama_heading: FiniteFloat = Field(
         0.0, description="compass bearing of the middle column, degrees, where a row has none"
     )
-    panorama_rows: tuple[Fraction, Fraction] = Field(
-        (0.25, 0.75), description="rows kept, as fractions from the top; a full sphere keeps the middle half"
+    panorama_rows: tuple[Fraction, Fraction] | None = Field(
+        None,
+        description="rows kept, as fractions from the top; default: the middle half of 2:1 panoramas (full spheres), "
+        "all of wider ones (cropped already)",
     )
+    tiles: str | None = Field(
+        None, description="folder of map tiles (z/x/y), or a template with {z}, {x} and {y} or {-y}, to cut tiles from"
+    )
+    zoom: int | None = Field(None, ge=0, le=24, description="zoom level of the map tiles")
+    geotiff: str | None = Field(None, description="GeoTIFF to cut tiles from; needs rasterio (the extra `geotiff`)")
+    tile_m: Positive | None = Field(None, description="side of the tiles that are cut, in metres")
+    tile_px: int = Field(512, ge=32, description="side of the tiles that are cut, in pixels")
 
     @field_validator("panorama_rows")
     @classmethod
-    def _rows(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if value[0] >= value[1]:
+    def _rows(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
             raise ValueError("the first fraction must be below the second")
         return value
 
+    @model_validator(mode="after")
+    def _imagery(self) -> Self:
+        if self.tiles is not None and self.geotiff is not None:
+            raise ValueError("tiles and geotiff: tiles are cut from one of them, not both")
+        if self.cuts_tiles and self.tile_m is None:
+            raise ValueError("tile_m is missing: the side in metres of the tiles that are cut around each row's place")
+        if (self.tiles is None) != (self.zoom is None):
+            raise ValueError("tiles and zoom go together: which map tiles, and of which zoom level")
+        return self
 
-SourceConfig = Annotated[SyntheticSourceConfig | ManifestSourceConfig, Field(discriminator="kind")]
+    @property
+    def cuts_tiles(self) -> bool:
+        """Whether satellite tiles are cut out of larger imagery around each row's coordinates."""
+        return self.tiles is not None or self.geotiff is not None
+
+
+class CvusaSourceConfig(Section):
+    """CVUSA as its authors distribute it: a folder with splits/, bingmap/ and streetview/."""
+
+    kind: Literal["cvusa"] = "cvusa"
+    uri: str = Field(description="the extracted archive: a directory or an object-store URI")
+    polar_contrast: Contrast = Field("none", description="stretch: each polar image to the full range, as floats saved")
+    resize: Resize = Field("cubic", description="cubic (a = -0.75, no antialiasing) as released, or area")
+
+
+class CvactSourceConfig(Section):
+    """CVACT as its authors distribute it: a folder with ACT_data.mat, ANU_data_small/ and ANU_data_test/."""
+
+    kind: Literal["cvact"] = "cvact"
+    uri: str = Field(description="the extracted archives: a directory or an object-store URI")
+    test: Literal["val", "test"] = Field("val", description="the test split: CVACT_val (8,884) or CVACT_test (92,802)")
+    polar_contrast: Contrast = Field("stretch", description="stretch: each polar image to the full range, as released")
+
+
+SourceConfig = Annotated[
+    SyntheticSourceConfig | ManifestSourceConfig | CvusaSourceConfig | CvactSourceConfig, Field(discriminator="kind")
+]
+SOURCES: tuple[type[Section], ...] = (SyntheticSourceConfig, ManifestSourceConfig, CvusaSourceConfig, CvactSourceConfig)
+_KINDS = {str(source.model_fields["kind"].default): source for source in SOURCES}
 
 
 class PrepareConfig(Section):
@@ -172,6 +220,9 @@ class PrepareConfig(Section):
 
     encoding: Literal["png", "jpeg", "webp"] = Field(
         "webp", description="webp and png are lossless, webp the smaller and faster; jpeg is smallest"
+    )
+    splits: tuple[Literal["train", "val", "test"], ...] = Field(
+        ("train", "val", "test"), min_length=1, description="splits to write; [test] for a data set to evaluate on only"
     )
     shard_mb: Positive = Field(64.0, description="aimed size of a shard, in 10^6 bytes of encoded images")
     keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
@@ -492,7 +543,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for fault in error.errors():
         path = [str(part) for part in fault["loc"]]
-        shown = ".".join(part for part in path if part not in ("synthetic", "manifest"))
+        shown = ".".join(part for part in path if part not in _KINDS)
         if fault["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(model, path[:-1]))
             lines.append(f"{shown}={fault['input']!r}: unknown key; known here: {allowed}")
@@ -509,10 +560,9 @@ def _short(value: Any) -> str:
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
-    kinds: dict[str, type[BaseModel]] = {"synthetic": SyntheticSourceConfig, "manifest": ManifestSourceConfig}
     for part in path:
-        if part in kinds:
-            model = kinds[part]
+        if part in _KINDS:
+            model = _KINDS[part]
         elif part in model.model_fields:
             inner = model.model_fields[part].annotation
             if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -92,6 +92,35 @@ def resize_area(image: Tensor, height: int, width: int) -> Tensor:
     return _area_weights(image.shape[-2], height).to(image) @ image @ _area_weights(image.shape[-1], width).to(image).T
 
 
+def resize_cubic(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize by cubic convolution with a = -0.75 and without antialiasing, as OpenCV's INTER_CUBIC.
+
+    Args:
+        image: ... C h w, floating point. Results may overshoot its range.
+
+    Returns: ... C height width.
+    """
+    flat = image.reshape(-1, *image.shape[-3:])
+    resized = F.interpolate(flat, (height, width), mode="bicubic", align_corners=False, antialias=False)
+    return resized.reshape(*image.shape[:-2], height, width)
+
+
+def panorama_canvas(panorama: Tensor, fov: float) -> Tensor:
+    """All of the horizon in black, with a panorama that shows only a part of it in the middle.
+
+    Args:
+        panorama: ... h w, `fov` degrees wide, columns at equal steps of the azimuth.
+        fov: above 0, at most 360, which returns the panorama itself.
+
+    Returns: ... h W, W being the nearest whole number to 360 / fov * w.
+    """
+    if not 0 < fov <= 360:
+        raise ValueError(f"fov={fov:g}: expected a field of view above 0 and at most 360 degrees")
+    width = panorama.shape[-1]
+    missing = round(width * 360 / fov) - width
+    return F.pad(panorama, (missing // 2, missing - missing // 2)) if missing else panorama
+
+
 @lru_cache(maxsize=32)
 def _area_weights(source: int, target: int) -> Tensor:
     """How much of each source pixel each target pixel covers, target x source; rows sum to one."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
+from s2s_ray.config import Contrast, Resize
 from s2s_ray.data.images import Encoding
-from s2s_ray.data.schema import Split
+from s2s_ray.data.schema import Split, Treatment
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -24,12 +26,23 @@ class _Entry(BaseModel):
 
 
 class Geometry(_Entry):
-    """How a pair became two images of one shape: `height` x `width`, north in the middle column of both."""
+    """How a pair became two images of one shape: `height` x `width`, north in the middle column of both.
+
+    The rest is the source's `Treatment`; data sets of before there were several kinds have its defaults.
+    """
 
     height: int
     width: int
-    panorama_rows: tuple[float, float]
+    panorama_rows: tuple[float, float] | None
+    polar_size: tuple[int, int] | None = None
+    polar_contrast: Contrast = "none"
+    resize: Resize = "area"
     convention: str = CONVENTION
+
+    @classmethod
+    def of(cls, treatment: Treatment, height: int, width: int) -> Self:
+        """That of a source at a resolution."""
+        return cls(height=height, width=width, **asdict(treatment))
 
 
 class FileInfo(_Entry):

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from s2s_ray import storage
-from s2s_ray.config import Config, ManifestSourceConfig
+from s2s_ray.config import Config, SourceConfig
 from s2s_ray.data.manifest import MANIFEST, SCHEMA_VERSION, DatasetError, Geometry
 from s2s_ray.data.schema import SPLITS, Record, Source, UnreadableImage
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
@@ -35,7 +35,7 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
     Raises:
         DatasetError: an empty split, no readable pair, or another data set at `data.uri`.
     """
-    for split in SPLITS:
+    for split in config.prepare.splits:
         if not any(record.split == split for record in records):
             raise DatasetError(f"{split} split is empty: the source has no pair for it")
     settings = _settings(config, source)
@@ -44,14 +44,12 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
         uri=storage.absolute(config.data.uri),
         digest=digest,
         source=config.source,
-        geometry=Geometry(height=config.model.height, width=config.model.width, panorama_rows=source.panorama_rows),
+        geometry=Geometry.of(source.treatment, config.model.height, config.model.width),
         encoding=config.prepare.encoding,
         keep_tiles=config.prepare.keep_tiles,
         shards=(),
     )
-    if isinstance(plan.source, ManifestSourceConfig):
-        # workers run in other directories
-        plan = replace(plan, source=plan.source.model_copy(update={"uri": storage.absolute(plan.source.uri)}))
+    plan = replace(plan, source=_located(plan.source))
     begun = _begun(plan.uri)
     if begun is not None and begun["digest"] == digest:
         per_shard = int(begun["pairs_per_shard"])
@@ -66,25 +64,37 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
 
 def _settings(config: Config, source: Source) -> dict[str, Any]:
     """What decides the bytes of the data set, by the names of the configuration."""
-    prepare = config.prepare
-    return {
+    prepare, rows = config.prepare, source.treatment.panorama_rows
+    settings = {
         "schema_version": SCHEMA_VERSION,
         "model.height": config.model.height,
         "model.width": config.model.width,
         "source": config.source.model_dump(mode="json"),
-        "panorama_rows": list(source.panorama_rows),
+        "panorama_rows": None if rows is None else list(rows),
         "prepare.encoding": prepare.encoding,
         "prepare.shard_mb": prepare.shard_mb,
         "prepare.keep_tiles": prepare.keep_tiles,
         "prepare.validation_fraction": prepare.validation_fraction,
         "prepare.validation_block_m": prepare.validation_block_m,
     }
+    if set(prepare.splits) != set(SPLITS):
+        settings["prepare.splits"] = sorted(prepare.splits)
+    return settings
+
+
+def _located(source: SourceConfig) -> SourceConfig:
+    """The same source under names that hold in the workers' directories."""
+    places = {key: getattr(source, key, None) for key in ("uri", "tiles", "geotiff")}
+    return source.model_copy(update={key: storage.absolute(uri) for key, uri in places.items() if uri is not None})
 
 
 def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for record in records:
-        digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+        known = asdict(record)
+        if known["fov"] == 360.0:  # all of them, as a rule: data sets of before there was the field keep their digest
+            del known["fov"]
+        digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -141,6 +151,8 @@ def _lay_out(records: Sequence[Record], per_shard: int) -> list[ShardPlan]:
         members = [record for record in records if record.split == split]
         if split == "train":
             members = _mixed(members)
+        if not members:
+            continue
         count = math.ceil(len(members) / per_shard)
         edges = [len(members) * k // count for k in range(count + 1)]
         shards += [ShardPlan(f"{split}-{k:05d}", split, tuple(members[edges[k] : edges[k + 1]])) for k in range(count)]

@@ -57,8 +57,10 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetM
     records, validation = hold_out(
         source.records(), config.prepare.validation_fraction, config.prepare.validation_block_m
     )
-    if sum(record.split == "train" for record in records) < 2:
+    wanted = config.prepare.splits
+    if "train" in wanted and sum(record.split == "train" for record in records) < 2:
         raise DatasetError("train split has fewer than 2 pairs (without those held out for validation): add some")
+    records = [record for record in records if record.split in wanted]
     plan = make_plan(config, source, records)
     if storage.exists(storage.join(plan.uri, MANIFEST)):
         log.info("%s is complete already", config.data.uri)
@@ -135,7 +137,7 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
     quarantine = [entry for report in reports for entry in report.quarantine]
     lost = {entry.id for entry in quarantine}
     splits: dict[Split, SplitInfo] = {}
-    for split in SPLITS:
+    for split in (split for split in SPLITS if split in config.prepare.splits):
         members = [(shard, report) for shard, report in zip(plan.shards, reports, strict=True) if shard.split == split]
         records = [record for shard, _ in members for record in shard.records if record.id not in lost]
         needed = 2 if split == "train" else 1

@@ -18,7 +18,7 @@ from s2s_ray.data.images import Encoding, encode
 from s2s_ray.data.manifest import FileInfo, Geometry, Quarantined
 from s2s_ray.data.schema import Pair, Pixels, Record, Source, Split, UnreadableImage
 from s2s_ray.data.sources import open_source
-from s2s_ray.data.views import ViewError, prepare_satellite, prepare_street
+from s2s_ray.data.views import ViewError, ViewGeometry
 
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
@@ -69,14 +69,18 @@ def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, P
     Returns: polar and street, H W 3, values rounded to nearest.
 
     Raises:
-        UnreadableImage: a tile that is not square, or images too small to be used.
+        UnreadableImage: a tile that is not square, a panorama that cannot be all of the horizon though it is said to
+            be, or images too small to be used.
     """
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
         raise UnreadableImage(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
+    views = ViewGeometry(
+        shape.height, shape.width, shape.panorama_rows, shape.polar_size, shape.polar_contrast, shape.resize
+    )
     try:
-        polar = prepare_satellite(pair.satellite, shape.height, shape.width)
-        street = prepare_street(pair.street, record.heading, shape.panorama_rows, shape.height, shape.width)
+        polar = views.north_up(pair.satellite)
+        street = views.street(pair.street, record.heading, fov=record.fov, smallest=1)
     except ViewError as error:
         raise UnreadableImage(str(error)) from None
     return _pixels(polar), _pixels(street)

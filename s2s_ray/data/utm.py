@@ -1,4 +1,4 @@
-"""Latitude and longitude to UTM metres."""
+"""Latitude and longitude to UTM metres, and back."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def to_utm(latitude: ArrayLike, longitude: ArrayLike, zone: int) -> tuple[NDArra
         np.asarray(longitude, dtype=np.float64), np.asarray(latitude, dtype=np.float64)
     )
     return np.asarray(easting, dtype=np.float64), np.asarray(northing, dtype=np.float64)
+
+
+def to_degrees(easting: ArrayLike, northing: ArrayLike, zone: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """WGS 84 latitude and longitude in degrees of UTM metres in a zone given by its EPSG code."""
+    longitude, latitude = _transformer(zone).transform(
+        np.asarray(easting, dtype=np.float64), np.asarray(northing, dtype=np.float64), direction="INVERSE"
+    )
+    return np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,26 @@ from s2s_ray import storage
 from s2s_ray.data.images import decode
 from s2s_ray.data.manifest import DatasetManifest, FileInfo, SplitInfo, read_manifest
 from s2s_ray.data.schema import UnreadableImage
+from s2s_ray.data.sources import published_counts
 from s2s_ray.progress import ProgressFactory, progress
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A split of a published data set: pairs that its authors published, that the archive lists, that can be used."""
+
+    split: str
+    published: int
+    listed: int
+    usable: int
+
+    def line(self) -> str:
+        """The comparison in words."""
+        among = " (validation among them)" if self.split == "train" else ""
+        found = f"{self.split}{among}: {self.published:,} pairs were published, the archive lists {self.listed:,}"
+        if self.usable == self.published:
+            return f"{found}, all of them usable"
+        return f"{found}, {self.usable:,} of them usable: {self.published - self.usable:,} missing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +40,17 @@ class VerifyReport:
     uri: str
     manifest: DatasetManifest
     faults: list[str] = field(default_factory=list)
+    published: list[Comparison] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether everything that the manifest lists is there and readable."""
         return not self.faults
+
+    @property
+    def complete(self) -> bool:
+        """Whether all pairs of a published data set can be used; true of data sets that are not published ones."""
+        return all(part.usable == part.published for part in self.published)
 
     def lines(self) -> list[str]:
         """The report as text: counts, quarantined pairs with their reasons, faults."""
@@ -36,9 +61,13 @@ class VerifyReport:
             for name, info in self.manifest.splits.items()
         ]
         lines.append(f"validation: {self.manifest.validation}")
+        lines += [part.line() for part in self.published]
         lines += [f"quarantined: {entry.id} ({entry.split}): {entry.reason}" for entry in self.manifest.quarantine]
         lines += [f"fault: {fault}" for fault in self.faults]
-        lines.append("ok" if self.ok else f"{len(self.faults)} faults")
+        if self.faults:
+            lines.append(f"{len(self.faults)} faults")
+        else:
+            lines.append("ok" if self.complete else "ok, but not all of the published pairs")
         return lines
 
 
@@ -50,7 +79,8 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
         DatasetError: there is no complete data set.
         StorageError: the storage cannot be reached.
     """
-    report = VerifyReport(uri, read_manifest(uri))
+    manifest = read_manifest(uri)
+    report = VerifyReport(uri, manifest, published=list(_comparisons(manifest)))
     files = sum(len(info.shards) + 1 for info in report.manifest.splits.values())
     seen: set[str] = set()
     with progress(files, "verify", "files") as advance:
@@ -64,6 +94,18 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
             report.faults.extend(_compare(split, info, ids, held, seen))
             seen.update(ids)
     return report
+
+
+def _comparisons(manifest: DatasetManifest) -> Iterator[Comparison]:
+    """Each split that is there against what was published. What was held out for validation counts as training."""
+    published = published_counts(manifest.source)
+    for split, count in (published or {}).items():
+        parts = ("train", "val") if split == "train" else (split,)
+        if not all(part in manifest.splits for part in parts):
+            continue
+        usable = sum(manifest.split(part).count for part in parts)
+        lost = sum(entry.split in parts for entry in manifest.quarantine)
+        yield Comparison(split, count, usable + lost, usable)
 
 
 def _read(report: VerifyReport, info: FileInfo) -> pa.Table | None:

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
-from s2s_ray.data.schema import Source
+from collections.abc import Mapping
+from typing import Any
+
+from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, SyntheticSourceConfig
+from s2s_ray.data.schema import Source, Split
 
 
-def open_source(config: SyntheticSourceConfig | ManifestSourceConfig) -> Source:
+def open_source(config: SourceConfig) -> Source:
     """The source that a configuration describes. Nothing is read until its records are asked for."""
     # a source's own dependencies load with it
     if isinstance(config, SyntheticSourceConfig):
         from s2s_ray.data.sources.synthetic import SyntheticSource
 
         return SyntheticSource(config)
+    if isinstance(config, CvusaSourceConfig):
+        from s2s_ray.data.sources.cvusa import CvusaSource
+
+        return CvusaSource(config)
+    if isinstance(config, CvactSourceConfig):
+        from s2s_ray.data.sources.cvact import CvactSource
+
+        return CvactSource(config)
     from s2s_ray.data.sources.manifest import ManifestSource
 
     return ManifestSource(config)
+
+
+def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:
+    """Pairs of a published data set by split, with the validation part among the training pairs; None for others.
+
+    Args:
+        source: the source as `dataset.json` has it.
+    """
+    if source.get("kind") == "cvusa":
+        from s2s_ray.data.sources import cvusa
+
+        return cvusa.PUBLISHED
+    if source.get("kind") == "cvact":
+        from s2s_ray.data.sources import cvact
+
+        return cvact.PUBLISHED[source["test"]]
+    return None

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +17,23 @@ import pyarrow.parquet as pq
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
-from s2s_ray.data.images import decode
-from s2s_ray.data.schema import SPLITS, Pair, Pixels, Record, Split, UnreadableImage
+from s2s_ray.data.schema import SPLITS, Pair, Pixels, Record, Split, Treatment
+from s2s_ray.data.sources.files import read_image
 from s2s_ray.data.utm import to_utm, utm_zone
 
-REQUIRED = ("id", "satellite", "street", "split")
-OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading")
+OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
 _SHOWN = 5
 
 
 class ManifestError(ValueError):
     """A manifest that cannot be used; the message names the file, the rows and the values."""
+
+
+class Imagery(Protocol):
+    """Imagery of a whole region."""
+
+    def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
+        """A north-up tile, px px 3, `metres` wide and high around a place (WGS 84 degrees). Raises UnreadableImage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +49,29 @@ class ManifestSource:
     `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
     which may be empty in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`, `northing`
     and `zone` (UTM metres and the zone's EPSG code, all or none; computed from the former where they are not
-    given); `heading` (compass bearing of the panorama's middle column in degrees). Other columns are ignored.
+    given); `heading` (compass bearing of the panorama's middle column in degrees); `fov` (degrees of the horizon that
+    the panorama shows, 360 where not given). Other columns are ignored.
+
+    With `tiles` or `geotiff` the satellite tiles are cut out of that imagery around each row's latitude and longitude,
+    and there is no column `satellite`.
+
+    Args:
+        panoramas: false reads a list of places or tiles alone, as `tiles` gives them: the columns `street` and `split`
+            are not needed then, and `read` is not to be called.
     """
 
-    def __init__(self, config: ManifestSourceConfig) -> None:
+    def __init__(self, config: ManifestSourceConfig, *, panoramas: bool = True) -> None:
         self.config = config
         self.uri = storage.absolute(config.uri)
+        self._panoramas = panoramas
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "uri": self.uri}
+        return {"config": self.config, "uri": self.uri, "_panoramas": self._panoramas}
 
     @property
-    def panorama_rows(self) -> tuple[float, float]:
-        """Rows of the panorama to keep, as fractions from the top."""
-        return self.config.panorama_rows
+    def treatment(self) -> Treatment:
+        """The rows of the panorama that the configuration keeps."""
+        return Treatment(self.config.panorama_rows)
 
     def records(self) -> Sequence[Record]:
         """All rows in the order of the file. Raises `ManifestError` or `StorageError`."""
@@ -64,22 +79,42 @@ class ManifestSource:
 
     def read(self, record: Record) -> Pair:
         """Both images of a row. Raises `UnreadableImage` where one is missing or cannot be decoded."""
-        row = self._rows[record.id]
-        return Pair(self._image("satellite", row.satellite), self._image("street", row.street))
+        return Pair(self.tile(record), self._image("street", self._rows[record.id].street))
+
+    def tile(self, record: Record) -> Pixels:
+        """The satellite tile of a row. Raises `UnreadableImage`."""
+        if self._imagery is None:
+            return self._image("satellite", self._rows[record.id].satellite)
+        assert record.latitude is not None
+        assert record.longitude is not None
+        assert self.config.tile_m is not None
+        return self._imagery.cut(record.latitude, record.longitude, self.config.tile_m, self.config.tile_px)
 
     def _image(self, column: str, reference: str) -> Pixels:
         rooted = "://" in reference or reference.startswith("/")
-        uri = reference if rooted else storage.join(storage.parent(self.uri), reference)
-        try:
-            return decode(storage.read_bytes(uri))
-        except storage.NotFoundError as error:
-            raise UnreadableImage(f"{column} image is missing: {error}") from None
-        except UnreadableImage as error:
-            raise UnreadableImage(f"{column} image {reference} {error}") from None
+        return read_image(column, reference if rooted else storage.join(storage.parent(self.uri), reference), reference)
+
+    @cached_property
+    def _imagery(self) -> Imagery | None:
+        if self.config.tiles is not None:
+            from s2s_ray.data.sources.map_tiles import MapTiles
+
+            assert self.config.zoom is not None
+            return MapTiles(self.config.tiles, self.config.zoom)
+        if self.config.geotiff is not None:
+            from s2s_ray.data.sources.geotiff import GeoTiff
+
+            return GeoTiff(self.config.geotiff)
+        return None
+
+    @property
+    def _required(self) -> tuple[str, ...]:
+        satellite = ("latitude", "longitude") if self.config.cuts_tiles else ("satellite",)
+        return ("id", *satellite, *(("street", "split") if self._panoramas else ()))
 
     @cached_property
     def _rows(self) -> dict[str, _Row]:
-        table = _read_table(self.uri)
+        table = _read_table(self.uri, self._required)
         rows = [self._row(number, fields) for number, fields in table]
         repeated = [id for id, count in Counter(row.record.id for row in rows).items() if count > 1]
         if repeated:
@@ -88,11 +123,12 @@ class ManifestSource:
 
     def _row(self, number: int, fields: Mapping[str, str]) -> _Row:
         where = f"{self.uri}, row {number}"
-        for column in REQUIRED:
+        for column in self._required:
             if not fields[column]:
                 raise ManifestError(f"{where}: {column} is empty")
-        if fields["split"] not in SPLITS:
-            raise ManifestError(f"{where}: split is {fields['split']!r}, expected one of {', '.join(SPLITS)}")
+        named = fields["split"] if self._panoramas else "test"
+        if named not in SPLITS:
+            raise ManifestError(f"{where}: split is {named!r}, expected one of {', '.join(SPLITS)}")
         value = {column: _number(where, column, fields.get(column, "")) for column in OPTIONAL}
         for group in (("latitude", "longitude"), ("easting", "northing", "zone")):
             absent = [column for column in group if value[column] is None]
@@ -103,8 +139,9 @@ class ManifestSource:
         )
         _check(where, "longitude", value["longitude"], "between -180 and 180", lambda x: -180 <= x <= 180)
         _check(where, "zone", value["zone"], "the EPSG code of a UTM zone, 32601 to 32660 or 32701 to 32760", _is_utm)
-        split: Split = next(split for split in SPLITS if split == fields["split"])
-        heading, zone = value["heading"], value["zone"]
+        _check(where, "fov", value["fov"], "above 0 and at most 360 degrees", lambda x: 0 < x <= 360)
+        split: Split = next(split for split in SPLITS if split == named)
+        heading, zone, fov = value["heading"], value["zone"], value["fov"]
         record = Record(
             id=fields["id"],
             split=split,
@@ -114,15 +151,16 @@ class ManifestSource:
             northing=value["northing"],
             zone=None if zone is None else int(zone),
             heading=self.config.panorama_heading if heading is None else heading,
+            fov=360.0 if fov is None else fov,
         )
-        return _Row(record, fields["satellite"], fields["street"])
+        return _Row(record, fields.get("satellite", ""), fields.get("street", ""))
 
 
-def _read_table(uri: str) -> list[tuple[int, dict[str, str]]]:
+def _read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Row numbers (from 1, without the header) and their fields as text."""
     data = storage.read_bytes(uri)
-    columns, rows = _parquet(uri, data) if data[:4] == b"PAR1" else _csv(uri, data)
-    absent = [column for column in REQUIRED if column not in columns]
+    columns, rows = _parquet(uri, data) if data[:4] == b"PAR1" else _csv(uri, data, required)
+    absent = [column for column in required if column not in columns]
     if absent:
         raise ManifestError(
             f"{uri}: column {', '.join(absent)} is missing; the file has {', '.join(columns) or 'none'}"
@@ -132,13 +170,13 @@ def _read_table(uri: str) -> list[tuple[int, dict[str, str]]]:
     return list(enumerate(rows, start=1))
 
 
-def _csv(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
+def _csv(uri: str, data: bytes, required: tuple[str, ...]) -> tuple[list[str], list[dict[str, str]]]:
     try:
         lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ManifestError(f"{uri} is neither Parquet nor CSV in UTF-8 ({error})") from None
     if not lines:
-        raise ManifestError(f"{uri} is empty; expected a header with {', '.join(REQUIRED)}")
+        raise ManifestError(f"{uri} is empty; expected a header with {', '.join(required)}")
     columns = [column.strip() for column in lines[0]]
     rows = []
     for number, line in enumerate(filter(None, lines[1:]), start=1):

@@ -11,7 +11,7 @@ import numpy as np
 from pyproj import Transformer
 
 from s2s_ray.config import SyntheticSourceConfig
-from s2s_ray.data.schema import Pair, Record, Split
+from s2s_ray.data.schema import Pair, Record, Split, Treatment
 from s2s_ray.data.sources.synthetic.aerial import render_tile
 from s2s_ray.data.sources.synthetic.camera import VIEW_M
 from s2s_ray.data.sources.synthetic.city import City
@@ -39,8 +39,9 @@ class SyntheticSource:
         self.config = config
 
     @property
-    def panorama_rows(self) -> tuple[float, float]:
-        return self.config.panorama_rows
+    def treatment(self) -> Treatment:
+        """The renderer draws no rows that the model does not see."""
+        return Treatment(self.config.panorama_rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}  # the world is cheap to make anew and large to send

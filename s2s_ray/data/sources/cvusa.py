@@ -1,0 +1,94 @@
+"""CVUSA (Zhai et al., CVPR 2017) in the layout of its distribution.
+
+    splits/train-19zl.csv, splits/val-19zl.csv   one pair a line: aerial, panorama and annotation path, no header
+    bingmap/19/0000001.jpg                       north-up tiles, 750 x 750
+    streetview/panos/0000001.jpg                 panoramas, 1232 x 224, cropped already, north in the middle
+
+The data set is to be had from its authors (https://mvrl.cse.wustl.edu/datasets/cvusa), on request.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from s2s_ray import storage
+from s2s_ray.config import CvusaSourceConfig
+from s2s_ray.data.schema import Pair, Record, Split, Treatment
+from s2s_ray.data.sources.files import ArchiveError, read_archive_file, read_image, require_panorama
+
+SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
+PUBLISHED: dict[Split, int] = {"train": 35_532, "test": 8_884}
+"""Pairs of the published split files; the validation split is held out of the training pairs."""
+
+POLAR_SIZE = (224, 1232)
+"""Rows and columns of the polar images before the resize (released)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    satellite: str
+    street: str
+
+
+class CvusaSource:
+    """Pairs of CVUSA. A pair's id is the name of its tile without folder and suffix; there are no coordinates."""
+
+    def __init__(self, config: CvusaSourceConfig) -> None:
+        self.config = config
+        self.uri = storage.absolute(config.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "uri": self.uri}
+
+    @property
+    def treatment(self) -> Treatment:
+        """All rows of the panorama; polar images made at its resolution."""
+        return Treatment((0.0, 1.0), POLAR_SIZE, self.config.polar_contrast, self.config.resize)
+
+    def records(self) -> Sequence[Record]:
+        """All pairs in the order of the split files, training pairs first. Raises `ArchiveError` or `StorageError`."""
+        return [record for record, _ in self._pairs.values()]
+
+    def read(self, record: Record) -> Pair:
+        """Both images of a pair. Raises `UnreadableImage`."""
+        files = self._pairs[record.id][1]
+        satellite = read_image("satellite", storage.join(self.uri, files.satellite), files.satellite)
+        street = read_image("street", storage.join(self.uri, files.street), files.street)
+        require_panorama(street, POLAR_SIZE[1] / POLAR_SIZE[0], "the shape of 1232 x 224, cropped as distributed")
+        return Pair(satellite, street)
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[Record, _Files]]:
+        pairs: dict[str, tuple[Record, _Files]] = {}
+        for split, name in SPLIT_FILES.items():
+            uri = storage.join(self.uri, name)
+            for number, files in enumerate(_split_file(uri), start=1):
+                id = PurePosixPath(files.satellite).stem
+                if id in pairs:
+                    raise ArchiveError(f"{uri}, line {number}: {id} is listed already, in {pairs[id][0].split}")
+                pairs[id] = (Record(id, split), files)
+        return pairs
+
+
+def _split_file(uri: str) -> list[_Files]:
+    data = read_archive_file(uri, "CVUSA's split file; source.uri is the folder that holds splits/")
+    try:
+        lines = list(csv.reader(data.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ArchiveError(f"{uri} is not CSV in UTF-8 ({error})") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        fields = [field.strip() for field in line]
+        if not any(fields):
+            continue
+        if len(fields) < 2 or not fields[0] or not fields[1]:
+            raise ArchiveError(f"{uri}, line {number}: {','.join(line)!r}, expected an aerial and a panorama path")
+        found.append(_Files(fields[0], fields[1]))
+    if not found:
+        raise ArchiveError(f"{uri} lists no pairs")
+    return found

@@ -1,0 +1,93 @@
+"""Satellite tiles stitched from the map tiles of a z/x/y folder (Web Mercator, as maps on the web have them)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import numpy as np
+from PIL import Image
+
+from s2s_ray import storage
+from s2s_ray.config import ConfigError
+from s2s_ray.data.images import decode
+from s2s_ray.data.schema import Pixels, UnreadableImage
+
+_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+_KEPT = 256  # map tiles kept decoded: places close to each other share them
+_RADIUS, _ECCENTRICITY2 = 6_378_137.0, 0.00669437999014  # WGS 84
+_LIMIT = 85.05  # degrees of latitude that Web Mercator shows
+
+
+class MapTiles:
+    """A folder with `z/x/y.png` (or .jpg, .jpeg, .webp), or a template with {z}, {x} and {y}; {-y} counts rows from the
+    south, as TMS does. The tiles are square and of one size."""
+
+    def __init__(self, place: str, zoom: int) -> None:
+        self.zoom = zoom
+        self._kept: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
+        place = storage.absolute(place)
+        if "{" not in place:
+            self._templates = [storage.join(place, f"{{z}}/{{x}}/{{y}}.{suffix}") for suffix in _SUFFIXES]
+            return
+        if "{x}" not in place or ("{y}" in place) == ("{-y}" in place):
+            raise ConfigError(f"source.tiles={place!r}: a template needs {{x}} and either {{y}} or {{-y}}")
+        self._templates = [place]
+
+    def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
+        """A north-up tile around a place; see `manifest.Imagery`. Resized by cubic interpolation with antialiasing.
+
+        Raises:
+            UnreadableImage: a map tile that is missing, damaged or of another size; a place beyond the map.
+        """
+        if abs(latitude) > _LIMIT:
+            raise UnreadableImage(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
+        count = 2**self.zoom
+        column = (longitude + 180) / 360 * count
+        row = (1 - math.asinh(math.tan(math.radians(latitude))) / math.pi) / 2 * count
+        across, along = (metres / side / 2 for side in _sides_m(latitude, count))
+        left, right = math.floor(column - across), math.floor(column + across)
+        top, bottom = math.floor(row - along), math.floor(row + along)
+        rows = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
+        shapes = {tile.shape for line in rows for tile in line}
+        if len(shapes) > 1 or rows[0][0].shape[0] != rows[0][0].shape[1]:
+            raise UnreadableImage(f"map tiles around it are of sizes {sorted(shapes)}, expected squares of one size")
+        size = rows[0][0].shape[0]
+        box = [(column - across - left), (row - along - top), (column + across - left), (row + along - top)]
+        mosaic = Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for line in rows]))
+        west, north, east, south = (edge * size for edge in box)
+        return np.asarray(mosaic.resize((px, px), Image.Resampling.BICUBIC, (west, north, east, south)))
+
+    def _tile(self, x: int, y: int) -> Pixels:
+        if (x, y) in self._kept:
+            self._kept.move_to_end((x, y))
+            return self._kept[x, y]
+        tile = self._read(x, y)
+        self._kept[x, y] = tile
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return tile
+
+    def _read(self, x: int, y: int) -> Pixels:
+        names = {"{z}": self.zoom, "{x}": x, "{y}": y, "{-y}": 2**self.zoom - 1 - y}
+        for template in self._templates:
+            uri = template
+            for name, value in names.items():
+                uri = uri.replace(name, str(value))
+            try:
+                tile = decode(storage.read_bytes(uri))
+            except storage.NotFoundError:
+                continue
+            except UnreadableImage as error:
+                raise UnreadableImage(f"map tile {uri} {error}") from None
+            self._templates = [template]  # a folder has one kind of file
+            return tile
+        raise UnreadableImage(f"map tile {self.zoom}/{x}/{y} is missing (looked for {' or '.join(self._templates)})")
+
+
+def _sides_m(latitude: float, count: int) -> tuple[float, float]:
+    """Metres from west to east and from north to south that a map tile covers at a latitude, on the ellipsoid."""
+    sine, cosine = math.sin(math.radians(latitude)), math.cos(math.radians(latitude))
+    bend = 1 - _ECCENTRICITY2 * sine * sine
+    turn = 2 * math.pi * cosine / count
+    return _RADIUS / math.sqrt(bend) * turn, _RADIUS * (1 - _ECCENTRICITY2) / bend**1.5 * turn
