@@ -289,6 +289,15 @@ class EvaluationConfig(Section):
     radius_m: NonNegative | None = Field(
         None, description="a match counts within this distance; default: only the pair's own tile"
     )
+    lpips: Literal["alex", "vgg", "squeeze"] | None = Field(
+        None, description="backbone of LPIPS; default: not measured"
+    )
+    fid: Literal["inception", "resnet18", "resnet34", "resnet50"] | None = Field(
+        None, description="backbone of FID and KID; default: not measured"
+    )
+    weights: str | None = Field(
+        None, description="directory or URI with those backbones' weight files; default: PyTorch's cache or the network"
+    )
     gallery_rows: int = Field(8, ge=0, description="queries drawn in the galleries")
 
 

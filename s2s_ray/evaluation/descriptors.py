@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.evaluation.rows import Rows, StoredRows
 from s2s_ray.model.s2s import S2S
 from s2s_ray.progress import progress
+
+IN_MEMORY_BYTES = 250_000_000
+"""Descriptors of a view up to this size stay in memory; those of CVACT_test are 760 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,15 @@ class Descriptors:
         """Room for `count` pairs."""
         shape = (count, model.config.descriptor_size)
         return cls(torch.empty(shape, device=device), torch.empty(shape, device=device))
+
+
+def room(model: S2S, count: int, device: torch.device | str) -> Rows:
+    """Room for the descriptors of `count` pairs in one view: in a file where they are many and would fill the memory of
+    this machine rather than a GPU's."""
+    shape = (count, model.config.descriptor_size)
+    if torch.device(device).type != "cpu" or 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
+        return torch.empty(shape, device=device)
+    return StoredRows(*shape)
 
 
 def embed_dataset(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, isnan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Pixels
-from s2s_ray.evaluation.descriptors import Descriptors, batches, embed_dataset, embed_indices, evaluating
+from s2s_ray.evaluation.descriptors import batches, evaluating, room
 from s2s_ray.evaluation.galleries import (
     Match,
     RetrievalRow,
@@ -25,11 +28,12 @@ from s2s_ray.evaluation.galleries import (
     synthesis_gallery,
 )
 from s2s_ray.evaluation.image_quality import ImageQuality, Quality
+from s2s_ray.evaluation.perceptual import Perceptual
+from s2s_ray.evaluation.queries import QUERIES, metres_between, parquet_bytes, queries_table
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, nearest, recall_at_k, require_finite
+from s2s_ray.evaluation.rows import Rows
 from s2s_ray.model.s2s import S2S
 from s2s_ray.progress import progress
-
-__all__ = ["Descriptors", "EvaluationReport", "embed_dataset", "embed_indices", "evaluate"]
 
 METRICS = "metrics.json"
 TOP = 5
@@ -44,6 +48,8 @@ class EvaluationReport:
     street_to_satellite: RecallResult
     satellite_to_street: RecallResult
     quality: Quality
+    perceptual: dict[str, float]
+    radius_m: float | None
     pictures: list[str]
 
     @property
@@ -51,17 +57,28 @@ class EvaluationReport:
         """Tiles of the split; every recall is out of so many."""
         return self.street_to_satellite.gallery
 
+    @property
+    def protocol(self) -> str:
+        """What counts as found, in words."""
+        own = "only the pair's own tile is correct"
+        if self.radius_m is not None:
+            own = f"the pair's own tile and those within {self.radius_m:g} m of it are correct"
+        return f"{own}; ties count against; 1% of {self.gallery} tiles are the first {ceil(self.gallery / 100)}"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON. `chance` is the recall at 1 of a random ranking."""
         return {
             "split": self.split,
             "gallery": self.gallery,
+            "protocol": self.protocol,
             "chance": self.street_to_satellite.chance,
             "street_to_satellite": self.street_to_satellite.as_dict(),
             "satellite_to_street": self.satellite_to_street.as_dict(),
             "l1": self.quality.l1,
             "psnr": self.quality.psnr,
             "ssim": self.quality.ssim,
+            "sharpness": self.quality.sharpness,
+            **self.perceptual,
             "pictures": self.pictures,
         }
 
@@ -83,78 +100,102 @@ def evaluate(
     Args:
         model: on `device`; its modes are left as they are.
         dataset: opened at `config.split`.
-        out: URI of a directory for `metrics.json`, `retrieval.png` and `synthesis.png`. None writes nothing.
+        out: URI of a directory for `metrics.json`, `queries.parquet` (see `queries_table`), `retrieval.png` and
+            `synthesis.png`. None writes nothing.
         loader_workers: decoding processes.
 
     Raises:
         DescriptorError: descriptors that are not finite, by the pairs' ids.
+        PerceptualError: LPIPS, FID or KID without the weights at hand.
         ValueError: images of another resolution than the model's, an empty split.
     """
-    descriptors, quality = _measure(model, dataset, config, device, loader_workers)
-    for name, rows in (("street", descriptors.street), ("satellite", descriptors.satellite)):
-        require_finite(rows, name, dataset.ids)
+    measured = _measure(model, dataset, config, device, loader_workers)
+    for name, found in (("street", measured.street), ("satellite", measured.satellite)):
+        require_finite(found, name, dataset.ids)
     nearby = None
     if config.radius_m is not None:
         places = Places(dataset.positions, dataset.zones)
         nearby = Nearby(places, places, config.radius_m)
-    there = recall_at_k(descriptors.street, descriptors.satellite, nearby=nearby, chunk=config.chunk)
-    back = recall_at_k(descriptors.satellite, descriptors.street, nearby=nearby, chunk=config.chunk)
+    there = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
+    back = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)
     pictures: list[str] = []
+    if out is not None:
+        closest = nearest(measured.street, measured.satellite, TOP, chunk=config.chunk)
+        table = queries_table(dataset, there, back, closest, measured.values)
+        storage.write_bytes(storage.join(out, QUERIES), parquet_bytes(table))
     if out is not None and config.gallery_rows:
         shown = evenly_spaced(len(dataset), config.gallery_rows)
-        retrieval = retrieval_gallery(_retrieval_rows(dataset, descriptors, there, shown, config), len(dataset))
-        synthesis = synthesis_gallery(_synthesis_rows(model, dataset, shown, config.batch, device))
-        for name, figure in (("retrieval.png", retrieval), ("synthesis.png", synthesis)):
+        rows = retrieval_rows(dataset, closest[1], there, shown, config.radius_m)
+        figures = {
+            "retrieval.png": retrieval_gallery(rows, len(dataset)),
+            "synthesis.png": synthesis_gallery(synthesis_rows(model, dataset, shown, config.batch, device)),
+        }
+        for name, figure in figures.items():
             pictures.append(storage.join(out, name))
             save(figure, pictures[-1])
-    report = EvaluationReport(config.split, there, back, quality, pictures)
+    report = EvaluationReport(
+        config.split, there, back, measured.quality, measured.perceptual, config.radius_m, pictures
+    )
     if out is not None:
         storage.write_json(storage.join(out, METRICS), report.as_dict())
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """All pairs of a split: descriptors N D, image quality as means and of each, N."""
+
+    street: Rows
+    satellite: Rows
+    quality: Quality
+    perceptual: dict[str, float]
+    values: dict[str, Tensor]
+
+
 def _measure(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device | str, loader_workers: int
-) -> tuple[Descriptors, Quality]:
+) -> _Measured:
     """Descriptors and image quality of all pairs, with one pass of the generator for both."""
     count = len(dataset)
-    found, done, quality = Descriptors.empty(model, count, device), 0, ImageQuality()
+    perceptual = Perceptual(config, count, device)
+    street, satellite = room(model, count, device), room(model, count, device)
+    done, quality, parts = 0, ImageQuality(), []
     with evaluating(model), torch.inference_mode(), progress(count, "evaluate", "pairs") as advance:
         for pairs in batches(dataset, range(count), config.batch, device, loader_workers):
-            street = model.normalise(pairs.street)
+            real = model.normalise(pairs.street)
             synthesised, features = model.generator(model.normalise(pairs.polar))
             rows = slice(done, done + len(pairs))
-            found.satellite[rows] = model.retrieval.embed_satellite(features)
-            found.street[rows] = model.embed_street(street)
-            quality.update(synthesised, street)
+            satellite[rows] = model.retrieval.embed_satellite(features)
+            street[rows] = model.embed_street(real)
+            parts.append(quality.update(synthesised, real))
+            perceptual.update(synthesised, real)
             done += len(pairs)
             advance(len(pairs))
-    return found, quality.mean()
+    values = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} if parts else {}
+    return _Measured(street, satellite, quality.mean(), perceptual.result(), values)
 
 
-def _retrieval_rows(
-    dataset: PairDataset,
-    descriptors: Descriptors,
-    recall: RecallResult,
-    shown: list[int],
-    config: EvaluationConfig,
+def retrieval_rows(
+    dataset: PairDataset, closest: Tensor, recall: RecallResult, shown: Sequence[int], radius_m: float | None
 ) -> list[RetrievalRow]:
-    closest = nearest(descriptors.street[shown], descriptors.satellite, TOP)[1].tolist()
+    """Rows of a retrieval gallery: the queries `shown` with their `closest` tiles (indices, N k)."""
     rows = []
-    for query, tiles in zip(shown, closest, strict=True):
+    for query in shown:
+        tiles = closest[query].cpu().numpy()
+        metres = metres_between(dataset, np.full(len(tiles), query), tiles)
         matches = []
-        for tile in tiles:
-            metres = _distance(dataset, query, tile)
-            near = metres is not None and config.radius_m is not None and metres <= config.radius_m
-            matches.append(Match(_tile(dataset, tile), tile == query or near, metres))
+        for tile, distance in zip(tiles.tolist(), metres.tolist(), strict=True):
+            near = radius_m is not None and distance <= radius_m
+            matches.append(Match(_tile(dataset, tile), tile == query or near, None if isnan(distance) else distance))
         street = pixels(dataset[query].street)
         rows.append(RetrievalRow(dataset.ids[query], street, matches, int(recall.ranks[query])))
     return rows
 
 
-def _synthesis_rows(
-    model: S2S, dataset: PairDataset, shown: list[int], batch: int, device: torch.device | str
+def synthesis_rows(
+    model: S2S, dataset: PairDataset, shown: Sequence[int], batch: int, device: torch.device | str
 ) -> list[SynthesisRow]:
+    """Rows of a synthesis gallery."""
     synthesised: list[Tensor] = []
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, shown, batch, device):
@@ -170,11 +211,3 @@ def _synthesis_rows(
 def _tile(dataset: PairDataset, index: int) -> Pixels:
     tile = dataset.tile(index)
     return rolled_up(pixels(dataset[index].polar)) if tile is None else tile
-
-
-def _distance(dataset: PairDataset, query: int, tile: int) -> float | None:
-    """Metres between two pairs; None where a position is unknown or their UTM zones differ."""
-    if not dataset.zones[query] == dataset.zones[tile] != 0:
-        return None
-    east, north = dataset.positions[query] - dataset.positions[tile]
-    return float((east * east + north * north) ** 0.5)

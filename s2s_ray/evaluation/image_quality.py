@@ -1,4 +1,4 @@
-"""How close synthesised street views are to the real ones: L1, PSNR and SSIM, averaged per image."""
+"""How close synthesised street views are to the real ones: L1, PSNR, SSIM and sharpness, averaged per image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ PSNR_CEILING = 100.0
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over images: `l1` on the [-1, 1] scale of the loss, `psnr` in dB, `ssim` (1: equal)."""
+    """Means over images: `l1` on the [-1, 1] scale of the loss, `psnr` and `sharpness` (difference) in dB, `ssim` (1:
+    equal)."""
 
     l1: float
     psnr: float
     ssim: float
+    sharpness: float
     images: int
 
     def as_dict(self) -> dict[str, float]:
@@ -31,11 +33,16 @@ class ImageQuality:
         self._images = 0
         self._totals: dict[str, float] = {}
 
-    def update(self, synthesised: Tensor, real: Tensor) -> None:
-        """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM)."""
-        for name, values in measure(synthesised, real).items():
+    def update(self, synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM).
+
+        Returns: its values, as `measure`.
+        """
+        measured = measure(synthesised, real)
+        for name, values in measured.items():
             self._totals[name] = self._totals.get(name, 0.0) + float(values.double().sum())
         self._images += len(real)
+        return measured
 
     def mean(self) -> Quality:
         """Means over all images so far.
@@ -58,6 +65,8 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
     l1 is the mean absolute difference on the [-1, 1] scale, the term of the loss. psnr (at most `PSNR_CEILING`)
     is the same on either scale; ssim is taken on [0, 1], as is usual, for it depends on where black lies. It has a
     Gaussian window of 11 x 11 with sigma 1.5 on each colour channel; at the border it sees the image reflected.
+    sharpness is the sharpness difference of Mathieu et al. (ICLR 2016) on [0, 1], in dB and at most `PSNR_CEILING`:
+    10 log10 of one over the mean absolute difference between both images' sums of absolute steps down and to the right.
 
     Args:
         synthesised, real: B 3 H W in [-1, 1].
@@ -71,7 +80,18 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
         "l1": (fake - true).abs().mean(dim=(1, 2, 3)),
         "psnr": psnr.clamp(max=PSNR_CEILING),
         "ssim": torch.cat(ssim),
+        "sharpness": (-10 * _steps_apart(fake, true).log10()).clamp(max=PSNR_CEILING),
     }
+
+
+def _steps_apart(fake: Tensor, true: Tensor) -> Tensor:
+    """Mean absolute difference of the images' steps from pixel to pixel, on [0, 1]; B."""
+    sums = []
+    for image in ((fake + 1) / 2, (true + 1) / 2):
+        down = (image[..., 1:, 1:] - image[..., :-1, 1:]).abs()
+        right = (image[..., 1:, 1:] - image[..., 1:, :-1]).abs()
+        sums.append(down + right)
+    return (sums[0] - sums[1]).abs().mean(dim=(1, 2, 3))
 
 
 def _ssim(fake: Tensor, true: Tensor) -> Tensor:

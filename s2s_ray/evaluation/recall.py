@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from s2s_ray.evaluation.rows import Rows
 
 TIE = 16 * 2.0**-23
 """Squared distances this close are a tie: 16 float32 ulps of 1, for unit descriptors.
@@ -85,8 +87,8 @@ class RecallResult:
 
 @torch.inference_mode()
 def recall_at_k(
-    queries: Tensor,
-    gallery: Tensor,
+    queries: Rows,
+    gallery: Rows,
     *,
     truth: Tensor | None = None,
     nearby: Nearby | None = None,
@@ -100,7 +102,8 @@ def recall_at_k(
     Ties, within `TIE` (times the largest squared norm; 1 for unit descriptors), count against the model: a
     collapsed one, whose descriptors are all alike, gets zero and not luck. A query counts at k when any of its
     correct tiles is among the first k; a correct tile never pushes another one down. Runs where the descriptors
-    are, in float64, with chunk x gallery_chunk distances at a time.
+    are, in float64, with chunk x gallery_chunk distances at a time: memory grows with the chunks alone where the
+    descriptors are `StoredRows`.
 
     Args:
         queries: N D descriptors.
@@ -136,28 +139,55 @@ def recall_at_k(
 
 
 @torch.inference_mode()
-def nearest(queries: Tensor, gallery: Tensor, k: int, *, gallery_chunk: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Rows, gallery: Rows, k: int, *, chunk: int = 4096, gallery_chunk: int = 1024
+) -> tuple[Tensor, Tensor]:
     """The k closest gallery rows of each query, closest first; of a tie, the first rows.
 
     Returns: squared distances N k (float64) and gallery indices N k, on the descriptors' device; at most M of
     them where k is more.
     """
-    exact = queries.double()
-    distances = exact.new_empty((len(queries), 0))
+    parts = [
+        _nearest(queries[start : start + chunk].double(), gallery, k, gallery_chunk)
+        for start in range(0, max(len(queries), 1), chunk)
+    ]
+    return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def _nearest(queries: Tensor, gallery: Rows, k: int, gallery_chunk: int) -> tuple[Tensor, Tensor]:
+    distances = queries.new_empty((len(queries), 0))
     indices = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(gallery), gallery_chunk):
-        block = _distances(exact, gallery[start : start + gallery_chunk].double())
-        columns = torch.arange(start, start + block.shape[1], device=queries.device).expand_as(block)
-        distances, indices = torch.cat([distances, block], 1), torch.cat([indices, columns], 1)
+        block, columns = _first(_distances(queries, gallery[start : start + gallery_chunk].double()), k)
+        distances, indices = torch.cat([distances, block], 1), torch.cat([indices, columns + start], 1)
         order = torch.argsort(distances, dim=1, stable=True)[:, :k]
         distances, indices = distances.gather(1, order), indices.gather(1, order)
     return distances, indices
 
 
-def require_finite(descriptors: Tensor, what: str, ids: Sequence[str] | None = None) -> None:
+def _first(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k least values of each row with their columns, least first; of equal ones the first columns."""
+    if distances.shape[1] <= k:
+        order = torch.argsort(distances, dim=1, stable=True)
+        return distances.gather(1, order), order
+    least, columns = distances.topk(k, dim=1, largest=False)
+    columns, by_column = columns.sort(dim=1)
+    least = least.gather(1, by_column)
+    order = torch.argsort(least, dim=1, stable=True)
+    least, columns = least.gather(1, order), columns.gather(1, order)
+    # more values than k up to the last one: `topk` took any of the equal ones
+    tied = ((distances <= least[:, -1:]).sum(1) > k).nonzero().flatten()
+    if len(tied):
+        order = torch.argsort(distances[tied], dim=1, stable=True)[:, :k]
+        least[tied], columns[tied] = distances[tied].gather(1, order), order
+    return least, columns
+
+
+def require_finite(descriptors: Rows, what: str, ids: Sequence[str] | None = None) -> None:
     """Raise `DescriptorError` naming the first rows (by id, if given) that hold NaN or infinity."""
     # sums show it, without a mask as large as the descriptors
-    bad = (~descriptors.sum(1).isfinite()).nonzero().flatten().tolist()
+    sums = torch.cat([part.sum(1) for part in _parts(descriptors, 4096)])
+    bad = (~sums.isfinite()).nonzero().flatten().tolist()
     if bad:
         first = ", ".join(str(i) if ids is None else ids[i] for i in bad[:5])
         kind = "row" if ids is None else "id"
@@ -175,7 +205,7 @@ class _Queries:
     truth: Tensor | None
     nearby: Nearby | None
 
-    def best_correct(self, gallery: Tensor, gallery_chunk: int) -> tuple[Tensor, Tensor]:
+    def best_correct(self, gallery: Rows, gallery_chunk: int) -> tuple[Tensor, Tensor]:
         """Squared distance to the closest correct tile (infinite: there is none), and how many are correct."""
         n = len(self.descriptors)
         best = self.descriptors.new_full((n,), torch.inf)
@@ -190,7 +220,7 @@ class _Queries:
             best.scatter_reduce_(0, rows, self._pair_distances(rows, gallery, columns + start), "amin")
         return best, count
 
-    def incorrect_within(self, bound: Tensor, gallery: Tensor, gallery_chunk: int) -> Tensor:
+    def incorrect_within(self, bound: Tensor, gallery: Rows, gallery_chunk: int) -> Tensor:
         """How many incorrect tiles of the gallery lie within each query's `bound`."""
         closer = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
         for start in range(0, len(gallery), gallery_chunk):
@@ -217,7 +247,7 @@ class _Queries:
             mask[rows, self.truth[rows] - start] = True
         return mask
 
-    def _pair_distances(self, rows: Tensor, gallery: Tensor, columns: Tensor) -> Tensor:
+    def _pair_distances(self, rows: Tensor, gallery: Rows, columns: Tensor) -> Tensor:
         parts = zip(torch.split(rows, 1024), torch.split(columns, 1024), strict=True)
         return torch.cat([(self.descriptors[r] - gallery[c].double()).square().sum(1) for r, c in parts])
 
@@ -228,12 +258,16 @@ def _distances(queries: Tensor, gallery: Tensor) -> Tensor:
     return torch.addmm(squares, queries, gallery.T, alpha=-2)
 
 
-def _largest_square(rows: Tensor, chunk: int) -> float:
-    return max(float(part.square().sum(1).max()) for part in torch.split(rows, chunk))
+def _largest_square(rows: Rows, chunk: int) -> float:
+    return max(float(part.square().sum(1).max()) for part in _parts(rows, chunk))
 
 
-def _check(queries: Tensor, gallery: Tensor, nearby: Nearby | None) -> None:
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+def _parts(rows: Rows, chunk: int) -> Iterator[Tensor]:
+    return (rows[start : start + chunk] for start in range(0, max(len(rows), 1), chunk))
+
+
+def _check(queries: Rows, gallery: Rows, nearby: Nearby | None) -> None:
+    if len(queries.shape) != 2 or len(gallery.shape) != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {[*queries.shape]} and gallery {[*gallery.shape]}: expected N x D and M x D")
     if not len(queries) or not len(gallery):
         raise DescriptorError(f"{len(queries)} queries and a gallery of {len(gallery)}: nothing to rank")

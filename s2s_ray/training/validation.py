@@ -37,12 +37,12 @@ def validation_recall(
 def validation_quality(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device
 ) -> dict[str, float]:
-    """Mean `l1`, `psnr` and `ssim` of a split's synthesised views: each worker draws its share, all know the result.
+    """Mean `l1`, `psnr`, `ssim` and `sharpness` of a split's synthesised views.
 
-    Leaves the model in the mode it came in.
+    Each worker draws its share, all know the result. Leaves the model in the mode it came in.
     """
     own = share(np.arange(len(dataset)), rank(), world_size()).tolist()
-    names = ("l1", "psnr", "ssim")
+    names = ("l1", "psnr", "ssim", "sharpness")
     totals = torch.zeros(len(names), dtype=torch.float64, device=device)
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, own, config.batch, device):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, SyntheticSourceConfig
+from s2s_ray.data.manifest import Geometry
 from s2s_ray.data.schema import Source, Split
 
 
@@ -27,6 +28,14 @@ def open_source(config: SourceConfig) -> Source:
     from s2s_ray.data.sources.manifest import ManifestSource
 
     return ManifestSource(config)
+
+
+def published_geometry(kind: str, height: int, width: int) -> Geometry:
+    """How the images of a published data set are treated by default. Raises ValueError for another kind."""
+    sources = {"cvusa": CvusaSourceConfig, "cvact": CvactSourceConfig}
+    if kind not in sources:
+        raise ValueError(f"{kind!r} is none of the published data sets: {', '.join(sources)}")
+    return Geometry.of(open_source(sources[kind](uri=kind)).treatment, height, width)
 
 
 def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:

@@ -1,0 +1,68 @@
+"""The results of an evaluation query by query, as a Parquet table."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.evaluation.recall import RecallResult
+from s2s_ray.index import entries_table
+
+QUERIES = "queries.parquet"
+
+
+def queries_table(
+    dataset: PairDataset,
+    there: RecallResult,
+    back: RecallResult,
+    nearest: tuple[Tensor, Tensor],
+    values: Mapping[str, Tensor],
+) -> pa.Table:
+    """One row a pair, in the order of the split.
+
+    `id` and its place; `rank_street_to_satellite` and `rank_satellite_to_street` (see `RecallResult`),
+    `correct_tiles`; of the closest tiles, closest first, `top_ids`, `top_descriptor_distances` (squared) and
+    `top_metres` (null where a position is unknown or in another zone); and the quality of the synthesised view.
+
+    Args:
+        nearest: squared distances and gallery indices of the closest tiles, N k each.
+        values: image quality by name, N each.
+    """
+    distances, tiles = (part.cpu().numpy() for part in nearest)
+    metres = metres_between(dataset, np.arange(len(dataset))[:, None], tiles)
+    ids = np.array(dataset.ids, dtype=object)
+    columns = {
+        **{name: entries_table(dataset).column(name) for name in entries_table(dataset).column_names},
+        "rank_street_to_satellite": there.ranks.numpy(),
+        "rank_satellite_to_street": back.ranks.numpy(),
+        "correct_tiles": there.correct.numpy(),
+        "top_ids": pa.array(ids[tiles].tolist(), pa.list_(pa.string())),
+        "top_descriptor_distances": pa.array(list(distances.clip(0)), pa.list_(pa.float64())),
+        "top_metres": pa.array(
+            [[None if np.isnan(m) else float(m) for m in row] for row in metres], pa.list_(pa.float64())
+        ),
+        **{name: found.cpu().numpy() for name, found in values.items()},
+    }
+    return pa.table(columns)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def metres_between(dataset: PairDataset, queries: NDArray[np.int64], tiles: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Metres between pairs of a data set, indices broadcast; NaN where unknown or in different UTM zones."""
+    offsets = dataset.positions[queries] - dataset.positions[tiles]
+    same = (dataset.zones[queries] == dataset.zones[tiles]) & (dataset.zones[queries] != 0)
+    metres: NDArray[np.float64] = np.where(same, np.hypot(offsets[..., 0], offsets[..., 1]), np.nan)
+    return metres
