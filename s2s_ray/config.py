@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Resize = Literal["area", "cubic"]
 Contrast = Literal["none", "stretch"]
+Ablation = Literal["full", "retrieval_only", "no_gan", "separate_features"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -52,6 +53,11 @@ class ModelConfig(Section):
         "live", description="live: batch statistics over all workers; frozen: the running statistics"
     )
     masks: int = Field(8, ge=1, description="spatial attention masks per view")
+    ablation: Ablation = Field(
+        "full",
+        description="full; retrieval_only: no synthesis; no_gan: no discriminator; separate_features: G without the "
+        "retrieval loss. In the first and the last R encodes the satellite image with an encoder of its own",
+    )
 
     @field_validator("height", "width")
     @classmethod
@@ -74,6 +80,21 @@ class ModelConfig(Section):
                 "street_weights other than 'random' need street_blocks [3, 4, 6] and channels 32 (ResNet34)"
             )
         return self
+
+    @property
+    def synthesizes(self) -> bool:
+        """Whether G is trained."""
+        return self.ablation != "retrieval_only"
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether D is trained, and G against it."""
+        return self.ablation in ("full", "separate_features")
+
+    @property
+    def separate_encoder(self) -> bool:
+        """Whether R has a satellite encoder of its own and G no retrieval loss; else R uses G's bottleneck."""
+        return self.ablation in ("retrieval_only", "separate_features")
 
     @property
     def feature_channels(self) -> int:
@@ -402,6 +423,19 @@ class Config(Section):
                 "'live' normalises by the statistics of the whole batch, which no piece knows: set "
                 "model.street_batchnorm=frozen, or leave train.micro_batch unset"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _views_to_compare(self) -> Self:
+        if not self.model.synthesizes:
+            for key, asked in (
+                ("train.validate_synthesis", self.train.validate_synthesis),
+                ("tune.synthesis", self.tune.synthesis is not None),
+            ):
+                if asked:
+                    raise ValueError(
+                        f"{key} measures synthesised views, and model.ablation={self.model.ablation!r} makes none"
+                    )
         return self
 
     @field_validator("source", mode="before")

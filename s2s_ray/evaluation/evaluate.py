@@ -47,7 +47,7 @@ class EvaluationReport:
     split: str
     street_to_satellite: RecallResult
     satellite_to_street: RecallResult
-    quality: Quality
+    quality: Quality | None
     perceptual: dict[str, float]
     radius_m: float | None
     pictures: list[str]
@@ -56,6 +56,14 @@ class EvaluationReport:
     def gallery(self) -> int:
         """Tiles of the split; every recall is out of so many."""
         return self.street_to_satellite.gallery
+
+    @property
+    def synthesis(self) -> dict[str, float]:
+        """Image quality by name; empty of a model that synthesises nothing."""
+        if self.quality is None:
+            return {}
+        means = {key: value for key, value in self.quality.as_dict().items() if key != "images"}
+        return {**means, **self.perceptual}
 
     @property
     def protocol(self) -> str:
@@ -74,11 +82,7 @@ class EvaluationReport:
             "chance": self.street_to_satellite.chance,
             "street_to_satellite": self.street_to_satellite.as_dict(),
             "satellite_to_street": self.satellite_to_street.as_dict(),
-            "l1": self.quality.l1,
-            "psnr": self.quality.psnr,
-            "ssim": self.quality.ssim,
-            "sharpness": self.quality.sharpness,
-            **self.perceptual,
+            **self.synthesis,
             "pictures": self.pictures,
         }
 
@@ -126,10 +130,10 @@ def evaluate(
     if out is not None and config.gallery_rows:
         shown = evenly_spaced(len(dataset), config.gallery_rows)
         rows = retrieval_rows(dataset, closest[1], there, shown, config.radius_m)
-        figures = {
-            "retrieval.png": retrieval_gallery(rows, len(dataset)),
-            "synthesis.png": synthesis_gallery(synthesis_rows(model, dataset, shown, config.batch, device)),
-        }
+        figures = {"retrieval.png": retrieval_gallery(rows, len(dataset))}
+        if model.config.synthesizes:
+            views = synthesis_rows(model, dataset, shown, config.batch, device)
+            figures["synthesis.png"] = synthesis_gallery(views)
         for name, figure in figures.items():
             pictures.append(storage.join(out, name))
             save(figure, pictures[-1])
@@ -147,7 +151,7 @@ class _Measured:
 
     street: Rows
     satellite: Rows
-    quality: Quality
+    quality: Quality | None
     perceptual: dict[str, float]
     values: dict[str, Tensor]
 
@@ -157,22 +161,27 @@ def _measure(
 ) -> _Measured:
     """Descriptors and image quality of all pairs, with one pass of the generator for both."""
     count = len(dataset)
-    perceptual = Perceptual(config, count, device)
+    perceptual = Perceptual(config if model.config.synthesizes else EvaluationConfig(), count, device)
     street, satellite = room(model, count, device), room(model, count, device)
     done, quality, parts = 0, ImageQuality(), []
     with evaluating(model), torch.inference_mode(), progress(count, "evaluate", "pairs") as advance:
         for pairs in batches(dataset, range(count), config.batch, device, loader_workers):
             real = model.normalise(pairs.street)
-            synthesised, features = model.generator(model.normalise(pairs.polar))
             rows = slice(done, done + len(pairs))
-            satellite[rows] = model.retrieval.embed_satellite(features)
             street[rows] = model.embed_street(real)
-            parts.append(quality.update(synthesised, real))
-            perceptual.update(synthesised, real)
+            if model.config.synthesizes:
+                synthesised, satellite[rows] = model.synthesize_and_embed(pairs.polar)
+                parts.append(quality.update(synthesised, real))
+                perceptual.update(synthesised, real)
+            else:
+                satellite[rows] = model.embed_satellite(pairs.polar)
             done += len(pairs)
             advance(len(pairs))
-    values = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} if parts else {}
-    return _Measured(street, satellite, quality.mean(), perceptual.result(), values)
+    if not model.config.synthesizes:
+        return _Measured(street, satellite, None, {}, {})
+    means = quality.mean()
+    values = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return _Measured(street, satellite, means, perceptual.result(), values)
 
 
 def retrieval_rows(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
+from s2s_ray.model.generator import Encoder
 
 
 class StreetEncoder(nn.Module):
@@ -72,7 +73,10 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.
 
 
 class Retrieval(nn.Module):
-    """Local features of both views -> unit descriptors B x (8c*k). 26,789,520 parameters at full width."""
+    """Local features of both views -> unit descriptors B x (8c*k). 26,789,520 parameters at full width.
+
+    `satellite_encoder` is None but in the ablations whose R does not use the generator's features.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,9 +84,11 @@ class Retrieval(nn.Module):
         height, width = config.height // 8, config.width // 8
         self.satellite_attention = SpatialAttention(height, width, config.masks)
         self.street_attention = SpatialAttention(height, width, config.masks)
+        # last, so that the other weights of a seed are the same with and without it
+        self.satellite_encoder = Encoder(config) if config.separate_encoder else None
 
     def embed_satellite(self, features: Tensor) -> Tensor:
-        """Local satellite features B 8c H/8 W/8 (the generator's bottleneck) -> B D."""
+        """Local satellite features B 8c H/8 W/8 (the generator's bottleneck, or `satellite_encoder`'s) -> B D."""
         descriptor: Tensor = self.satellite_attention(features)
         return descriptor
 

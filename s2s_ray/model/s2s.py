@@ -11,8 +11,14 @@ from s2s_ray.model.generator import Generator
 from s2s_ray.model.retrieval import Retrieval
 
 
+class NoSynthesisError(ValueError):
+    """A model without a trained generator was asked for a street view."""
+
+
 class S2S(nn.Module):
     """Generator, discriminator and retrieval of one configuration.
+
+    An ablation has all three too; the networks that it does not train keep their starting weights and are not used.
 
     Images are B 3 H W, either uint8 in [0, 255] or floating point in [-1, 1], at the configuration's resolution.
     In evaluation mode results do not depend on the batch they are in. The calls keep gradients; wrap them in
@@ -28,16 +34,28 @@ class S2S(nn.Module):
 
     def embed_satellite(self, polar: Tensor) -> Tensor:
         """Polar satellite images -> unit descriptors B x D. Runs the encoder only, never the decoder."""
-        return self.retrieval.embed_satellite(self.generator.encoder(self.normalise(polar)).features)
+        encoder = self.retrieval.satellite_encoder or self.generator.encoder
+        return self.retrieval.embed_satellite(encoder(self.normalise(polar)).features)
 
     def embed_street(self, street: Tensor) -> Tensor:
         """Street panoramas, north in the middle column -> unit descriptors B x D."""
         return self.retrieval.embed_street(self.normalise(street))
 
     def synthesize(self, polar: Tensor) -> Tensor:
-        """Polar satellite images -> street views B 3 H W in [-1, 1]."""
-        street: Tensor = self.generator(self.normalise(polar))[0]
-        return street
+        """Polar satellite images -> street views B 3 H W in [-1, 1]. Raises `NoSynthesisError`."""
+        return self.synthesize_and_embed(polar)[0]
+
+    def synthesize_and_embed(self, polar: Tensor) -> tuple[Tensor, Tensor]:
+        """What `synthesize` and `embed_satellite` give, with one pass of an encoder where they share it."""
+        if not self.config.synthesizes:
+            raise NoSynthesisError(
+                f"the model was trained with model.ablation={self.config.ablation!r}: it synthesises no street views"
+            )
+        images = self.normalise(polar)
+        views, features = self.generator(images)
+        if self.retrieval.satellite_encoder is not None:
+            features = self.retrieval.satellite_encoder(images).features
+        return views, self.retrieval.embed_satellite(features)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); floating point is taken as it is.

@@ -43,7 +43,7 @@ class Logbook:
             self._last_line = now
             rate = self.pairs_per_second()
             left = (total - done + (self.epochs - epoch - 1) * total) * pairs / rate
-            figures = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN)
+            figures = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN if name in losses)
             logger.info(
                 "epoch %d/%d step %d/%d %s %.1f pairs/s, about %s left",
                 *(epoch + 1, self.epochs, done, total, figures, rate, _duration(left)),

@@ -37,7 +37,10 @@ class NotFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Piece:
-    """Pairs of this worker and what G makes of them; with the graph only where they are all its pairs."""
+    """Pairs of this worker and what G makes of them; with the graph only where they are all its pairs.
+
+    Without a generator (`retrieval_only`) it makes nothing: `fake` and `features` are empty.
+    """
 
     satellite: Tensor
     street: Tensor
@@ -62,7 +65,9 @@ class TrainingStep:
     """The three networks' optimisers and one alternating update of each per call.
 
     Every worker calls it with its share of the global batch; the gradients are those of the global batch,
-    whatever the shares. `optimizers` maps generator, discriminator and retrieval to their Adam.
+    whatever the shares. `optimizers` maps generator, discriminator and retrieval to their Adam. An ablation
+    (`model.ablation`; supplement, section C) leaves out the updates of networks and the terms of losses that it is
+    without.
     """
 
     def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
@@ -75,9 +80,11 @@ class TrainingStep:
             "discriminator": train.lr_discriminator,
             "retrieval": train.lr_retrieval,
         }
+        idle = {"generator": not model.config.synthesizes, "discriminator": not model.config.adversarial}
         self.optimizers = {
             name: torch.optim.Adam(_trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8)
             for name, rate in rates.items()
+            if not idle.get(name, False)
         }
 
     def __call__(
@@ -98,7 +105,7 @@ class TrainingStep:
             discard: mining percentage.
 
         Returns: losses of the global batch by name (`LOSS_NAMES`), `kept` and `valid` triplets, and the norms of the
-        three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`).
+        three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`); an ablation's are fewer.
 
         Raises:
             NotFiniteError: on every worker alike. What the forward pass makes of a bad pair or of bad weights is
@@ -108,38 +115,62 @@ class TrainingStep:
         assert len(batch.shares) == world_size(), (shares, world_size())
         model = self.model
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            power_iterate(model.generator)
+            if model.config.synthesizes:
+                power_iterate(model.generator)
             pieces = self._generate(satellite, street)
 
-            power_iterate(model.discriminator)
-            d_parts: list[Tensor] = []
-            d = Gradients(model.discriminator, self._discriminator_losses(pieces, batch.pairs, d_parts))
+            d, losses = self._discriminator_gradients(pieces, batch.pairs) if model.config.adversarial else (None, {})
+            power_iterate(model.retrieval)
             with track_statistics(model.retrieval):
                 embedded = self._embed(pieces, graph=len(pieces) == 1)
             found, at_descriptors = self._triplets(embedded, batch)
             r = Gradients(model.retrieval, self._retrieval_losses(pieces, embedded, at_descriptors))
-            losses = _summed(d_loss=torch.stack(d_parts).sum(), r_loss=found.loss / world_size())
-            norms = _finite(**losses, d_grad_norm=d.norm(), r_grad_norm=r.norm())
-            self.optimizers["discriminator"].step()
+            losses = _summed(**losses, r_loss=found.loss / world_size())
+            norms = {} if d is None else {"d_grad_norm": d.norm()}
+            values = _finite(**losses, **norms, r_grad_norm=r.norm())
+            if d is not None:
+                self.optimizers["discriminator"].step()
             if found.kept:
                 self.optimizers["retrieval"].step()
 
-            with frozen(model.discriminator, model.retrieval):
+            if model.config.synthesizes:
+                values |= self._update_generator(pieces, batch)
+        return {**values, "kept": float(found.kept), "valid": float(found.valid)}
+
+    def _discriminator_gradients(self, pieces: Sequence[Piece], pairs: int) -> tuple[Gradients, dict[str, Tensor]]:
+        """D's gradients and its loss."""
+        power_iterate(self.model.discriminator)
+        parts: list[Tensor] = []
+        gradients = Gradients(self.model.discriminator, self._discriminator_losses(pieces, pairs, parts))
+        return gradients, {"d_loss": torch.stack(parts).sum()}
+
+    def _update_generator(self, pieces: Sequence[Piece], batch: GlobalBatch) -> dict[str, float]:
+        """G's step through the updated D and R, which receive no gradient. Returns its losses and its norm."""
+        model = self.model
+        terms: dict[str, Tensor] = {}
+        with frozen(model.discriminator, model.retrieval):
+            at_descriptors: list[Descriptors] | None = None
+            if not model.config.separate_encoder:
                 again, at_descriptors = self._triplets(self._embed(pieces, graph=False), batch)
-                g_parts: list[Tensor] = []
-                g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch.pairs, g_parts))
-        gan, l1 = torch.stack(g_parts).sum(0)
-        ret_weighted, l1_weighted = self.loss.lambda_ret * again.loss / world_size(), self.loss.lambda_l1 * l1
-        g_loss = self.loss.lambda_gan * gan + ret_weighted + l1_weighted
-        losses = _summed(gan=gan, ret_weighted=ret_weighted, l1_weighted=l1_weighted, g_loss=g_loss)
-        values = _finite(**losses, g_grad_norm=g.norm())
+                terms["ret_weighted"] = self.loss.lambda_ret * again.loss / world_size()
+            parts: list[Tensor] = []
+            g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch.pairs, parts))
+        gan, l1 = torch.stack(parts).sum(0)
+        if model.config.adversarial:
+            terms["gan"] = gan
+        terms["l1_weighted"] = self.loss.lambda_l1 * l1
+        weights = {"gan": self.loss.lambda_gan}
+        g_loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        values = _finite(**_summed(**terms, g_loss=g_loss), g_grad_norm=g.norm())
         self.optimizers["generator"].step()
-        return {**norms, **values, "kept": float(found.kept), "valid": float(found.valid)}
+        return values
 
     def _generate(self, satellite: Tensor, street: Tensor) -> list[Piece]:
         """G's forward pass, with a graph only where one piece is everything."""
         size = self.micro_batch or max(1, len(satellite))
         parts = list(zip(torch.split(satellite, size), torch.split(street, size), strict=True))
+        if not self.model.config.synthesizes:
+            return [Piece(polar, panorama, polar[:0], polar[:0]) for polar, panorama in parts]
         with torch.set_grad_enabled(len(parts) == 1):
             return [Piece(polar, panorama, *self.model.generator(polar)) for polar, panorama in parts]
 
@@ -164,9 +195,17 @@ class TrainingStep:
         retrieval = self.model.retrieval
         with torch.set_grad_enabled(graph):
             return [
-                (retrieval.embed_satellite(piece.features.detach()), retrieval.embed_street(piece.street))
+                (retrieval.embed_satellite(self._features(piece)), retrieval.embed_street(piece.street))
                 for piece in pieces
             ]
+
+    def _features(self, piece: Piece) -> Tensor:
+        """The satellite's local features as R sees them: without a way back to G, or of an encoder of its own."""
+        encoder = self.model.retrieval.satellite_encoder
+        if encoder is None:
+            return piece.features.detach()
+        own: Tensor = encoder(piece.satellite).features
+        return own
 
     def _triplets(self, embedded: Sequence[Descriptors], batch: GlobalBatch) -> tuple[Triplets, list[Descriptors]]:
         """The triplet loss of the global batch, alike on every worker, and its gradient at its own descriptors."""
@@ -191,18 +230,27 @@ class TrainingStep:
             yield (satellite * at_satellite).sum() + (street * at_street).sum()
 
     def _generator_losses(
-        self, pieces: Sequence[Piece], gradients: Sequence[Descriptors], pairs: int, parts: list[Tensor]
+        self, pieces: Sequence[Piece], gradients: Sequence[Descriptors] | None, pairs: int, parts: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The same in G's weights and for G's loss; each piece's GAN and L1 terms are also appended to `parts`."""
-        for piece, (at_satellite, _) in zip(pieces, gradients, strict=True):
+        """The same in G's weights and for G's loss; each piece's GAN and L1 terms are also appended to `parts`.
+
+        Without `gradients` there is no retrieval term, and in an ablation without D the GAN term is nought.
+        """
+        for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
             fake, features = (piece.fake, piece.features) if whole else self.model.generator(piece.satellite)
-            logits = at_least_float32(self.model.discriminator(torch.cat([piece.satellite, fake], 1)))
-            gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
             l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
+            loss, gan = self.loss.lambda_l1 * l1, torch.zeros_like(l1)
+            if self.model.config.adversarial:
+                logits = at_least_float32(self.model.discriminator(torch.cat([piece.satellite, fake], 1)))
+                gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
+                loss = loss + self.loss.lambda_gan * gan
+            if gradients is not None:
+                at_satellite = gradients[number][0]
+                triplet = (self.model.retrieval.embed_satellite(features) * at_satellite).sum()
+                loss = loss + self.loss.lambda_ret * triplet
             parts.append(torch.stack([gan.detach(), l1.detach()]))
-            triplet = (self.model.retrieval.embed_satellite(features) * at_satellite).sum()
-            yield self.loss.lambda_gan * gan + self.loss.lambda_ret * triplet + self.loss.lambda_l1 * l1
+            yield loss
 
 
 class Gradients:
