@@ -6,6 +6,7 @@ resizes itself (FID and KID: bilinear, to 299 x 299 for inception and to 224 x 2
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -132,10 +133,10 @@ def _distances(backbone: Any, subset: int) -> dict[str, Any]:
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    return {
-        "fid": FrechetInceptionDistance(feature=backbone).set_dtype(torch.float64),
-        "kid": KernelInceptionDistance(feature=backbone, subset_size=subset),
-    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*save all extracted features in buffer")  # 2048 numbers an image
+        kid = KernelInceptionDistance(feature=backbone, subset_size=subset)
+    return {"fid": FrechetInceptionDistance(feature=backbone).set_dtype(torch.float64), "kid": kid}
 
 
 def _bring(file: str, weights: str | None) -> None:

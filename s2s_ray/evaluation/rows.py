@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -38,8 +40,9 @@ class StoredRows:
     def __init__(self, count: int, width: int) -> None:
         self.shape = torch.Size((count, width))
         self.device = torch.device("cpu")
-        self._folder = tempfile.TemporaryDirectory(prefix="s2s-descriptors-")
-        self._path = Path(self._folder.name) / "rows.f32"
+        folder = tempfile.mkdtemp(prefix="s2s-descriptors-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._path = Path(folder) / "rows.f32"
         with self._path.open("wb") as file:
             file.truncate(count * width * 4)
 

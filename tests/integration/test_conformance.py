@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2s_ray import cli
 from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.geometry import polar_transform
+from s2s_ray.inference import Embedder
 from s2s_ray.model.released import read_released
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
@@ -29,12 +32,18 @@ FORWARDS = ("fake", "features", "sat_embedding", "street_embedding", "d")
 
 
 @pytest.fixture(scope="module")
-def model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> S2S:
-    """The authors' networks with seeded weights, in evaluation mode; the cycles train it."""
+def released(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in the layout of the authors' checkpoints with seeded weights."""
     path = tmp_path_factory.mktemp("released") / "released.pth"
     script = shared / "conformance" / "released_checkpoint.py"
     subprocess.run([sys.executable, str(script), "make", str(SALT), str(path)], check=True)
-    model, unused = read_released(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(released: Path) -> S2S:
+    """The authors' networks with seeded weights, in evaluation mode; the cycles train it."""
+    model, unused = read_released(released)
     assert unused == []
     return model
 
@@ -124,3 +133,31 @@ def test_the_polar_transform(shared: Path) -> None:
     values = polar.permute(1, 2, 0).reshape(-1).numpy()
     picked = values[np.random.RandomState(1).randint(0, values.size, len(expected))]
     assert np.abs(picked - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(("prefix", "zipped"), [("module.", False), ("", True)])
+def test_the_import_verb(
+    shared: Path, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str, zipped: bool
+) -> None:
+    """The authors' files are in the legacy serialisation, their keys begin with `module.`."""
+    tree = torch.load(released, weights_only=True)
+    for section in ("generator_model_dict", "discriminator_model_dict", "retriebal_model_dict"):
+        tree[section] = {prefix + key.removeprefix("module."): tensor for key, tensor in tree[section].items()}
+    tree["generator_model_dict"][f"{prefix}begin_conv.extra"] = torch.zeros(1)
+    torch.save(tree, tmp_path / "file.pth", _use_new_zipfile_serialization=zipped)
+    verb = ["checkpoint", "import", str(tmp_path / "file.pth"), "--out", str(tmp_path / "checkpoint")]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*verb, "--strict"])
+    assert "keys without a place: generator_model_dict.begin_conv.extra" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint").exists()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*verb, "--trained-on", "cvact"])
+    assert "not used: generator_model_dict.begin_conv.extra" in capsys.readouterr().out
+    script = shared / "conformance" / "released_checkpoint.py"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(
+        [sys.executable, str(script), "check", str(SALT), str(tmp_path / "checkpoint")], check=True, env=environment
+    )
+    embedder = Embedder.load(str(tmp_path / "checkpoint"))
+    assert embedder.geometry.polar_contrast == "stretch"
+    assert embedder.geometry.panorama_rows == (0.25, 0.75)

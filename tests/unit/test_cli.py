@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
-from s2s_ray import cli
+from s2s_ray import cli, storage
+from s2s_ray.checkpoint import save_model
 from s2s_ray.cluster import StoppedError
+from s2s_ray.config import EvaluationConfig, ModelConfig
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.prepare import prepare
+from s2s_ray.evaluation.evaluate import evaluate
+from s2s_ray.model.s2s import S2S
 from s2s_ray.training import ray_train
 from s2s_ray.training.loop import DivergedError
 from s2s_ray.tuning import sweep
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
 
 
 @pytest.mark.parametrize(
@@ -44,3 +55,40 @@ def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["config", "-s", "train.batch=none"])
     assert capsys.readouterr().err.startswith("s2s: train.batch='none': Input should be a valid integer")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> dict[str, str]:
+    """A data set of twelve test pairs, a narrow checkpoint with random weights and its recall at 5, in percent."""
+    folder = tmp_path_factory.mktemp("measured")
+    pairs = pair_folder(folder / "pairs")
+    for split, count in (("train", 3), ("test", 12)):
+        for number in range(count):
+            pairs.add(f"{split}-{number}", split, latitude=-35.3 + number / 1000, longitude=149.1)
+    prepare(pairs.config(folder / "data"))
+    torch.manual_seed(0)
+    model = S2S(ModelConfig(height=32, width=40, channels=4, residual_blocks=1, street_blocks=(1, 1, 1), masks=2))
+    save_model(model, {"run": "none", "step": 0}, folder / "local")
+    storage.publish(folder / "local", str(folder / "checkpoint"))
+    dataset = PairDataset(str(folder / "data"), "test")
+    recall = evaluate(model, dataset, EvaluationConfig(batch=4)).street_to_satellite.recall["5"]
+    return {"data": str(folder / "data"), "checkpoint": str(folder / "checkpoint"), "r5": f"{100 * recall:.2f}"}
+
+
+def test_a_checkpoint_is_measured_again(measured: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    def verify(*arguments: str) -> int:
+        try:
+            cli.main(["checkpoint", "verify", measured["checkpoint"], "--data", measured["data"], *arguments])
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    assert verify("--expect", f"r5={measured['r5']}", "--expect", "r1=0") == 0
+    assert f"R@5 {measured['r5']}% of 12 tiles" in capsys.readouterr().out
+    assert verify("--expect", "r1=100", "--expect", "r5=99.9") == 1
+    error = capsys.readouterr().err
+    assert "r1 is " in error
+    assert "below the expected 99.9% (tolerance 0.5)" in error
+    assert verify("--expect", "r1=100", "--set", "evaluation.radius_m=100000") == 0  # every tile is correct
+    assert verify("--expect", "top1=3") == 2
+    assert "--expect 'top1=3': expected one of r1, r5, r10, r1%" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +19,10 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.evaluation import evaluate as evaluation
 from s2s_ray.evaluation.descriptors import embed_dataset, embed_indices, evaluating
 from s2s_ray.evaluation.evaluate import evaluate
+from s2s_ray.evaluation.expectation import Expectation, ExpectationError, check_geometry, measure_recall
 from s2s_ray.evaluation.galleries import RetrievalRow
 from s2s_ray.evaluation.image_quality import measure
-from s2s_ray.evaluation.recall import DescriptorError
+from s2s_ray.evaluation.recall import DescriptorError, recall_at_k
 from s2s_ray.model.s2s import S2S
 
 HEIGHT, WIDTH, PAIRS = 32, 72, 7
@@ -155,6 +157,74 @@ def test_the_report_equals_the_pairs_one_by_one(model: S2S, dataset: PairDataset
     for uri in tree["pictures"]:
         with Image.open(uri) as image:
             assert image.width == 1200
+
+
+@pytest.mark.slow
+def test_the_results_query_by_query(model: S2S, dataset: PairDataset, tmp_path: Path) -> None:
+    config = EvaluationConfig(batch=3, gallery_rows=0, radius_m=5.0, chunk=4)
+    report = evaluate(model, dataset, config, out=str(tmp_path))
+    rows = pq.read_table(tmp_path / "queries.parquet").to_pylist()
+    street, satellite, views = one_by_one(model, dataset)
+    table = (street[:, None].double() - satellite[None].double()).square().sum(2)
+    order = table.argsort(1)[:, :5].tolist()
+    assert [row["id"] for row in rows] == dataset.ids
+    assert [row["rank_street_to_satellite"] for row in rows] == report.street_to_satellite.ranks.tolist()
+    assert [row["rank_satellite_to_street"] for row in rows] == report.satellite_to_street.ranks.tolist()
+    assert [row["correct_tiles"] for row in rows] == [2, 2, 1, 1, 1, 1, 1]
+    for query, row in enumerate(rows):
+        assert row["top_ids"] == [dataset.ids[tile] for tile in order[query]]
+        assert row["top_descriptor_distances"] == pytest.approx(table[query][order[query]].tolist(), abs=1e-5)
+        for tile, metres in zip(order[query], row["top_metres"], strict=True):
+            if (query == PAIRS - 1) != (tile == PAIRS - 1):
+                assert metres is None  # another zone
+            else:
+                assert metres == pytest.approx(abs(float(dataset.positions[query, 0] - dataset.positions[tile, 0])))
+        difference = views[query] - (dataset[query].street / 127.5 - 1)
+        assert row["l1"] == pytest.approx(difference.abs().mean().item(), rel=1e-5)
+    assert report.as_dict()["protocol"].startswith("the pair's own tile and those within 5 m of it are correct; ties")
+
+
+@pytest.mark.parametrize("ablation", ["retrieval_only", "separate_features"])
+def test_ablations_are_measured_without_a_special_case(ablation: str, dataset: PairDataset, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = S2S(ModelConfig.model_validate(SMALL | {"ablation": ablation}))
+    report = evaluate(other, dataset, EvaluationConfig(batch=4), out=str(tmp_path))
+    other.eval()
+    samples = [dataset[i] for i in range(PAIRS)]
+    with torch.no_grad():
+        satellite = torch.cat([other.embed_satellite(sample.polar[None]) for sample in samples])
+        street = torch.cat([other.embed_street(sample.street[None]) for sample in samples])
+    assert torch.equal(report.street_to_satellite.ranks, recall_at_k(street, satellite).ranks)
+    assert ("l1" in report.as_dict()) == (ablation != "retrieval_only")
+    assert (tmp_path / "synthesis.png").exists() == (ablation != "retrieval_only")
+
+
+class TestExpectation:
+    @pytest.mark.parametrize("text", ["r1", "r1=x", "r2=50", "r1=101", "r1=nan", "=5"])
+    def test_what_is_none(self, text: str) -> None:
+        with pytest.raises(ExpectationError, match=r"expected one of r1, r5, r10, r1% and a recall in percent"):
+            Expectation.parse(text)
+
+    def test_met_and_missed(self, model: S2S, dataset: PairDataset) -> None:
+        street, satellite, _ = one_by_one(model, dataset)
+        expected = recall_at_k(street, satellite)
+        result = measure_recall(model, dataset, EvaluationConfig(batch=3), "cpu")
+        assert result.recall == expected.recall
+        percent = 100 * expected.recall["5"]
+        assert Expectation.parse(f"R5={percent:.2f}%").missed(result, 0.5) is None
+        assert Expectation("r5", percent + 0.4).missed(result, 0.5) is None
+        missed = Expectation("r5", percent + 0.6).missed(result, 0.5)
+        assert missed is not None
+        assert missed.startswith(f"r5 is {percent:.2f}%, 0.60 points below the expected")
+
+    def test_another_treatment_is_told(self, dataset: PairDataset, caplog: pytest.LogCaptureFixture) -> None:
+        found = dataset.manifest.geometry
+        meta = {"dataset": {"geometry": found.model_dump(mode="json")}}
+        check_geometry("x", meta, found)
+        check_geometry("x", {}, found)
+        assert not caplog.records
+        check_geometry("x", meta, found.model_copy(update={"resize": "cubic"}))
+        assert "x was trained with resize=area, the data set has cubic" in caplog.text
 
 
 @pytest.mark.slow

@@ -51,6 +51,16 @@ def test_each_image_equals_the_definitions(pair: tuple[Tensor, Tensor]) -> None:
         assert values["l1"][index].item() == pytest.approx(np.abs(fake - true).mean(), abs=1e-6)
         ssim = ssim_by_definition((fake + 1) / 2, (true + 1) / 2)
         assert values["ssim"][index].item() == pytest.approx(ssim, abs=1e-6)
+        apart = []
+        for c in range(3):
+            for i in range(1, 14):
+                for j in range(1, 23):
+                    steps = [
+                        abs(image[c, i, j] - image[c, i - 1, j]) + abs(image[c, i, j] - image[c, i, j - 1])
+                        for image in ((fake + 1) / 2, (true + 1) / 2)
+                    ]
+                    apart.append(abs(steps[0] - steps[1]))
+        assert values["sharpness"][index].item() == pytest.approx(-10 * math.log10(np.mean(apart)), abs=1e-4)
 
 
 def test_constant_images_have_closed_forms() -> None:
@@ -65,7 +75,7 @@ def test_constant_images_have_closed_forms() -> None:
 def test_an_exact_copy_is_finite(pair: tuple[Tensor, Tensor]) -> None:
     values = measure(pair[1], pair[1])
     assert values["l1"].tolist() == [0.0] * 3
-    assert values["psnr"].tolist() == [100.0] * 3
+    assert values["psnr"].tolist() == values["sharpness"].tolist() == [100.0] * 3
     assert values["ssim"].tolist() == pytest.approx([1.0] * 3)
 
 

@@ -18,6 +18,7 @@ from s2s_ray.evaluation.recall import (
     recall_at_k,
     require_finite,
 )
+from s2s_ray.evaluation.rows import StoredRows
 
 
 def brute_force_ranks(
@@ -212,3 +213,35 @@ def test_what_does_not_fit_together_is_refused() -> None:
         recall_at_k(unit[:0], unit)
     with pytest.raises(ValueError, match="each row needs one"):
         recall_at_k(unit, unit, nearby=Nearby(places(5, 0), places(4, 0), 5.0))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+@pytest.mark.parametrize("gallery_chunk", [1, 4, 9, 100])
+def test_the_nearest_tiles_are_the_first_ones_of_a_tie(chunk: int, gallery_chunk: int) -> None:
+    queries, gallery = descriptors_with_ties(9, 40, seed=3)
+    distances, tiles = nearest(queries, gallery, 6, chunk=chunk, gallery_chunk=gallery_chunk)
+    table = (queries[:, None].double() - gallery[None].double()).square().sum(2)
+    for q in range(9):
+        rounded = [(round(float(value), 9), index) for index, value in enumerate(table[q])]
+        assert tiles[q].tolist() == [index for _, index in sorted(rounded)[:6]]
+    assert distances.tolist() == pytest.approx(table.gather(1, tiles), abs=1e-9)
+
+
+def test_rows_in_a_file_rank_as_rows_in_memory() -> None:
+    queries, gallery = descriptors_with_ties(23, 31, seed=4)
+    stored = [StoredRows(*rows.shape) for rows in (queries, gallery)]
+    for rows, store in zip((queries, gallery), stored, strict=True):
+        for start in range(0, len(rows), 7):
+            store[start : start + 7] = rows[start : start + 7]
+        assert torch.equal(store[:], rows)
+        assert torch.equal(store[5:5], rows[5:5])
+        assert torch.equal(store[torch.tensor([3, 0, 3])], rows[[3, 0, 3]])
+    near = Nearby(places(23, 1), places(31, 2), 1.25)
+    options = {"truth": torch.arange(23), "nearby": near, "chunk": 6, "gallery_chunk": 5}
+    one, other = recall_at_k(queries, gallery, **options), recall_at_k(*stored, **options)  # type: ignore[arg-type]
+    assert torch.equal(one.ranks, other.ranks)
+    assert one.recall == other.recall
+    assert torch.equal(nearest(queries, gallery, 4)[1], nearest(*stored, 4, chunk=6)[1])
+    stored[0][2:3] = torch.full((1, 5), math.nan)
+    with pytest.raises(DescriptorError, match=r"1 of 23 query descriptors hold NaN or infinity .first by row: 2."):
+        recall_at_k(*stored, truth=torch.zeros(23, dtype=torch.int64))
