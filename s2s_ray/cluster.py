@@ -41,7 +41,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     runtime_env = {"worker_process_setup_hook": log_plainly}
     if private:
-        ray.init(num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
+        # "local": else one that somebody else runs on this machine would be taken
+        ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
         ray.init(configure_logging=False, runtime_env=runtime_env)
     try:

@@ -1,0 +1,81 @@
+"""How much memory a training cycle takes, for each `train.micro_batch`, at a global batch of 32 pairs.
+
+    python benchmarks/memory.py                    # paper's size on this CPU: a quarter of an hour on two cores
+    python benchmarks/memory.py --device cuda
+
+Each is measured in a process of its own over two cycles, the second with Adam's moments in place: on a GPU the largest
+sum of allocated tensors, on a CPU the largest resident size less what the imports take (convolutions' scratch space is
+in it). Weights, gradients, moments and the batch itself are part of both. Frozen batch statistics, as pieces need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from s2s_ray.config import load_config
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.step import TrainingStep
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak bytes and seconds of the second cycle, in this process."""
+    pieces = [f"train.micro_batch={arguments.measure}", "model.street_batchnorm=frozen", "model.street_weights=random"]
+    config = load_config(arguments.preset, [*pieces, f"train.batch={arguments.batch}", *arguments.set])
+    before = _resident()
+    torch.manual_seed(0)
+    model = S2S(config.model).to(arguments.device).train()
+    cycle = TrainingStep(model, config.loss, config.train)
+    shape = (arguments.batch, 3, config.model.height, config.model.width)
+    satellite, street = (torch.rand(shape, device=arguments.device) * 2 - 1 for _ in range(2))
+    for _ in range(2):
+        started = time.monotonic()
+        cycle(satellite, street)
+    peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else _resident() - before
+    return {"bytes": peak, "seconds": time.monotonic() - started}
+
+
+def _resident() -> int:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> int:
+    """Print a line for each size of a piece."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pieces", type=int, nargs="+", default=[1, 2, 4, 8, 32])
+    parser.add_argument("--set", action="append", default=[], help="a.b=value; train.precision=bf16, for one")
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments)))
+        return 0
+    whole: dict[str, float] | None = None
+    for size in sorted(arguments.pieces, reverse=True):
+        command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--measure", str(size)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"micro_batch {size:3d}: did not run (exit code {done.returncode}): {done.stderr[-300:]}", flush=True)
+            continue
+        found = json.loads(done.stdout)
+        line = f"micro_batch {size:3d} of {arguments.batch}: {found['bytes'] / 2**30:5.1f} GiB"
+        if whole is not None:
+            line += f", {found['bytes'] / whole['bytes']:.2f} of the memory, {found['seconds'] / whole['seconds']:.2f}"
+            line += " of the time"
+        whole = whole or found
+        print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
