@@ -21,7 +21,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 ATTEMPTS = 5
+"""Of a store that has not answered this process yet: its address may be wrong, and the user waits."""
+PATIENT_ATTEMPTS = 16
+"""Of one that has: it comes back, and a run of days waits some minutes for it."""
 FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 20.0
+CONNECT_TIMEOUT_S = 5
+STALL_TIMEOUT_S = 20
+"""A transfer of which nothing came for so long is given up and tried again."""
+_OTHERS_ATTEMPTS = 10  # by the SDK itself, for libraries that are given a file system
 _TRANSIENT = (
     "NETWORK_CONNECTION",
     "SLOW_DOWN",
@@ -44,6 +52,7 @@ _REFUSED = (
     "HTTP status 403",
 )
 _systems: dict[tuple[object, ...], fs.FileSystem] = {}
+_answered: set[tuple[str, str | None]] = set()  # scheme and endpoint of the stores that have answered
 
 
 class StorageError(ValueError):
@@ -52,6 +61,10 @@ class StorageError(ValueError):
 
 class NotFoundError(StorageError):
     """There is no such file, directory or bucket."""
+
+
+class DamagedError(StorageError):
+    """A file is there and is not what was written: it fails its checksum."""
 
 
 def is_local(uri: str) -> bool:
@@ -82,27 +95,41 @@ def remotely(uri: str, operation: Callable[[fs.FileSystem, str], T]) -> T:
 
     The operation must be safe to repeat. Raises `NotFoundError` or `StorageError`.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    server = (uri.partition("://")[0], _endpoint())
+    attempt = 0
+    while True:
+        attempt += 1
         try:
-            return operation(*_resolve(uri))
-        except FileNotFoundError:
-            raise NotFoundError(_missing(uri)) from None
+            result = _attempt(uri, operation)
+            _answered.add(server)
+            return result
+        except NotFoundError:
+            _answered.add(server)
+            raise
         except OSError as error:
-            fault = str(error)
-            if attempt == ATTEMPTS or not any(mark in fault for mark in _TRANSIENT):
+            fault, attempts = str(error), PATIENT_ATTEMPTS if server in _answered else ATTEMPTS
+            if attempt >= attempts or not any(mark in fault for mark in _TRANSIENT):
                 raise StorageError(_explain(uri, fault)) from error
-            pause = FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-            log.warning("%s: attempt %d of %d failed, again in %.1f s (%s)", uri, attempt, ATTEMPTS, pause, fault)
+            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            log.warning("%s: attempt %d of %d failed, again in %.1f s (%s)", uri, attempt, attempts, pause, fault)
             time.sleep(pause)
-    raise AssertionError("unreachable")
+
+
+def _attempt(uri: str, operation: Callable[[fs.FileSystem, str], T]) -> T:
+    try:
+        return operation(*_resolve(uri))
+    except FileNotFoundError:
+        raise NotFoundError(_missing(uri)) from None
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of a URI and the path in it, for libraries that take both."""
-    return (fs.LocalFileSystem(), str(local_path(uri).absolute())) if is_local(uri) else _resolve(uri)
+    """The pyarrow file system of a URI and the path in it, for libraries that take both; it tries again by itself."""
+    if is_local(uri):
+        return fs.LocalFileSystem(), str(local_path(uri).absolute())
+    return _resolve(uri, _OTHERS_ATTEMPTS)
 
 
-def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
+def _resolve(uri: str, attempts: int = 1) -> tuple[fs.FileSystem, str]:
     if not uri.startswith("s3://"):
         try:
             system, path = fs.FileSystem.from_uri(uri)
@@ -113,10 +140,11 @@ def _resolve(uri: str) -> tuple[fs.FileSystem, str]:
     bucket = path.partition("/")[0]
     if not bucket:
         raise StorageError(f"{uri}: expected s3://BUCKET/PATH")
-    return _s3(bucket), path
+    return _s3(bucket, attempts), path
 
 
-def _s3(bucket: str) -> fs.FileSystem:
+def _s3(bucket: str, attempts: int = 1) -> fs.FileSystem:
+    """The client of a bucket. One attempt for `remotely`, which tries again for all file systems alike."""
     endpoint = _endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint is None and region is None:
@@ -125,7 +153,7 @@ def _s3(bucket: str) -> fs.FileSystem:
         os.environ.get(f"AWS_{part}") for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE")
     )
     # a client is not shared with a forked child, nor kept when the environment changes
-    key = (os.getpid(), endpoint, region, identity)
+    key = (os.getpid(), endpoint, region, identity, attempts)
     if key not in _systems:
         if endpoint is not None:
             # servers other than AWS often refuse the trailing checksums that the SDK sends by default
@@ -136,10 +164,9 @@ def _s3(bucket: str) -> fs.FileSystem:
             scheme=scheme or None,
             endpoint_override=host or None,
             allow_delayed_open=True,
-            connect_timeout=5,
-            request_timeout=30,
-            # `remotely` tries again, for all file systems alike
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+            connect_timeout=CONNECT_TIMEOUT_S,
+            request_timeout=STALL_TIMEOUT_S,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
         )
     return _systems[key]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -20,13 +21,23 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
-from s2s_ray.filesystem import NotFoundError, StorageError, is_local, local_faults, local_path, remotely
+from s2s_ray.filesystem import (
+    DamagedError,
+    NotFoundError,
+    StorageError,
+    is_local,
+    local_faults,
+    local_path,
+    remotely,
+)
 
 __all__ = [
     "MANIFEST",
+    "DamagedError",
     "NotFoundError",
     "StorageError",
     "absolute",
+    "check",
     "delete",
     "download",
     "exists",
@@ -49,6 +60,8 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _CHUNK = 8 << 20
@@ -149,7 +162,7 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(read_bytes(uri))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{uri} is not JSON ({error}): it is damaged or something else") from None
+        raise DamagedError(f"{uri} is not JSON ({error}): it is damaged or something else") from None
 
 
 def write_json(uri: str, tree: Any) -> None:
@@ -164,8 +177,7 @@ def download(uri: str, path: Path) -> None:
         with system.open_input_file(remote) as source, _replacing(path) as target:
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
-            if target.tell() != source.size():
-                raise OSError(f"the transfer ended early, after {target.tell()} of {source.size()} bytes")
+            _require_whole(target.tell(), source.size())
 
     if is_local(uri):
         with open_input(uri) as source, local_faults(str(path)), _replacing(path) as target:
@@ -217,7 +229,11 @@ def sha256(content: Path | bytes | memoryview) -> str:
 def publish(directory: Path, uri: str) -> None:
     """Copy every file of a local directory to a URI, and its `manifest.json` (sizes, checksums) last.
 
-    A published directory without a manifest does not exist, so one cut short is never mistaken for a whole one.
+    A published directory without a manifest does not exist, so one cut short is never mistaken for a whole one. Each
+    file is read back before the manifest is written: what is published was whole.
+
+    Raises:
+        DamagedError: the store gives back something else than it was given, twice.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / MANIFEST)
     if not files:
@@ -226,9 +242,21 @@ def publish(directory: Path, uri: str) -> None:
     entries = {}
     for path in files:
         relative = path.relative_to(directory).as_posix()
-        upload(path, join(uri, relative))
-        entries[relative] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        length, digest = path.stat().st_size, sha256(path)
+        _upload_whole(path, join(uri, relative), length, digest)
+        entries[relative] = {"bytes": length, "sha256": digest}
     write_json(join(uri, MANIFEST), {"files": entries})
+
+
+def _upload_whole(path: Path, uri: str, length: int, digest: str) -> None:
+    """Upload a file and read it back, twice if need be."""
+    upload(path, uri)
+    try:
+        _check_file(uri, length, digest)
+    except DamagedError as error:
+        log.warning("the upload is damaged, once more: %s", error)
+        upload(path, uri)
+        _check_file(uri, length, digest)
 
 
 def is_complete(uri: str) -> bool:
@@ -236,12 +264,58 @@ def is_complete(uri: str) -> bool:
     return exists(join(uri, MANIFEST))
 
 
+def check(uri: str) -> None:
+    """Read every file of a published directory where it is.
+
+    Raises:
+        DamagedError: one fails its checksum. NotFoundError: one is missing, or the manifest.
+    """
+    for relative, (length, digest) in _published(uri).items():
+        _check_file(join(uri, relative), length, digest)
+
+
+def _check_file(uri: str, length: int, digest: str) -> None:
+    found = _digest(uri)
+    if found != (length, digest):
+        raise _damaged(uri, found[1], digest)
+
+
+def _damaged(uri: str, found: str, expected: str) -> DamagedError:
+    return DamagedError(
+        f"{uri} fails its checksum (sha256 {found}, expected {expected}): it is damaged, publish it again"
+    )
+
+
+def _digest(uri: str) -> tuple[int, str]:
+    """Bytes and sha256 of a file, read piece by piece."""
+
+    def digest(system: fs.FileSystem, path: str) -> tuple[int, str]:
+        with system.open_input_file(path) as file:
+            hasher = hashlib.sha256()
+            while chunk := file.read(_CHUNK):
+                hasher.update(chunk)
+            _require_whole(file.tell(), file.size())
+            return file.tell(), hasher.hexdigest()
+
+    if is_local(uri):
+        path = local_path(uri)
+        with local_faults(uri):
+            return path.stat().st_size, sha256(path)
+    return remotely(uri, digest)
+
+
+def _require_whole(read: int, length: int) -> None:
+    if read != length:
+        raise OSError(f"the transfer ended early, after {read} of {length} bytes")
+
+
 def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
     """Bring a published directory to `into`, every file checked; those already there and whole are kept.
 
     With `only`, no more than the files of these names; without it `manifest.json` comes too.
 
-    Returns `into`. Raises `StorageError` naming the file that is missing or fails its checksum.
+    Returns `into`. Raises `StorageError` naming the file that is missing, `DamagedError` one that fails its
+    checksum.
     """
     files = _published(uri)
     for relative in files if only is None else only:
@@ -254,10 +328,7 @@ def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
         download(join(uri, relative), path)
         if (found := sha256(path)) != digest:
             path.unlink()
-            raise StorageError(
-                f"{join(uri, relative)} fails its checksum (sha256 {found}, expected {digest}): it is damaged, "
-                "publish it again"
-            )
+            raise _damaged(join(uri, relative), found, digest)
     if only is None:
         download(join(uri, MANIFEST), into / MANIFEST)
     return into
@@ -273,7 +344,7 @@ def _published(uri: str) -> dict[str, tuple[int, str]]:
             f"{uri} has no {MANIFEST}: nothing was published there, or its publication was cut short"
         ) from None
     except (KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{manifest} does not list published files ({error!r})") from None
+        raise DamagedError(f"{manifest} does not list published files ({error!r})") from None
     for relative in files:
         if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts:
             raise StorageError(f"{manifest} names {relative!r}, which is outside of the directory")

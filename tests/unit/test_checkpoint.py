@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,93 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(
     assert found is not None
     assert found.meta["step"] == 1
     assert "00000002" in caplog.text
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 3, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000003" / "trainer.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"all checkpoints below .* are damaged \(00000003\)"):
+        CheckpointStore(store.root).newest()
+
+
+def test_a_store_that_fails_is_not_taken_for_damage(
+    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, None)
+    store.flush()
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise storage.StorageError("somewhere cannot be reached")
+
+    monkeypatch.setattr(storage, "fetch", unreachable)
+    with pytest.raises(storage.StorageError, match="cannot be reached"):
+        store.newest()
+
+
+def test_a_damaged_checkpoint_does_not_push_out_one_that_can_be_used(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step in (1, 2, 3):
+        save(store, model, step, None)
+    store.flush()
+    assert store.steps() == [2, 3]
+    (tmp_path / "checkpoints" / "00000003" / "model.safetensors").write_bytes(b"torn")
+    again = CheckpointStore(store.root, keep=2)
+    save(again, model, 4, None)
+    again.flush()
+    assert again.steps() == [2, 4]
+    assert "00000003 is damaged and not used" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_not_the_best(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step, recall in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        save(store, model, step, recall)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000002" / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / "00000003" / "meta.json").write_bytes(b"{")
+    assert CheckpointStore(store.root).best() == 1
+    assert "00000002 is damaged" in caplog.text
+    assert "00000003 is damaged" in caplog.text
+
+
+def test_what_a_killed_upload_left_is_cleared(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (2, 9):
+        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"{step:08d}" / "model.safetensors").write_bytes(b"cut sh")
+    save(store, model, 3, None)
+    store.flush()
+    assert store.steps() == [3]
+    # a later one may be under way, by a worker that was given up
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "00000009"]
+
+
+def test_only_what_is_written_is_committed(model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, may_write, steps = storage.publish, threading.Event(), []
+
+    def slow(directory: Path, uri: str) -> None:
+        assert may_write.wait(60)
+        publish(directory, uri)
+        steps.append(uri)
+
+    monkeypatch.setattr(storage, "publish", slow)
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    assert store.committed is None
+    assert store.steps() == []
+    may_write.set()
+    save(store, model, 2, None)  # waits until the first is there
+    assert steps[:1] == [store.uri(1)]
+    store.flush()
+    assert store.committed == store.uri(2)
 
 
 def test_directory_without_manifest_does_not_exist(model: S2S, tmp_path: Path) -> None:

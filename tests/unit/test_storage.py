@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import filesystem, storage
-from s2s_ray.storage import NotFoundError, StorageError
+from s2s_ray.storage import DamagedError, NotFoundError, StorageError
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
     monkeypatch.setattr(filesystem.time, "sleep", made.append)
     monkeypatch.setattr(filesystem, "_resolve", lambda uri: (None, uri))
+    monkeypatch.setattr(filesystem, "_answered", set())
     return made
 
 
@@ -148,6 +149,18 @@ def test_a_fault_that_stays_ends_with_an_error_that_names_the_uri(pauses: list[f
         filesystem.remotely("gs://bucket/x", operation)
     assert operation.calls == filesystem.ATTEMPTS
     assert len(pauses) == filesystem.ATTEMPTS - 1
+
+
+def test_a_store_that_has_answered_is_given_minutes_to_come_back(pauses: list[float]) -> None:
+    assert filesystem.remotely("gs://bucket/x", Flaky()) == "done"
+    reset = OSError("Connection reset by peer")
+    patient = Flaky(*[reset] * (filesystem.PATIENT_ATTEMPTS - 1))
+    assert filesystem.remotely("gs://bucket/y", patient) == "done"
+    assert sum(pauses) > 120
+    assert max(pauses) < 1.25 * filesystem.LONGEST_PAUSE_S
+    with pytest.raises(StorageError, match="az://bucket/x: Connection reset"):
+        filesystem.remotely("az://bucket/x", Flaky(*[reset] * 99))  # of another store nothing is known yet
+    assert len(pauses) == filesystem.PATIENT_ATTEMPTS - 1 + filesystem.ATTEMPTS - 1
 
 
 @pytest.mark.parametrize(
@@ -224,6 +237,40 @@ def test_a_publication_cut_short_does_not_exist(release: Path, tmp_path: Path, m
     assert not storage.is_complete(uri)
     with pytest.raises(NotFoundError, match=r"store has no manifest\.json"):
         storage.fetch(uri, tmp_path / "into")
+
+
+def test_an_upload_that_arrives_damaged_is_made_again(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload, damaged = storage.upload, [True]
+
+    def spoil(path: Path, target: str) -> None:
+        upload(path, target)
+        if path.name == "a.bin" and damaged.pop(0):
+            (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999 + b"b")
+
+    monkeypatch.setattr(storage, "upload", spoil)
+    uri = str(tmp_path / "store")
+    damaged += [False]
+    storage.publish(release, uri)
+    assert "store/a.bin fails its checksum" in caplog.text
+    storage.check(uri)
+    damaged += [True, True]
+    with pytest.raises(DamagedError, match=r"store/a\.bin fails its checksum"):
+        storage.publish(release, uri)
+    assert not storage.is_complete(uri)  # the older one is gone, and the damaged one is not there
+
+
+def test_check_names_what_is_damaged_or_missing(release: Path, tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    storage.publish(release, uri)
+    storage.check(uri)
+    (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999)
+    with pytest.raises(DamagedError, match=r"store/a\.bin fails its checksum"):
+        storage.check(uri)
+    (tmp_path / "store" / "a.bin").unlink()
+    with pytest.raises(NotFoundError, match=r"store/a\.bin does not exist"):
+        storage.check(uri)
 
 
 def test_fetch_names_what_is_damaged_or_missing(release: Path, tmp_path: Path) -> None:
