@@ -277,6 +277,10 @@ class TrainConfig(Section):
     betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=1, description="Ray Train workers")
+    min_workers: int | None = Field(
+        None, ge=1, description="with fewer nodes, train with as few workers as this and grow back; default: `workers`"
+    )
+    resize_every_s: Positive = Field(60.0, description="seconds between looks for more nodes, with min_workers")
     use_gpu: bool = Field(False, description="one GPU per worker and nccl; false: gloo on CPUs")
     resources_per_worker: dict[str, Positive] = Field(
         default_factory=dict, description="Ray resources of a worker; default: 1 CPU, and 1 GPU with use_gpu"
@@ -298,6 +302,8 @@ class TrainConfig(Section):
     def _workers_have_pairs(self) -> Self:
         if self.workers > self.batch:
             raise ValueError(f"workers={self.workers} is more than batch={self.batch}: every worker needs a pair")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
         return self
 
 

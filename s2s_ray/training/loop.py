@@ -64,8 +64,8 @@ class Trainer:
     def fit(self, report: Report = lambda metrics: None, *, repeat: bool = False) -> list[dict[str, Any]]:
         """Train to the last epoch, from the newest checkpoint of the run if there is one.
 
-        `report` gets each epoch's figures, on every worker; with `repeat` first those of the epochs that were done
-        before. Returns the history: one entry an epoch.
+        `report` gets each epoch's figures, on every worker, and on the first the newest `checkpoint` that is stored,
+        which is not yet this epoch's own; with `repeat` first those of the epochs that were done before. Returns the history: one entry an epoch.
 
         Raises:
             DivergedError: a loss or a gradient is not finite, on every worker alike. No checkpoint of that state is
@@ -101,8 +101,12 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the saved position. Learning rates and betas stay the configured ones: they may be changed between."""
         for name, optimizer in self.cycle.optimizers.items():
+            configured = [_hyperparameters(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, hyperparameters in zip(optimizer.param_groups, configured, strict=True):
+                group.update(hyperparameters)
         self.mining.load_state_dict(state["mining"])
         self.history = state["history"]
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
@@ -202,8 +206,9 @@ class Trainer:
         self.epoch, self.batches_done, self._sums = self.epoch + 1, 0, {}
         if rank() == 0:
             logbook.epoch_ended(self.history)
-        uri = self._save(figures)
-        return {**figures, "checkpoint": uri}
+        self._save(figures)
+        # What is told as saved is saved: this epoch's own checkpoint is still on its way.
+        return {**figures, "checkpoint": self.store.committed}
 
     def _add_up(self, losses: dict[str, float], pairs: int) -> None:
         """Sums over the epoch's pairs. A batch without a triplet is left out of the retrieval losses and counted."""
@@ -222,7 +227,7 @@ class Trainer:
         means = {name: total / (with_triplets if name in RETRIEVAL else pairs) for name, total in sums.items()}
         return {**means, "batches_without_triplets": skipped}
 
-    def _save(self, metrics: dict[str, Any]) -> str:
+    def _save(self, metrics: dict[str, Any]) -> None:
         """Give the state to the store; the first worker writes for all."""
         if rank() == 0:
             manifest = self.train_set.manifest
@@ -230,6 +235,7 @@ class Trainer:
                 "run": self.config.train.name,
                 "step": self.global_step,
                 "epoch": self.epoch,
+                "workers": world_size(),
                 "metrics": metrics,
                 "model": self.config.model.model_dump(mode="json"),
                 "config": self.config.model_dump(mode="json"),
@@ -240,7 +246,6 @@ class Trainer:
                 },
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
-        return self.store.uri(self.global_step)
 
 
 def check_ready(config: Config) -> None:
@@ -255,6 +260,10 @@ def check_ready(config: Config) -> None:
     if steps := store.steps():
         uri = store.uri(steps[-1])
         check_resumable(uri, read_meta(uri), config, manifest.digest)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def _open(config: Config, split: Split, flip: float) -> PairDataset:

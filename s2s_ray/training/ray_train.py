@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from s2s_ray import storage
 from s2s_ray.cluster import StoppedError, in_thread
-from s2s_ray.config import Config
+from s2s_ray.config import Config, TrainConfig
 from s2s_ray.filesystem import open_filesystem
 from s2s_ray.training.loop import DivergedError, Report, Trainer, check_ready
 from s2s_ray.training.run import checkpoint_store, located, run_uri
@@ -49,8 +50,9 @@ def train(
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
         DivergedError: a loss is not finite.
-        StoppedError: Ctrl-C; the message names the newest checkpoint and how to go on.
-        ray.train.TrainingFailedError: workers failed more often than `train.max_failures`.
+        StoppedError: Ctrl-C; the message names the newest checkpoint and how to go on. Ray is shut down.
+        ray.train.TrainingFailedError: workers failed more often than `train.max_failures`; where one of the errors
+            above ended them, it is that error.
     """
     config = located(config)
     check_ready(config)
@@ -60,11 +62,7 @@ def train(
     trainer = ray.train.torch.TorchTrainer(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "tell": tell},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.workers,
-            use_gpu=config.train.use_gpu,
-            resources_per_worker=dict(config.train.resources_per_worker) or None,
-        ),
+        scaling_config=_scaling(config.train),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.train.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             # Never the run's own name: Ray Train would resume from its snapshot, and the store is the authority.
@@ -78,7 +76,10 @@ def train(
     try:
         result = in_thread(trainer.fit)
     except KeyboardInterrupt:
+        ray.shutdown()  # ends the workers: what is named below is not pruned by them any more
         raise StoppedError(_stopped(config)) from None
+    except ray.train.WorkerGroupError as error:
+        raise _cause(error) from error
     if result.metrics and "diverged" in result.metrics:
         raise DivergedError(result.metrics["diverged"])
     store = checkpoint_store(config)
@@ -86,6 +87,23 @@ def train(
     assert best is not None, "the last epoch is always validated"
     history = storage.read_json(storage.join(run_uri(config), "history.json"))
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
+
+
+def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
+    """How many workers, where. Elastic ones are a range: each start of the group takes as many as there is room for."""
+    elastic = train.min_workers is not None and train.min_workers < train.workers
+    return ray.train.ScalingConfig(
+        num_workers=(train.min_workers, train.workers) if elastic else train.workers,
+        elastic_resize_monitor_interval_s=train.resize_every_s,
+        use_gpu=train.use_gpu,
+        resources_per_worker=dict(train.resources_per_worker) or None,
+    )
+
+
+def _cause(error: ray.train.WorkerGroupError) -> Exception:
+    """The error of this library that ended a worker, where there is one: the other workers' only follow from it."""
+    ours = [cause for cause in error.worker_failures.values() if type(cause).__module__.startswith("s2s_ray.")]
+    return ours[0] if ours else error
 
 
 def _worker(payload: dict[str, Any]) -> None:
