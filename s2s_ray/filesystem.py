@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -67,6 +68,10 @@ class DamagedError(StorageError):
     """A file is there and is not what was written: it fails its checksum."""
 
 
+class DiskFullError(StorageError):
+    """There is no room for a local file."""
+
+
 def is_local(uri: str) -> bool:
     """Whether the URI is a path on this machine."""
     return "://" not in uri or uri.startswith("file://")
@@ -87,7 +92,13 @@ def local_faults(uri: str) -> Iterator[None]:
         lost = "" if local_path(uri).parent.exists() else "; neither does its directory"
         raise NotFoundError(f"{uri} does not exist{lost}") from None
     except OSError as error:
-        raise StorageError(f"{uri}: {error.strerror or error}") from error
+        kind = DiskFullError if is_full(error) else StorageError
+        raise kind(f"{uri}: {error.strerror or error}") from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room for a local file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def remotely(uri: str, operation: Callable[[fs.FileSystem, str], T]) -> T:

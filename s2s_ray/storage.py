@@ -23,8 +23,10 @@ from pyarrow import fs
 
 from s2s_ray.filesystem import (
     DamagedError,
+    DiskFullError,
     NotFoundError,
     StorageError,
+    is_full,
     is_local,
     local_faults,
     local_path,
@@ -34,6 +36,7 @@ from s2s_ray.filesystem import (
 __all__ = [
     "MANIFEST",
     "DamagedError",
+    "DiskFullError",
     "NotFoundError",
     "StorageError",
     "absolute",
@@ -174,7 +177,7 @@ def download(uri: str, path: Path) -> None:
     """Copy a file to a local path, where it appears when it is complete."""
 
     def copy(system: fs.FileSystem, remote: str) -> None:
-        with system.open_input_file(remote) as source, _replacing(path) as target:
+        with system.open_input_file(remote) as source, _room_for(path), _replacing(path) as target:
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
             _require_whole(target.tell(), source.size())
@@ -358,6 +361,18 @@ def _put(system: fs.FileSystem, path: str, content: pa.Buffer) -> None:
     # leave a part of the file under its final name.
     with system.open_output_stream(path) as target:
         target.write(content)
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Tell a full disk here from the faults of a transfer from elsewhere."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        with local_faults(str(path)):
+            raise
 
 
 @contextmanager

@@ -35,7 +35,8 @@ class ShardCache:
     of other data sets are downloaded once a node, whoever asks first, checked, and kept under their checksum in
     `folder`; the least recently used that nobody has open make room. A process keeps `2 * window` shards open,
     all that an epoch's order needs at a time, so no shard of the current window is evicted. If other runs' open shards
-    fill the folder, it grows beyond its limit with a warning: waiting for them could be for ever.
+    fill the folder, it grows beyond its limit with a warning: waiting for them could be for ever. Where the disk is
+    full before the limit is reached, shards make room as well.
 
     Pickles and forks: open shards are not carried into another process.
 
@@ -79,6 +80,7 @@ class ShardCache:
 
         Raises:
             StorageError: the shard is missing, fails its checksum or cannot be reached.
+            DiskFullError: the cache's disk has no room for it beside the shards in use.
         """
         if self._pid != os.getpid():
             self._forget()
@@ -112,15 +114,15 @@ class ShardCache:
         partial = path.with_name(path.name + ".part")
         with _locked(self.folder / "cache.lock"):
             self._make_room(shard.bytes)
-            with partial.open("wb") as file:
+            with storage.local_faults(str(partial)), partial.open("wb") as file:
                 file.truncate(shard.bytes)  # reserves the room in the sum that other processes take
         uri = storage.join(self.uri, shard.name)
         try:
-            storage.download(uri, partial)
+            self._download(uri, partial)
             fault = _fault(partial, shard)
             if fault is not None:
                 log.warning("%s fails its checksum (%s), once more", uri, fault)
-                storage.download(uri, partial)
+                self._download(uri, partial)
                 fault = _fault(partial, shard)
             if fault is not None:
                 raise storage.StorageError(_damaged(uri, fault))
@@ -128,17 +130,25 @@ class ShardCache:
         finally:
             partial.unlink(missing_ok=True)
 
+    def _download(self, uri: str, partial: Path) -> None:
+        """While the disk is full, shards that nobody has open make room, one after the other."""
+        while True:
+            try:
+                return storage.download(uri, partial)
+            except storage.DiskFullError as error:
+                with _locked(self.folder / "cache.lock"):
+                    if not any(self._evict(path) for _, _, path in self._entries() if path.suffix == ".arrow"):
+                        raise storage.DiskFullError(
+                            f"the disk of the shard cache {self.folder} is full, and all of its shards are in use "
+                            f"({error}): free some of it, set data.cache_dir to a larger one, or lower data.window"
+                        ) from None
+                log.warning("the disk of the shard cache %s is full: a shard not in use made room", self.folder)
+
     def _make_room(self, size: int) -> None:
         """Evict until `size` more bytes fit. The caller holds the cache's lock."""
-        entries = []
-        for path in self.folder.iterdir():
-            stat = path.stat()
-            if path.suffix in (".arrow", ".part"):
-                entries.append((stat.st_mtime_ns, stat.st_size, path))
-            elif path.suffix != ".lock":
-                self._evict(path)  # unless its download is under way, and then its .part is in the sum
+        entries = self._entries()
         total = sum(entry[1] for entry in entries)
-        for _, length, path in sorted(entries):
+        for _, length, path in entries:
             if total + size <= self.max_bytes:
                 return
             if self._evict(path):
@@ -151,16 +161,33 @@ class ShardCache:
                 self.max_bytes / 1e9,
             )
 
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """Time of last use, bytes and path of the shards, whole or being downloaded, the oldest first.
+
+        What killed downloads left is cleared. The caller holds the cache's lock.
+        """
+        entries = []
+        for path in self.folder.iterdir():
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # a download just ended
+            if path.suffix in (".arrow", ".part"):
+                entries.append((stat.st_mtime_ns, stat.st_size, path))
+            elif path.suffix != ".lock":
+                self._evict(path)  # unless its download is under way, and then its .part is in the sum
+        return sorted(entries)
+
     def _evict(self, path: Path) -> bool:
         """Delete a shard that nobody has open, or what a killed download left. Whether it is gone."""
         digest = path.name.lstrip(".").partition("-")[0]
-        with self._lock_of(digest).open("ab") as lock, path.open("rb") as file:
-            try:
+        try:
+            with self._lock_of(digest).open("ab") as lock, path.open("rb") as file:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            path.unlink()
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            return False
         return True
 
     def _lock_of(self, digest: str) -> Path:
@@ -220,7 +247,9 @@ def _map(path: Path, shard: FileInfo, *, lock: bool = False) -> _OpenShard:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock file against the other processes of this node."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with storage.local_faults(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

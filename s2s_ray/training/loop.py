@@ -65,7 +65,8 @@ class Trainer:
         """Train to the last epoch, from the newest checkpoint of the run if there is one.
 
         `report` gets each epoch's figures, on every worker, and on the first the newest `checkpoint` that is stored,
-        which is not yet this epoch's own; with `repeat` first those of the epochs that were done before. Returns the history: one entry an epoch.
+        which is not yet this epoch's own; with `repeat` first those of the epochs that were done before. Returns the
+        history: one entry an epoch.
 
         Raises:
             DivergedError: a loss or a gradient is not finite, on every worker alike. No checkpoint of that state is

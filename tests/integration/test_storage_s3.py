@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -24,6 +21,7 @@ from s2s_ray.storage import NotFoundError, StorageError
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
+    from tests.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared]
 
@@ -36,8 +34,9 @@ def root(s3: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long pauses between attempts."""
+    """No long pauses between attempts, nor long waits for a store that says nothing."""
     monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
 
 
 def test_write_read_list_delete(root: str, tmp_path: Path) -> None:
@@ -127,78 +126,7 @@ def test_an_endpoint_that_does_not_answer_is_named(root: str, monkeypatch: pytes
             storage.read_bytes(storage.join(root, "x"))
 
 
-class FaultyProxy:
-    """Stands before the S3 server and spoils the next requests of a method, as many as `faults` lists for it.
-
-    `refuse`: answers 503. `drop`: closes the connection without an answer. `lose`: passes the request on, and only
-    half of the answer back (nothing of the answer to a PUT).
-    """
-
-    def __init__(self, target: str) -> None:
-        self.target = urlsplit(target)
-        self.faults: dict[str, list[str]] = {"PUT": [], "HEAD": [], "GET": []}
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self.server.getsockname()[1]}"
-        self.thread = threading.Thread(target=self._serve)
-        self.thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            client, _ = self.server.accept()
-            with client:
-                client.settimeout(10)
-                request = self._request(client)
-                if request == b"stop":
-                    return
-                method = request.split(b" ")[0].decode()
-                fault = self.faults[method].pop(0) if self.faults[method] else ""
-                if fault == "refuse":
-                    client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                elif fault != "drop":
-                    answer = self._forward(request)
-                    kept = len(answer) if not fault else len(answer) // 2 if method == "GET" else 0
-                    client.sendall(answer[:kept])
-
-    @staticmethod
-    def _request(client: socket.socket) -> bytes:
-        data = b""
-        while b"\r\n\r\n" not in data and data != b"stop":
-            data += client.recv(1 << 16)
-        head, _, body = data.partition(b"\r\n\r\n")
-        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        wanted = int(lengths[0].partition(b":")[2]) if lengths else 0
-        if b"100-continue" in head.lower() and len(body) < wanted:
-            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while len(body) < wanted:
-            body += client.recv(1 << 16)
-        return data if data == b"stop" else head + b"\r\nConnection: close\r\n\r\n" + body
-
-    def _forward(self, request: bytes) -> bytes:
-        assert self.target.hostname is not None
-        with socket.create_connection((self.target.hostname, self.target.port or 80), timeout=10) as server:
-            server.sendall(request.replace(b"Expect: 100-continue\r\n", b""))
-            answer = b""
-            while chunk := server.recv(1 << 16):
-                answer += chunk
-        return answer
-
-    def stop(self) -> None:
-        with socket.create_connection(("127.0.0.1", self.server.getsockname()[1])) as last:
-            last.sendall(b"stop")
-        self.thread.join()
-        self.server.close()
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The server behind a proxy with no faults yet."""
-    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    yield proxy
-    proxy.stop()
-
-
-@pytest.mark.parametrize("fault", ["refuse", "drop", "lose"])
+@pytest.mark.parametrize("fault", ["refuse", "drop", "reset", "lose", "stall"])
 def test_faults_that_pass_are_survived(
     root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str
 ) -> None:
