@@ -179,6 +179,8 @@ class Trainer:
             collate_fn=self.train_set.collate,
             num_workers=self.config.train.loader_workers,
             pin_memory=self.device.type == "cuda",
+            # of its own: else each start of an epoch, also in its middle, would move the run's random state
+            generator=torch.Generator().manual_seed(self.config.train.seed),
         )
         return (batch.to(self.device) for batch in loader)
 

@@ -1,0 +1,95 @@
+"""A disk of the shard cache that fills up: a small one of its own is mounted, so this needs root."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs
+
+from s2s_ray import filesystem, storage
+from s2s_ray.config import Config
+from s2s_ray.data.manifest import read_manifest
+from s2s_ray.training.loop import Trainer
+from tests.chaos.runs import Ending, configured
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+PAGE = 4096
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3://local stands for this machine's directories, so that the data set has to go through the cache."""
+    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3://local")))
+    monkeypatch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the undisturbed runs have it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def disk(folder: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # shards may still be mapped
+
+
+def needed(sharded: Config, shards: int) -> int:
+    """Bytes that so many of the largest shards take on a disk."""
+    sizes = sorted(
+        info.bytes for split in ("train", "val") for info in read_manifest(sharded.data.uri).split(split).shards
+    )
+    return sum(-(-size // PAGE) * PAGE for size in sizes[-shards:])
+
+
+def cached(settings: list[str], sharded: Config, storage: Path, folder: Path) -> Config:
+    uris = [f"data.uri=s3://local{sharded.data.uri}", f"data.cache_dir={folder}"]
+    return configured([*settings, *uris], storage)
+
+
+def test_training_goes_on_with_a_disk_that_is_smaller_than_its_cache_may_be(
+    settings: list[str],
+    sharded: Config,
+    undisturbed: Callable[[int], Ending],
+    remote: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with disk(tmp_path / "disk", needed(sharded, 5)) as folder:  # two open ones of each split, and one that comes
+        config = cached(settings, sharded, tmp_path, folder)
+        Trainer(config).fit()
+        assert f"the disk of the shard cache {folder} is full: a shard not in use made room" in caplog.text
+    Ending.of(config).assert_same(undisturbed(1))
+
+
+def test_a_disk_without_room_for_what_is_in_use_is_named_and_the_run_goes_on_with_a_larger_one(
+    settings: list[str], sharded: Config, undisturbed: Callable[[int], Ending], remote: None, tmp_path: Path
+) -> None:
+    with disk(tmp_path / "disk", needed(sharded, 1) + PAGE) as folder:
+        config = cached(settings, sharded, tmp_path, folder)
+        with pytest.raises(
+            storage.DiskFullError, match=rf"^the disk of the shard cache {folder} is full, and all .*cache_dir"
+        ):
+            Trainer(config).fit()
+        for path in folder.glob("*.arrow"):  # what is there is whole
+            assert storage.sha256(path) == path.name.partition("-")[0]
+        assert not [path for path in folder.iterdir() if path.suffix not in (".arrow", ".lock")]
+    Trainer(cached(settings, sharded, tmp_path, tmp_path / "larger")).fit()
+    Ending.of(config).assert_same(undisturbed(1))

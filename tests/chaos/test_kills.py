@@ -1,0 +1,136 @@
+"""A run whose processes are killed, at any step, in the midst of an upload, and right after a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2s_ray import storage
+from s2s_ray.training.loop import Trainer
+from s2s_ray.training.run import checkpoint_store
+from tests.chaos.runs import KILLED, STEPS, Ending, configured, die, killed_at, launch, logged_history
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+Undisturbed = Callable[[int], Ending]
+
+
+@pytest.mark.parametrize(("workers", "loaders"), [(1, 2), (2, 0)])
+def test_a_run_killed_at_every_step_ends_as_if_nothing_had_happened(
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, workers: int, loaders: int
+) -> None:
+    config = configured(settings, tmp_path, workers=workers, loader_workers=loaders)
+    total = config.train.epochs * STEPS
+    for step in range(1, total):
+        outcome = launch(config, killed_at(step))
+        assert KILLED in outcome.codes, outcome.log
+        steps = checkpoint_store(config).steps()
+        assert step - 1 <= max(steps, default=0) <= step  # no more than one step is done again
+    outcome = launch(config)
+    assert outcome.done, outcome.log
+    Ending.of(config).assert_same(undisturbed(workers))
+    assert logged_history(config) == undisturbed(workers).history
+
+
+def _cut(trainer: Trainer, rank: int, step: int, files: int) -> None:
+    """Kill the process before it uploads file number `files` of a checkpoint."""
+    upload, sent = storage.upload, []
+
+    def cut(path: Path, uri: str) -> None:
+        if f"{step:08d}" in uri:
+            if len(sent) == files:
+                die()
+            sent.append(uri)
+        upload(path, uri)
+
+    storage.upload = cut
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_a_checkpoint_whose_upload_was_cut_does_not_count(
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, files: int
+) -> None:
+    config = configured(settings, tmp_path, workers=1)
+    outcome = launch(config, partial(_cut, step=5, files=files))
+    assert outcome.codes == [KILLED]
+    store = checkpoint_store(config)
+    assert store.steps()[-2:] == [3, 4]
+    assert (tmp_path / "run/checkpoints/00000005").exists() == bool(files)
+    outcome = launch(config)
+    assert outcome.done, outcome.log
+    Ending.of(config).assert_same(undisturbed(1))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt", "meta.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, file: str
+) -> None:
+    config = configured(settings, tmp_path, workers=1)
+    assert launch(config, killed_at(5)).codes == [KILLED]
+    newest = Path(checkpoint_store(config).uri(checkpoint_store(config).steps()[-1]))
+    content = (newest / file).read_bytes()
+    (newest / file).write_bytes(content[: len(content) // 2])
+    outcome = launch(config)
+    assert outcome.done, outcome.log
+    assert f"checkpoint {newest} is damaged and not used" in outcome.log
+    before = newest.with_name(f"{int(newest.name) - 1:08d}")
+    assert f"resumed {before}: " in outcome.log
+    Ending.of(config).assert_same(undisturbed(1))
+
+
+def _killed_after_report(trainer: Trainer, rank: int, told: Path) -> None:
+    fit = trainer.fit
+
+    def report(reported: dict[str, Any]) -> None:
+        if reported["epoch"] == 1:
+            told.write_text(reported["checkpoint"])
+            die()
+
+    trainer.fit = partial(fit, report)  # type: ignore[method-assign]
+
+
+def test_what_a_report_promised_outlives_the_process(
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    config = configured(settings, tmp_path, workers=1)
+    told = tmp_path / "told"
+    assert launch(config, partial(_killed_after_report, told=told)).codes == [KILLED]
+    promised = told.read_text()
+    storage.check(promised)
+    assert int(storage.name(promised)) >= 2 * STEPS - 1  # no older than the one before the epoch's own
+    outcome = launch(config)
+    assert outcome.done, outcome.log
+    Ending.of(config).assert_same(undisturbed(1))
+
+
+def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
+    """The upload of step 2 is slow: it lasts until step 3 is done, and a second more."""
+    publish = storage.publish
+
+    def slow(directory: Path, uri: str) -> None:
+        if storage.name(uri) == "00000002":
+            deadline = time.monotonic() + 60
+            while trainer.global_step < STEPS:
+                assert time.monotonic() < deadline, "training stopped during an upload"
+                time.sleep(0.01)
+            time.sleep(1)
+            assert trainer.global_step == STEPS, "the next checkpoint did not wait for the one before"
+            seen.touch()
+        publish(directory, uri)
+
+    storage.publish = slow
+
+
+def test_training_goes_on_during_an_upload_and_the_next_checkpoint_waits_for_it(
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    config = configured(settings, tmp_path, workers=1, checkpoint_every=2)
+    outcome = launch(config, partial(_watch_first_upload, seen=tmp_path / "seen"))
+    assert outcome.done, outcome.log
+    assert (tmp_path / "seen").exists()
+    Ending.of(config).assert_same(undisturbed(1))

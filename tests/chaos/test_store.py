@@ -1,0 +1,101 @@
+"""A store that fails for a while, and one that fails for good: the real S3 server behind a proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from s2s_ray import filesystem, load_checkpoint, registry, storage
+from s2s_ray.config import Config
+from s2s_ray.data.prepare import prepare
+from s2s_ray.data.verify import verify
+from s2s_ray.training.loop import Trainer
+from s2s_ray.training.run import checkpoint_store
+from tests.chaos.runs import Ending, assert_equal, before_step, configured
+
+if TYPE_CHECKING:
+    from tests.faulty_proxy import FaultyProxy
+
+pytestmark = [pytest.mark.integration, pytest.mark.shared, pytest.mark.timeout(600)]
+
+FAULTS = ("refuse", "reset", "drop", "lose", "stall", "spoil")
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short pauses and time-outs, and the one thread of the undisturbed runs."""
+    monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def faults_every(requests: int) -> Callable[[str, str], str]:
+    """One of so many requests is spoiled, in all ways in turn."""
+    counts, faults = cycle(range(requests)), cycle(FAULTS)
+
+    def choose(method: str, path: str) -> str:
+        return next(faults) if next(counts) == requests - 1 else ""
+
+    return choose
+
+
+def on_s3(config: Config, root: str, cache: Path) -> Config:
+    """The same run with its data set and its checkpoints in a bucket."""
+    data = config.data.model_copy(update={"uri": storage.join(root, "data"), "cache_dir": str(cache)})
+    train = config.train.model_copy(update={"storage": storage.join(root, "runs")})
+    return config.model_copy(update={"data": data, "train": train})
+
+
+def test_a_store_that_fails_again_and_again_loses_nothing(
+    settings: list[str],
+    sharded: Config,
+    undisturbed: Callable[[int], Ending],
+    s3: str,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+) -> None:
+    """Data set, cache, checkpoints and registry, all through a store that spoils every fifth request."""
+    proxy.choose = faults_every(5)
+    config = on_s3(configured(settings, tmp_path), storage.join(s3, "again-and-again"), tmp_path / "cache")
+    prepare(sharded.model_copy(update={"data": config.data}))
+    Trainer(config).fit()
+    ending = Ending.of(config)
+    ending.assert_same(undisturbed(1))
+    best = checkpoint_store(config).best()
+    assert best is not None
+    release = registry.publish(storage.join(s3, "registry"), "model", checkpoint_store(config).uri(best))
+    assert registry.resolve(storage.join(s3, "registry"), "model", release.id) == release
+    released, saved = load_checkpoint(release.checkpoint_uri), checkpoint_store(config).load(best)
+    assert_equal(released.state_dict(), saved.model)
+    assert set(proxy.met) >= set(FAULTS), proxy.met
+    proxy.choose = lambda method, path: ""
+    assert verify(config.data.uri).ok
+
+
+def test_a_store_that_fails_for_good_is_named_and_the_run_goes_on_when_it_is_back(
+    settings: list[str],
+    sharded: Config,
+    undisturbed: Callable[[int], Ending],
+    s3: str,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(filesystem, "PATIENT_ATTEMPTS", 4)
+    config = on_s3(configured(settings, tmp_path), storage.join(s3, "for-good"), tmp_path / "cache")
+    prepare(sharded.model_copy(update={"data": config.data}))
+    trainer = Trainer(config)
+    before_step(trainer, 4, lambda: setattr(proxy, "choose", lambda method, path: "refuse"))
+    with pytest.raises(storage.StorageError, match=rf"^{config.train.storage}/run/checkpoints\S*: .*(503|SLOW_DOWN)"):
+        trainer.fit()
+    proxy.choose = lambda method, path: ""
+    Trainer(config).fit()
+    Ending.of(config).assert_same(undisturbed(1))
