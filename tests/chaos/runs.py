@@ -89,6 +89,7 @@ def _work(tree: dict[str, Any], rank: int, folder: Path, disturb: Disturbance | 
     """One worker."""
     logging.basicConfig(filename=folder / f"{rank}.log", level=logging.INFO, force=True)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in any other process
     torch.set_num_threads(1)
     config = Config.from_tree(tree)
     if config.train.workers > 1:
