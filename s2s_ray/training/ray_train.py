@@ -92,9 +92,12 @@ def train(
 def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
     """How many workers, where. Elastic ones are a range: each start of the group takes as many as there is room for."""
     elastic = train.min_workers is not None and train.min_workers < train.workers
+    if elastic:
+        # Ray's list of nodes is some seconds old: a group with a place on a node that has gone must not wait long.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     return ray.train.ScalingConfig(
-        num_workers=(train.min_workers, train.workers) if elastic else train.workers,
-        elastic_resize_monitor_interval_s=train.resize_every_s,
+        num_workers=(train.min_workers, train.workers) if elastic else train.workers,  # type: ignore[arg-type]
+        elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]  # mypy sees the old class
         use_gpu=train.use_gpu,
         resources_per_worker=dict(train.resources_per_worker) or None,
     )

@@ -35,6 +35,13 @@ ELASTIC_STEPS = (2, 5)
 LOST_STEP = 4
 """When the other run is held until one of its nodes has gone: within an epoch."""
 
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 10_000,  # a dead node refuses at once, one that lives may be slow to answer
+    "health_check_failure_threshold": 3,
+}
+
 
 @dataclass(frozen=True)
 class Held:
@@ -119,16 +126,13 @@ def lost(cluster: Cluster, config: Config, folder: Path) -> dict[str, Any]:
 
 
 def main(elastic_config: Path, lost_config: Path, folder: Path) -> None:
-    # what Ray Train knows of the nodes is some seconds old: it first waits for one that has gone
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    ray.init(
-        address=cluster.address,
-        configure_logging=False,
-        runtime_env={"worker_process_setup_hook": log_plainly},
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE},
     )
+    cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, configure_logging=False, runtime_env={"worker_process_setup_hook": log_plainly})
     happened = {}
     for scenario, path in ((elastic, elastic_config), (lost, lost_config)):
         place = folder / scenario.__name__
