@@ -53,8 +53,8 @@ class Outcome:
 
 
 def configured(settings: Sequence[str], storage: Path | str, **train: Any) -> Config:
-    """The preset `tiny` with a test's settings, and the run's storage."""
-    own = [f"train.{key}={json.dumps(value)}" for key, value in train.items()]
+    """The preset `tiny` with a test's settings and the run's storage; one worker, unless told otherwise."""
+    own = [f"train.{key}={json.dumps(value)}" for key, value in ({"workers": 1} | train).items()]
     return load_config("tiny", [*settings, f"train.storage={storage}", *own])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -55,7 +56,7 @@ def _cut(trainer: Trainer, rank: int, step: int, files: int) -> None:
 def test_a_checkpoint_whose_upload_was_cut_does_not_count(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path, files: int
 ) -> None:
-    config = configured(settings, tmp_path, workers=1)
+    config = configured(settings, tmp_path)
     outcome = launch(config, partial(_cut, step=5, files=files))
     assert outcome.codes == [KILLED]
     store = checkpoint_store(config)
@@ -66,12 +67,20 @@ def test_a_checkpoint_whose_upload_was_cut_does_not_count(
     Ending.of(config).assert_same(undisturbed(1))
 
 
+@pytest.fixture(scope="module")
+def killed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a run that was killed in its second epoch."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert launch(configured(settings, folder), killed_at(5)).codes == [KILLED]
+    return folder
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt", "meta.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
-    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, file: str
+    settings: list[str], undisturbed: Undisturbed, killed: Path, tmp_path: Path, file: str
 ) -> None:
-    config = configured(settings, tmp_path, workers=1)
-    assert launch(config, killed_at(5)).codes == [KILLED]
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    config = configured(settings, tmp_path)
     newest = Path(checkpoint_store(config).uri(checkpoint_store(config).steps()[-1]))
     content = (newest / file).read_bytes()
     (newest / file).write_bytes(content[: len(content) // 2])
@@ -97,7 +106,7 @@ def _killed_after_report(trainer: Trainer, rank: int, told: Path) -> None:
 def test_what_a_report_promised_outlives_the_process(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    config = configured(settings, tmp_path, workers=1)
+    config = configured(settings, tmp_path)
     told = tmp_path / "told"
     assert launch(config, partial(_killed_after_report, told=told)).codes == [KILLED]
     promised = told.read_text()
@@ -129,7 +138,7 @@ def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
 def test_training_goes_on_during_an_upload_and_the_next_checkpoint_waits_for_it(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    config = configured(settings, tmp_path, workers=1, checkpoint_every=2)
+    config = configured(settings, tmp_path, checkpoint_every=2)
     outcome = launch(config, partial(_watch_first_upload, seen=tmp_path / "seen"))
     assert outcome.done, outcome.log
     assert (tmp_path / "seen").exists()

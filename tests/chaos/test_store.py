@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from s2s_ray.data.verify import verify
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
 from tests.chaos.runs import Ending, assert_equal, before_step, configured
+from tests.commands import train
 
 if TYPE_CHECKING:
     from tests.faulty_proxy import FaultyProxy
@@ -37,9 +39,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def faults_every(requests: int) -> Callable[[str, str], str]:
-    """One of so many requests is spoiled, in all ways in turn."""
-    counts, faults = cycle(range(requests)), cycle(FAULTS)
+def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str, str], str]:
+    """One of so many requests is spoiled, in these ways in turn."""
+    counts, faults = cycle(range(requests)), cycle(kinds)
 
     def choose(method: str, path: str) -> str:
         return next(faults) if next(counts) == requests - 1 else ""
@@ -98,4 +100,26 @@ def test_a_store_that_fails_for_good_is_named_and_the_run_goes_on_when_it_is_bac
         trainer.fit()
     proxy.choose = lambda method, path: ""
     Trainer(config).fit()
+    Ending.of(config).assert_same(undisturbed(1))
+
+
+def test_a_submitted_run_survives_the_same(
+    settings: list[str],
+    sharded: Config,
+    undisturbed: Callable[[int], Ending],
+    s3: str,
+    proxy: FaultyProxy,
+    tmp_path: Path,
+) -> None:
+    """Through the entry script, so that what Ray Train stores for itself meets the faults too."""
+    config = on_s3(configured(settings, tmp_path), storage.join(s3, "submitted"), tmp_path / "cache")
+    prepare(sharded.model_copy(update={"data": config.data}))
+    proxy.choose = faults_every(7, ("refuse", "reset", "drop", "lose"))
+    own = [f"data.uri={config.data.uri}", f"data.cache_dir={config.data.cache_dir}", "train.workers=1"]
+    command = train([*settings, *own], config.train.storage, config.train.name, config.train.epochs)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert f"best checkpoint {config.train.storage}/run/checkpoints/" in ended.stdout
+    assert sum(proxy.met.values()) > 10
+    proxy.choose = lambda method, path: ""
     Ending.of(config).assert_same(undisturbed(1))
