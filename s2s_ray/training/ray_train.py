@@ -79,7 +79,10 @@ def train(
         ray.shutdown()  # ends the workers: what is named below is not pruned by them any more
         raise StoppedError(_stopped(config)) from None
     except ray.train.WorkerGroupError as error:
-        raise _cause(error) from error
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise cause from error
     if result.metrics and "diverged" in result.metrics:
         raise DivergedError(result.metrics["diverged"])
     store = checkpoint_store(config)
@@ -103,10 +106,10 @@ def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
     )
 
 
-def _cause(error: ray.train.WorkerGroupError) -> Exception:
+def _cause(error: ray.train.WorkerGroupError) -> Exception | None:
     """The error of this library that ended a worker, where there is one: the other workers' only follow from it."""
-    ours = [cause for cause in error.worker_failures.values() if type(cause).__module__.startswith("s2s_ray.")]
-    return ours[0] if ours else error
+    failures = error.worker_failures.values()
+    return next((cause for cause in failures if type(cause).__module__.startswith("s2s_ray.")), None)
 
 
 def _worker(payload: dict[str, Any]) -> None:
