@@ -43,6 +43,8 @@ _TRANSIENT = (
     "timed out",
     "Timeout was reached",
     "onnection reset",
+    "ContentSHA256Mismatch",  # the upload was changed on its way, and the server noticed
+    "BadDigest",
     "ended early",
 )
 _REFUSED = (

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -44,8 +45,10 @@ def happened(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactor
     for name, config in configs.items():
         (folder / f"{name}.yaml").write_text(config.to_yaml())
     program = [sys.executable, nodes.__file__, str(folder / "elastic.yaml"), str(folder / "lost.yaml"), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (folder / "log").open("w") as log:
+    # A cluster of nodes leaves its address for others to find: in a place of its own, with a short path for sockets.
+    with tempfile.TemporaryDirectory(prefix="nodes-") as place, (folder / "log").open("w") as log:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
+        Path(place, "ray").mkdir()
         ended = subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=500)
     assert ended.returncode == 0, (folder / "log").read_text()[-5000:]
     tree: dict[str, Any] = json.loads((folder / "happened.json").read_text())

@@ -44,7 +44,8 @@ def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str,
     counts, faults = cycle(range(requests)), cycle(kinds)
 
     def choose(method: str, path: str) -> str:
-        return next(faults) if next(counts) == requests - 1 else ""
+        fault = next(faults) if next(counts) == requests - 1 else ""
+        return "refuse" if fault == "spoil" and method != "PUT" else fault
 
     return choose
 
