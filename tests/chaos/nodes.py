@@ -1,7 +1,7 @@
 """A program: small nodes on this machine come and go while a run trains on them.
 
-`python nodes.py ELASTIC.yaml LOST.yaml FOLDER`: the configurations of two runs of two workers. What happened is
-written to FOLDER/happened.json. A program of its own, since Ray adds nodes in a main thread only.
+`python nodes.py elastic|lost FOLDER`: trains FOLDER/config.yaml, a run of two workers, and writes what `train` returned
+to FOLDER/result.json. A program of its own, since Ray adds nodes in a main thread only.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def lost(cluster: Cluster, config: Config, folder: Path) -> dict[str, Any]:
     return ended
 
 
-def main(elastic_config: Path, lost_config: Path, folder: Path) -> None:
+def main(scenario: str, folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     cluster = Cluster(
         initialize_head=True,
@@ -133,17 +133,12 @@ def main(elastic_config: Path, lost_config: Path, folder: Path) -> None:
     )
     cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, configure_logging=False, runtime_env={"worker_process_setup_hook": log_plainly})
-    happened = {}
-    for scenario, path in ((elastic, elastic_config), (lost, lost_config)):
-        place = folder / scenario.__name__
-        place.mkdir()
-        config = Config.from_tree(yaml.safe_load(path.read_text()))
-        begun = time.monotonic()
-        happened[scenario.__name__] = scenario(cluster, config, place) | {"seconds": time.monotonic() - begun}
-    (folder / "happened.json").write_text(json.dumps(happened))
+    config = Config.from_tree(yaml.safe_load((folder / "config.yaml").read_text()))
+    result = {"elastic": elastic, "lost": lost}[scenario](cluster, config, folder)
+    (folder / "result.json").write_text(json.dumps(result))
     ray.shutdown()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,54 +28,55 @@ from tests.commands import ROOT
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def configs(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
-    """Of the run that grows and shrinks, whose checkpoints are all kept, and of the one that loses a node."""
-    folder = tmp_path_factory.mktemp("runs")
-    keep = {"workers": 2, "resize_every_s": 1, "keep_checkpoints": 100}
-    return {
-        "elastic": configured(settings, folder, name="elastic", min_workers=1, **keep),
-        "lost": configured(settings, folder, name="lost", workers=2),
-    }
+@dataclass(frozen=True)
+class Trained:
+    """A run on nodes that came and went, and what `train` returned."""
+
+    config: Config
+    result: dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def happened(configs: dict[str, Config], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each run returned, after both were trained on one cluster."""
-    folder = tmp_path_factory.mktemp("nodes")
-    for name, config in configs.items():
-        (folder / f"{name}.yaml").write_text(config.to_yaml())
-    program = [sys.executable, nodes.__file__, str(folder / "elastic.yaml"), str(folder / "lost.yaml"), str(folder)]
+def trained(scenario: str, config: Config, folder: Path) -> Trained:
+    (folder / "config.yaml").write_text(config.to_yaml())
+    program = [sys.executable, nodes.__file__, scenario, str(folder)]
     # A cluster of nodes leaves its address for others to find: in a place of its own, with a short path for sockets.
     with tempfile.TemporaryDirectory(prefix="nodes-") as place, (folder / "log").open("w") as log:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
         Path(place, "ray").mkdir()
         ended = subprocess.run(program, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=500)
     assert ended.returncode == 0, (folder / "log").read_text()[-5000:]
-    tree: dict[str, Any] = json.loads((folder / "happened.json").read_text())
-    return tree
+    return Trained(config, json.loads((folder / "result.json").read_text()))
 
 
-def test_a_lost_node_costs_nothing(
-    configs: dict[str, Config], happened: dict[str, Any], undisturbed: Callable[[int], Ending]
-) -> None:
+def test_a_lost_node_costs_nothing(settings: list[str], undisturbed: Callable[[int], Ending], tmp_path: Path) -> None:
     """Two workers on two nodes, one of which is lost within an epoch: to the bit what plain processes make."""
-    Ending.of(configs["lost"]).assert_same(undisturbed(2))
+    run = trained("lost", configured(settings, tmp_path, workers=2), tmp_path)
+    Ending.of(run.config).assert_same(undisturbed(2))
+    check_result(run.result)
 
 
-def test_a_run_grows_and_shrinks_with_its_nodes(configs: dict[str, Config], happened: dict[str, Any]) -> None:
-    store = checkpoint_store(configs["elastic"])
+@pytest.fixture(scope="module")
+def elastic(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run that grew and shrank; all of its checkpoints are kept."""
+    folder = tmp_path_factory.mktemp("elastic")
+    config = configured(settings, folder, workers=2, min_workers=1, resize_every_s=1, keep_checkpoints=100)
+    return trained("elastic", config, folder)
+
+
+def test_a_run_grows_and_shrinks_with_its_nodes(elastic: Trained) -> None:
+    store = checkpoint_store(elastic.config)
     grown, shrunk = nodes.ELASTIC_STEPS
     workers = {step: read_meta(store.uri(step))["workers"] for step in store.steps()}
     assert workers == {step: 2 if grown < step <= shrunk else 1 for step in range(1, 10)}
-    assert [entry["step"] for entry in happened["elastic"]["history"]] == [3, 6, 9]
+    assert [entry["step"] for entry in elastic.result["history"]] == [3, 6, 9]
+    check_result(elastic.result)
 
 
 def test_each_step_of_an_elastic_run_is_the_one_that_a_single_worker_takes(
-    configs: dict[str, Config], happened: dict[str, Any], settings: list[str], tmp_path: Path
+    elastic: Trained, settings: list[str], tmp_path: Path
 ) -> None:
     """From every checkpoint on, one worker's next step has the same pairs and losses as the run's own next step."""
-    store = checkpoint_store(configs["elastic"])
+    store = checkpoint_store(elastic.config)
     states = [store.load(step) for step in range(1, 10)]
     for before, after in pairwise(states):
         step = before.meta["step"]
@@ -111,7 +113,7 @@ def next_step(config: Config, checkpoint: str) -> tuple[int, dict[str, float]]:
     return taken[0]
 
 
-def test_what_training_returned_is_there(happened: dict[str, Any]) -> None:
-    for result in happened.values():
-        for uri in (result["best"], result["newest"]):
-            storage.check(uri)
+def check_result(result: dict[str, Any]) -> None:
+    """What training returned is there, and whole."""
+    for uri in (result["best"], result["newest"]):
+        storage.check(uri)
