@@ -40,12 +40,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str, str], str]:
-    """One of so many requests is spoiled, in these ways in turn."""
-    counts, faults = cycle(range(requests)), cycle(kinds)
+    """One of so many requests is spoiled, in these ways in turn; `spoil` waits for the next upload."""
+    counts, faults, owed = cycle(range(requests)), cycle(kinds), [0]
 
     def choose(method: str, path: str) -> str:
         fault = next(faults) if next(counts) == requests - 1 else ""
-        return "refuse" if fault == "spoil" and method != "PUT" else fault
+        owed[0] += fault == "spoil"
+        if owed[0] and method == "PUT":
+            owed[0] -= 1
+            return "spoil"
+        return "" if fault == "spoil" else fault
 
     return choose
 
