@@ -6,6 +6,7 @@ the value and what is allowed. Nothing here imports PyTorch or Ray.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -408,6 +409,39 @@ class TuneConfig(Section):
         return self
 
 
+class AblateConfig(Section):
+    """An ablation study: the configured training in several variants and with several seeds, side by side."""
+
+    name: str = Field("ablation", pattern=_NAME, description="the study; the same name continues it")
+    storage: str = Field("ablations", description="root of all studies: a directory or an object-store URI")
+    arms: tuple[Ablation, ...] = Field(
+        ("full", "retrieval_only", "no_gan", "separate_features"), description="values of model.ablation to compare"
+    )
+    differences: dict[str, dict[str, Scalar | tuple[Scalar, ...]]] = Field(
+        default_factory=dict, description="further arms by name: dotted keys and their values, over the configuration"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="values of train.seed for each arm"
+    )
+    concurrent: int | None = Field(None, ge=1, description="most runs at a time; default: what the cluster holds")
+    max_failures: int = Field(2, ge=0, description="times a run is restarted after its process was lost")
+    examples: int = Field(3, ge=1, description="pairs shown in the comparison of synthesised views")
+
+    @model_validator(mode="after")
+    def _distinct_arms(self) -> Self:
+        for what, values in (("arms", self.arms), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what}={list(values)!r}: one of them is there twice")
+        if both := sorted(set(self.arms) & set(self.differences)):
+            raise ValueError(f"differences.{both[0]}: {both[0]!r} is one of the arms already")
+        if not self.arms and not self.differences:
+            raise ValueError("neither arms nor differences: there is nothing to compare")
+        for name in self.differences:
+            if not re.match(_NAME, name):
+                raise ValueError(f"differences: {name!r} cannot name a run (letters, digits, '.', '_', '-')")
+        return self
+
+
 class Config(Section):
     """Everything a run needs, saved with it as `config.yaml`."""
 
@@ -420,6 +454,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig = TuneConfig()
+    ablate: AblateConfig = AblateConfig()
 
     @model_validator(mode="after")
     def _pieces_have_no_statistics(self) -> Self:

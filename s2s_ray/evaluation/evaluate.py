@@ -195,7 +195,9 @@ def retrieval_rows(
         matches = []
         for tile, distance in zip(tiles.tolist(), metres.tolist(), strict=True):
             near = radius_m is not None and distance <= radius_m
-            matches.append(Match(_tile(dataset, tile), tile == query or near, None if isnan(distance) else distance))
+            matches.append(
+                Match(satellite_tile(dataset, tile), tile == query or near, None if isnan(distance) else distance)
+            )
         street = pixels(dataset[query].street)
         rows.append(RetrievalRow(dataset.ids[query], street, matches, int(recall.ranks[query])))
     return rows
@@ -205,18 +207,26 @@ def synthesis_rows(
     model: S2S, dataset: PairDataset, shown: Sequence[int], batch: int, device: torch.device | str
 ) -> list[SynthesisRow]:
     """Rows of a synthesis gallery."""
-    synthesised: list[Tensor] = []
-    with evaluating(model), torch.inference_mode():
-        for pairs in batches(dataset, shown, batch, device):
-            synthesised.extend(model.synthesize(pairs.polar))
     rows = []
-    for index, image in zip(shown, synthesised, strict=True):
+    for index, image in zip(shown, synthesised_views(model, dataset, shown, batch, device), strict=True):
         sample = dataset[index]
-        views = (_tile(dataset, index), pixels(sample.polar), pixels(image), pixels(sample.street))
+        views = (satellite_tile(dataset, index), pixels(sample.polar), image, pixels(sample.street))
         rows.append(SynthesisRow(dataset.ids[index], *views))
     return rows
 
 
-def _tile(dataset: PairDataset, index: int) -> Pixels:
+def synthesised_views(
+    model: S2S, dataset: PairDataset, shown: Sequence[int], batch: int, device: torch.device | str = "cpu"
+) -> list[Pixels]:
+    """What a model synthesises of some pairs' satellite images."""
+    views: list[Pixels] = []
+    with evaluating(model), torch.inference_mode():
+        for pairs in batches(dataset, shown, batch, device):
+            views.extend(pixels(view) for view in model.synthesize(pairs.polar))
+    return views
+
+
+def satellite_tile(dataset: PairDataset, index: int) -> Pixels:
+    """The north-up tile of a pair, rolled up from its polar image where the data set does not keep tiles."""
     tile = dataset.tile(index)
     return rolled_up(pixels(dataset[index].polar)) if tile is None else tile

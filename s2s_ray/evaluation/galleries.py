@@ -135,6 +135,35 @@ def synthesis_gallery(rows: Sequence[SynthesisRow]) -> Figure:
     return page.figure
 
 
+def comparison_gallery(
+    views: Mapping[str, Sequence[Pixels]], tiles: Sequence[Pixels], real: Sequence[Pixels]
+) -> Figure:
+    """The same places synthesised by several models, as the supplement's figure 8: a column a place, a row a model.
+
+    Args:
+        views: by the model's title, one h w 3 for each place.
+        tiles, real: satellite tiles S S 3 and real street views h w 3 of the places.
+    """
+    assert tiles, "a comparison needs a place"
+    label = 150.0
+    wide = (_WIDTH - 2 * _MARGIN - label - len(tiles) * _GAP) / len(tiles)
+    high = wide * real[0].shape[0] / real[0].shape[1]
+    tile = min(120.0, wide)
+    rows = {**views, "real street view": real}
+    page = _Page(2 * _MARGIN + tile + _GAP + len(rows) * (high + _GAP) - _GAP)
+    lefts = [_MARGIN + label + _GAP + column * (wide + _GAP) for column in range(len(tiles))]
+    page.text(_MARGIN, _MARGIN + tile / 2 - _LINE / 2, "satellite", weight="bold")
+    for left, image in zip(lefts, tiles, strict=True):
+        page.image(image, left + (wide - tile) / 2, _MARGIN, tile, tile)
+    top = _MARGIN + tile + _GAP
+    for title, images in rows.items():
+        page.text(_MARGIN, top + high / 2 - _LINE / 3, title, weight="bold")
+        for left, image in zip(lefts, images, strict=True):
+            page.image(image, left, top, wide, high)
+        top += high + _GAP
+    return page.figure
+
+
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     """Losses and validation recall over the epochs of a run.
 

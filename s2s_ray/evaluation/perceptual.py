@@ -84,8 +84,8 @@ class _Features(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
-        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
-        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
+        self.mean = nn.Buffer(torch.tensor(_MEAN)[:, None, None])
+        self.deviation = nn.Buffer(torch.tensor(_DEVIATION)[:, None, None])
         self.num_features = int(network.get_submodule("fc").in_features)  # type: ignore[arg-type]
         network.fc = nn.Identity()
 

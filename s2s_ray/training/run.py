@@ -29,7 +29,8 @@ def located(config: Config) -> Config:
     data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
     train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
     tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
-    return config.model_copy(update={"data": data, "train": train, "tune": tune})
+    ablate = config.ablate.model_copy(update={"storage": storage.absolute(config.ablate.storage)})
+    return config.model_copy(update={"data": data, "train": train, "tune": tune, "ablate": ablate})
 
 
 def run_uri(config: Config) -> str:

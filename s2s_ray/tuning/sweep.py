@@ -13,22 +13,20 @@ time: a second one would take the trials of the first for interrupted ones.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import uuid
 from dataclasses import dataclass
 
-import ray
-import yaml
 from ray import tune
 
 from s2s_ray import registry, storage
 from s2s_ray.cluster import StoppedError, in_thread
 from s2s_ray.config import Config
-from s2s_ray.data.manifest import read_manifest
 from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
+from s2s_ray.tuning.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.tuning.placement import asked, placement, quieten_tune, slots
 from s2s_ray.tuning.progress import SweepProgress
 from s2s_ray.tuning.report import write_report
 from s2s_ray.tuning.search import History, StudySearch, early_stopping
@@ -41,21 +39,11 @@ logger = logging.getLogger(__name__)
 BEGUN_FILE = "sweep.yaml"
 BEST_FILE = "best.yaml"
 
-_TUNE = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # `SweepProgress` is the output
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs log for themselves
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
-}
-
-# What may differ when a sweep is continued: it changes no trial's result.
 _FREE = {
     "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
-    "train": (
-        "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "micro_batch", "loader_workers",
-        "log_every_s", "keep_checkpoints", "max_failures", "checkpoint_every",
-    ),
-    "data": ("uri", "cache_dir", "cache_gb"),
-}  # fmt: skip
+    "train": TRAIN_FREE,
+    "data": DATA_FREE,
+}
 _COMPARED = ("model", "loss", "mining", "train", "data", "tune")
 
 
@@ -89,15 +77,15 @@ def sweep(config: Config) -> SweepResult:
     config = located(config)
     space = Space(config)
     check_ready(config)
-    slots = _slots(config)
+    at_a_time = slots(config, config.tune.concurrent)
     early_stopping(config, [])
     sampler(config.tune, 0)  # both are made again with what the study knows
     root = sweep_uri(config)
-    _claim(config, root)
+    claim(config, root, kind="sweep", section="tune", file=BEGUN_FILE, compared=_COMPARED, free=_FREE, fault=SweepError)
     study = SweepStudy(config.tune, root)
     ended = study.prepare(space)
     if ended < config.tune.trials:
-        _run(config, root, space, study, slots, config.tune.trials - ended)
+        _run(config, root, space, study, at_a_time, config.tune.trials - ended)
     else:
         logger.info("all %d trials have ended: raise tune.trials for more", ended)
     return _conclude(config, root, space, study)
@@ -108,22 +96,20 @@ def sweep_uri(config: Config) -> str:
     return storage.join(config.tune.storage, config.tune.name)
 
 
-def _run(config: Config, root: str, space: Space, study: SweepStudy, slots: int, trials: int) -> None:
-    for variable, value in _TUNE.items():
-        os.environ.setdefault(variable, value)
-    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)  # it misses Tune's own logs
+def _run(config: Config, root: str, space: Space, study: SweepStudy, at_a_time: int, trials: int) -> None:
+    quieten_tune()
     search = StudySearch(config, space, study)
-    progress = SweepProgress(study, search, root, config.tune.trials, _asked(config))
+    progress = SweepProgress(study, search, root, config.tune.trials, asked(config))
     with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, base=config.model_dump(mode="json"), root=root), _placement(config)
+                tune.with_parameters(run_trial, base=config.model_dump(mode="json"), root=root), placement(config)
             ),
             tune_config=tune.TuneConfig(
                 search_alg=search,
                 scheduler=early_stopping(config, _past(study, root)),
                 num_samples=trials,
-                max_concurrent_trials=slots,
+                max_concurrent_trials=at_a_time,
                 reuse_actors=config.train.workers == 1,
             ),
             run_config=tune.RunConfig(
@@ -173,64 +159,6 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     start = next((record for record in records if record.params == space.start()), None)
     write_report(root, config, study, best)
     return SweepResult(root, best, start, found, release, records)
-
-
-def _claim(config: Config, root: str) -> None:
-    """Begin a sweep at its place, or make sure that it is the one that was begun there."""
-    uri = storage.join(root, BEGUN_FILE)
-    digest = read_manifest(config.data.uri).digest
-    if not storage.exists(uri):
-        there = storage.list_names(root)
-        if there:
-            raise SweepError(f"{root} holds {', '.join(there[:3])} and no sweep: choose another tune.name")
-        begun = {"dataset": digest, "config": config.model_dump(mode="json")}
-        storage.write_bytes(uri, yaml.safe_dump(begun, sort_keys=False).encode())
-        return
-    tree = yaml.safe_load(storage.read_bytes(uri))
-    before, now = Config.from_tree(tree["config"]).model_dump(mode="json"), config.model_dump(mode="json")
-    for section in _COMPARED:
-        for key, value in now[section].items():
-            if key not in _FREE.get(section, ()) and before[section][key] != value:
-                raise SweepError(
-                    f"sweep {config.tune.name!r} at {root} was begun with {section}.{key}={before[section][key]!r}, "
-                    f"now it is {value!r}: keep it, or choose another tune.name"
-                )
-    if tree["dataset"] != digest:
-        raise SweepError(
-            f"sweep {config.tune.name!r} at {root} was begun on another data set ({before['data']['uri']}) than "
-            f"data.uri={config.data.uri!r}: choose another tune.name"
-        )
-
-
-def _asked(config: Config) -> dict[str, float]:
-    """Ray resources of one trial, all its workers together."""
-    one = dict(config.train.resources_per_worker) or {"CPU": 1.0, **({"GPU": 1.0} if config.train.use_gpu else {})}
-    return {name: amount * config.train.workers for name, amount in one.items()}
-
-
-def _placement(config: Config) -> tune.PlacementGroupFactory:
-    """Where a trial runs: a single worker is Tune's actor; several are Ray Train's, and the actor asks for nothing."""
-    hardly_anything = {"memory": 2.0**20}  # bytes; an empty request is not allowed
-    return tune.PlacementGroupFactory([_asked(config) if config.train.workers == 1 else hardly_anything])
-
-
-def _slots(config: Config) -> int:
-    """How many trials run at a time. Raises SweepError where not even one ever could."""
-    asked = _asked(config)
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    short = [name for name, amount in asked.items() if there.get(name, 0.0) < amount]
-    if short:
-        raise SweepError(
-            f"a trial asks for {_told(asked)} (train.workers={config.train.workers}, train.use_gpu="
-            f"{config.train.use_gpu}, train.resources_per_worker={dict(config.train.resources_per_worker)!r}), the "
-            f"cluster has {_told({name: there.get(name, 0.0) for name in asked})}: no trial could ever start"
-        )
-    most = min(int(there[name] / amount) for name, amount in asked.items())
-    return min(most, config.tune.concurrent or most)
-
-
-def _told(resources: dict[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 def describe(result: SweepResult) -> str:

@@ -153,7 +153,7 @@ def test_a_refused_sweep_leaves_nothing_behind(
 ) -> None:
     """So the corrected one is not taken for another sweep."""
     monkeypatch.setattr(sweep, "check_ready", lambda config: None)
-    monkeypatch.setattr(sweep, "_slots", lambda config: 1)
+    monkeypatch.setattr(sweep, "slots", lambda config, most: 1)
     with pytest.raises(ConfigError, match=named):
         sweep.sweep(config(**wrong, storage=str(tmp_path / "sweeps")))
     assert list(tmp_path.iterdir()) == []

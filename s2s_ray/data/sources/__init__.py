@@ -32,10 +32,10 @@ def open_source(config: SourceConfig) -> Source:
 
 def published_geometry(kind: str, height: int, width: int) -> Geometry:
     """How the images of a published data set are treated by default. Raises ValueError for another kind."""
-    sources = {"cvusa": CvusaSourceConfig, "cvact": CvactSourceConfig}
+    sources: dict[str, SourceConfig] = {"cvusa": CvusaSourceConfig(uri=""), "cvact": CvactSourceConfig(uri="")}
     if kind not in sources:
         raise ValueError(f"{kind!r} is none of the published data sets: {', '.join(sources)}")
-    return Geometry.of(open_source(sources[kind](uri=kind)).treatment, height, width)
+    return Geometry.of(open_source(sources[kind]).treatment, height, width)
 
 
 def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:

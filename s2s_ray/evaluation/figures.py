@@ -1,0 +1,63 @@
+"""The figures of a paper, from one model: retrieval, synthesis, ablations, errors on the map, and a run's curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from s2s_ray import storage
+from s2s_ray.config import EvaluationConfig
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.evaluation.descriptors import embed_dataset
+from s2s_ray.evaluation.error_map import error_map
+from s2s_ray.evaluation.evaluate import TOP, retrieval_rows, synthesis_rows
+from s2s_ray.evaluation.galleries import evenly_spaced, retrieval_gallery, save, synthesis_gallery, training_curves
+from s2s_ray.evaluation.queries import metres_between
+from s2s_ray.evaluation.recall import Nearby, Places, nearest, recall_at_k
+from s2s_ray.model.s2s import S2S
+
+FORMATS = ("png", "pdf")
+
+
+def draw_figures(
+    model: S2S,
+    dataset: PairDataset,
+    config: EvaluationConfig,
+    *,
+    device: torch.device | str = "cpu",
+    history: Sequence[Mapping[str, float]] = (),
+) -> dict[str, Figure]:
+    """Figures by name: `retrieval` (supplement, figures 4 and 5), `synthesis` (6 and 7), `errors`, `curves`.
+
+    The pairs that are shown are spaced evenly over the split, `config.gallery_rows` of them. Figures that there is
+    nothing for are left out: synthesis of a model without a generator, errors without coordinates, curves without a
+    `history` (the epochs of a run).
+    """
+    found = embed_dataset(model, dataset, config.batch, device)
+    places = Places(dataset.positions, dataset.zones)
+    nearby = None if config.radius_m is None else Nearby(places, places, config.radius_m)
+    recall = recall_at_k(found.street, found.satellite, nearby=nearby, chunk=config.chunk)
+    closest = nearest(found.street, found.satellite, TOP, chunk=config.chunk)[1]
+    shown = evenly_spaced(len(dataset), max(1, config.gallery_rows))
+    rows = retrieval_rows(dataset, closest, recall, shown, config.radius_m)
+    figures: dict[str, Figure | None] = {"retrieval": retrieval_gallery(rows, len(dataset))}
+    if model.config.synthesizes:
+        figures["synthesis"] = synthesis_gallery(synthesis_rows(model, dataset, shown, config.batch, device))
+    metres = metres_between(dataset, np.arange(len(dataset)), closest[:, 0].cpu().numpy())
+    figures["errors"] = error_map(dataset.positions, dataset.zones, metres, config.radius_m)
+    if history:
+        figures["curves"] = training_curves(history)
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def save_figures(figures: Mapping[str, Figure], out: str) -> list[str]:
+    """Write each as PNG and PDF below a URI; returns the files."""
+    files = []
+    for name, figure in figures.items():
+        for suffix in FORMATS:
+            files.append(storage.join(out, f"{name}.{suffix}"))
+            save(figure, files[-1])
+    return files
