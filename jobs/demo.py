@@ -191,8 +191,8 @@ def summarise(
         "chance": after.street_to_satellite.chance,
         "asked": served["asked"],
         "recall_at_1_served": served["hits"] / served["asked"],
-        "l1_before": before.quality.l1,
-        "l1_after": after.quality.l1,
+        "l1_before": before.synthesis["l1"],
+        "l1_after": after.synthesis["l1"],
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
 

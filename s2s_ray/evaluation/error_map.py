@@ -18,7 +18,7 @@ def error_map(
 ) -> Figure | None:
     """A map of the queries coloured by their error, and the share of queries within each distance.
 
-    The map is of the UTM zone with the most queries, in kilometres from its south-west corner; the curve is of all
+    The map is of the UTM zone with the most queries, from their south-west corner; the curve is of all
     queries whose error is known, `radius_m` marked in it.
 
     Args:
@@ -34,7 +34,9 @@ def error_map(
     codes, counts = np.unique(zones[known], return_counts=True)
     zone = int(codes[counts.argmax()])
     here = (zones == zone) & np.isfinite(metres)
-    places = (positions[here] - positions[zones == zone].min(axis=0)) / 1000
+    places = positions[here] - positions[zones == zone].min(axis=0)
+    unit, metres_of = ("km", 1000.0) if places.max(initial=0.0) > 3000 else ("m", 1.0)
+    places = places / metres_of
     order = np.argsort(metres[here])  # the worst on top
     figure = Figure(figsize=(7.5, 3.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
@@ -49,16 +51,18 @@ def error_map(
         linewidths=0,
     )
     left.set_aspect("equal", adjustable="datalim")
-    left.set_xlabel("east, km", fontsize=7.5, color=_FAINT)
-    left.set_ylabel("north, km", fontsize=7.5, color=_FAINT)
+    left.set_xlabel(f"east, {unit}", fontsize=7.5, color=_FAINT)
+    left.set_ylabel(f"north, {unit}", fontsize=7.5, color=_FAINT)
     left.set_title(f"Error of the first match, {here.sum():,} queries in EPSG:{zone}", fontsize=7.5, loc="left")
     bar = figure.colorbar(drawn, ax=left, shrink=0.85)
     bar.set_label("metres", fontsize=7.5, color=_FAINT)
     bar.ax.tick_params(labelsize=6.5)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
     errors = np.sort(metres[np.isfinite(metres)].clip(_LEAST_M))
     right.step(errors, np.arange(1, len(errors) + 1) / len(metres), where="post", color="#0b5fa5", linewidth=1.2)
     right.set_xscale("log")
     right.set_xlim(_LEAST_M, most)
+    right.xaxis.set_major_formatter("{x:g}")
     right.set_ylim(0, 1.02)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     right.set_title("Queries whose first match is within", fontsize=7.5, loc="left")

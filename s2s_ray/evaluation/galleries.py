@@ -145,7 +145,7 @@ def comparison_gallery(
         tiles, real: satellite tiles S S 3 and real street views h w 3 of the places.
     """
     assert tiles, "a comparison needs a place"
-    label = 150.0
+    label = 190.0
     wide = (_WIDTH - 2 * _MARGIN - label - len(tiles) * _GAP) / len(tiles)
     high = wide * real[0].shape[0] / real[0].shape[1]
     tile = min(120.0, wide)
