@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
 from s2s_ray.cluster import StoppedError, log_plainly, ray_cluster
 from s2s_ray.config import Config, load_config, preset_names
 from s2s_ray.version import code_version
+
+if TYPE_CHECKING:
+    from s2s_ray.model.s2s import S2S
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
@@ -193,6 +196,10 @@ def run_ablation(config: ConfigOption = "paper", overrides: SetOption = None) ->
 def build_index(
     checkpoint: CheckpointOption,
     out: Annotated[str, typer.Option(help="Where the index goes.")],
+    tiles: Annotated[
+        bool,
+        typer.Option("--tiles", help="Index the tiles of the manifest `source` itself: no panoramas, no data set."),
+    ] = False,
     config: ConfigOption = "paper",
     overrides: SetOption = None,
 ) -> None:
@@ -203,9 +210,13 @@ def build_index(
 
     settings = load_config(config, overrides or ())
     uri = find_checkpoint(checkpoint)
+    model = load_checkpoint(uri, _device(settings))
+    if tiles:
+        _index_tiles(settings, uri, model, out)
+        return
     dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
     index = run(
-        load_checkpoint(uri, _device(settings)),
+        model,
         dataset,
         checkpoint_fingerprint=registry.fingerprint(uri),
         batch=settings.evaluation.batch,
@@ -214,6 +225,28 @@ def build_index(
     )
     index.save(out)
     typer.echo(f"{len(index)} tiles indexed in {out}")
+
+
+def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str) -> None:
+    from s2s_ray.config import ConfigError, ManifestSourceConfig
+    from s2s_ray.data.sources.manifest import ManifestSource
+    from s2s_ray.data.views import ViewGeometry
+    from s2s_ray.index import index_tiles
+
+    if not isinstance(settings.source, ManifestSourceConfig):
+        raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles indexes those of a manifest")
+    index, faults = index_tiles(
+        model,
+        ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint)),
+        ManifestSource(settings.source, panoramas=False),
+        checkpoint_fingerprint=registry.fingerprint(checkpoint),
+        batch=settings.evaluation.batch,
+        device=_device(settings),
+    )
+    index.save(out)
+    for fault in faults:
+        typer.echo(f"left out: {fault}", err=True)
+    typer.echo(f"{len(index)} tiles indexed in {out}" + (f"; {len(faults)} left out" if faults else ""))
 
 
 @checkpoint_app.command("import")

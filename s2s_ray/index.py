@@ -26,6 +26,8 @@ from s2s_ray import storage
 if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
     from s2s_ray.data.dataset import PairDataset
     from s2s_ray.data.schema import Split
+    from s2s_ray.data.sources.manifest import ManifestSource
+    from s2s_ray.data.views import ViewGeometry
     from s2s_ray.model.s2s import S2S
 
 INDEX_FILE = "index.faiss"
@@ -228,6 +230,61 @@ def build_index(
         split=split,
     )
     return ReferenceIndex.build(info, descriptors, entries_table(dataset))
+
+
+@torch.inference_mode()
+def index_tiles(
+    model: S2S,
+    views: ViewGeometry,
+    source: ManifestSource,
+    *,
+    checkpoint_fingerprint: str,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
+) -> tuple[ReferenceIndex, list[str]]:
+    """Index the satellite tiles of a region's own list, without panoramas and without a data set.
+
+    Args:
+        model: in evaluation mode; it is moved to `device`.
+        views: of the model's checkpoint.
+        source: opened with `panoramas=False`.
+        checkpoint_fingerprint, batch: as in `build_index`.
+
+    Returns: the index, and a line for each tile that is not in it because it cannot be read.
+
+    Raises:
+        ManifestError: a list that cannot be used. ReferenceIndexError: not one tile can be read.
+    """
+    from s2s_ray.data.schema import UnreadableImage
+    from s2s_ray.data.views import ViewError
+    from s2s_ray.progress import progress
+
+    assert not model.training, "descriptors of a model in training mode depend on the batch"
+    model.to(device)
+    records, faults, parts, kept = source.records(), [], [], []
+    with progress(len(records), "index", "tiles") as advance:
+        for start in range(0, len(records), batch):
+            polar = []
+            for record in records[start : start + batch]:
+                try:
+                    polar.append(views.satellite(source.tile(record), "north-up"))
+                    kept.append(record)
+                except (UnreadableImage, ViewError) as error:
+                    faults.append(f"{record.id}: {error}")
+            if polar:
+                parts.append(model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy())
+            advance(len(records[start : start + batch]))
+    if not kept:
+        raise ReferenceIndexError(f"{source.uri}: not one tile can be read; the first: {'; '.join(faults[:3])}")
+    info = IndexInfo(
+        dimension=model.config.descriptor_size,
+        count=len(kept),
+        checkpoint=checkpoint_fingerprint,
+        dataset=source.uri,
+        dataset_digest=storage.sha256(storage.read_bytes(source.uri)),
+    )
+    columns = {name: [getattr(record, name) for record in kept] for name in _COLUMNS.names}
+    return ReferenceIndex.build(info, np.concatenate(parts), pa.table(columns, schema=_COLUMNS)), faults
 
 
 def entries_table(dataset: PairDataset) -> pa.Table:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from s2s_ray.config import Config
 from s2s_ray.data.manifest import DatasetError
 from s2s_ray.data.prepare import prepare
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
 
+WORKER_BYTES = 2_000_000_000
+
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # Ray Data sets its own old options
 ]
 
@@ -37,6 +45,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_and_a_plain_loop_write_the_same_bytes(
     filled: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +58,7 @@ def test_ray_and_a_plain_loop_write_the_same_bytes(
     assert content(tmp_path / "with-ray") == content(tmp_path / "plain")
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_ray_goes_on_where_a_run_was_stopped(filled: PairFolder, tmp_path: Path) -> None:
     config = filled.config(tmp_path / "set", shard_mb=0.02, parallel=True)
     prepare(config)
@@ -63,9 +73,98 @@ def test_ray_goes_on_where_a_run_was_stopped(filled: PairFolder, tmp_path: Path)
     assert (tmp_path / "set" / "train-00001.arrow").stat().st_ino != replaced
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_error_in_a_task_is_told_in_one_sentence(filled: PairFolder, tmp_path: Path) -> None:
     """The target breaks while the work is under way: a directory is where a shard should go."""
     (tmp_path / "set" / "train-00001.arrow").mkdir(parents=True)
     with pytest.raises(DatasetError, match=r"train-00001.arrow: Is a directory"):
         prepare(filled.config(tmp_path / "set", shard_mb=0.02, parallel=True))
     assert not (tmp_path / "set" / "dataset.json").exists()
+
+
+def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_path: Path) -> None:
+    """First a worker is killed, which Ray makes good, then the whole job; every shard is written exactly once."""
+    for k in range(36):
+        pairs.add(f"train{k}", tile=700)
+    for k in range(8):
+        pairs.add(f"test{k}", "test", tile=700)
+    config = pairs.config(tmp_path / "set", parallel=True, shard_mb=0.6).model_dump(mode="json")
+    config["model"] |= {"height": 112, "width": 616}
+    settings = Config.from_tree(config)
+    (tmp_path / "config.yaml").write_text(settings.to_yaml())
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[2] / "jobs" / "prepare.py"),
+        "-c",
+        str(tmp_path / "config.yaml"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    log = (tmp_path / "log").open("w")
+    job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    killed_worker, most = None, 0
+    try:
+        deadline = time.monotonic() + 120
+        while len(done := shards(tmp_path / "set")) < 6:
+            assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline, "not half of the shards after two minutes"
+            workers = {pid: peak for pid, name, peak in processes(job.pid) if name.startswith("ray::")}
+            most = max([most, *workers.values()])
+            if len(done) >= 2 and killed_worker is None and workers:
+                killed_worker = next(iter(workers))
+                with suppress(ProcessLookupError):
+                    os.kill(killed_worker, signal.SIGKILL)
+            time.sleep(0.02)
+    finally:
+        job.kill()
+        job.wait()
+        log.close()
+    assert killed_worker is not None
+    assert 0 < most < WORKER_BYTES
+    wait_for_the_end_of(job.pid)
+    finished = shards(tmp_path / "set")
+    assert 6 <= len(finished) < 20, "killed too late to matter"
+    assert not (tmp_path / "set" / "dataset.json").exists()
+    stamps = {name: (tmp_path / "set" / f"{name}.arrow").stat().st_mtime_ns for name in finished}
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert f"{len(finished)} of " in again.stderr
+    assert {name: (tmp_path / "set" / f"{name}.arrow").stat().st_mtime_ns for name in finished} == stamps
+    plain = settings.model_copy(
+        update={
+            "data": settings.data.model_copy(update={"uri": str(tmp_path / "plain")}),
+            "prepare": settings.prepare.model_copy(update={"parallel": False}),
+        }
+    )
+    prepare(plain)
+    assert content(tmp_path / "set") == content(tmp_path / "plain")
+    print(f"\nlargest worker: {most / 1e6:.0f} MB")
+
+
+def shards(folder: Path) -> list[str]:
+    """Names of the shards that are finished: their side-car is there."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path.stem for path in folder.iterdir() if path.suffix == ".json" and path.stem.partition("-")[2].isdigit()
+    )
+
+
+def processes(session: int) -> Iterator[tuple[int, str, int]]:
+    """Living processes of a session: number, name as they give it themselves, largest memory in bytes so far."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                name = (stat.parent / "cmdline").read_text().replace("\0", " ")
+                status = (stat.parent / "status").read_text()
+                peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
+                yield int(stat.parent.name), name, int(peak) * 1024
+
+
+def wait_for_the_end_of(session: int) -> None:
+    """Where their driver is gone tasks end by themselves (two of Ray's own agents take a minute)."""
+    deadline = time.monotonic() + 60
+    while left := [name for _, name, _ in processes(session) if "Agent" not in name]:
+        assert time.monotonic() < deadline, f"the killed job leaves processes running: {left}"
+        time.sleep(0.5)

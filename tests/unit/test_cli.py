@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from s2s_ray import cli, storage
 from s2s_ray.checkpoint import save_model
@@ -15,6 +18,8 @@ from s2s_ray.config import EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.evaluation.evaluate import evaluate
+from s2s_ray.index import ReferenceIndex
+from s2s_ray.inference import Embedder
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training import ray_train
 from s2s_ray.training.loop import DivergedError
@@ -92,3 +97,30 @@ def test_a_checkpoint_is_measured_again(measured: dict[str, str], capsys: pytest
     assert verify("--expect", "r1=100", "--set", "evaluation.radius_m=100000") == 0  # every tile is correct
     assert verify("--expect", "top1=3") == 2
     assert "--expect 'top1=3': expected one of r1, r5, r10, r1%" in capsys.readouterr().err
+
+
+def test_tiles_are_indexed_without_panoramas(
+    measured: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["id,satellite,latitude,longitude"]
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(f"tile-{number},{number}.png,{-35 - number / 100},149.0")
+    (tmp_path / "2.png").unlink()
+    (tmp_path / "tiles.csv").write_text("\n".join(rows))
+    source = ["-s", "source.kind=manifest", "-s", f"source.uri={tmp_path / 'tiles.csv'}", "-c", "tiny"]
+    verb = ["build-index", "--checkpoint", measured["checkpoint"], "--out", str(tmp_path / "index"), "--tiles"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*verb, *source])
+    told = capsys.readouterr()
+    assert "3 tiles indexed" in told.out
+    assert "left out: tile-2: satellite image is missing" in told.err
+    embedder, index = Embedder.load(measured["checkpoint"]), ReferenceIndex.load(str(tmp_path / "index"))
+    tile = np.asarray(Image.open(tmp_path / "3.png"))
+    [[found]] = index.search(embedder.satellite([tile]), 1)
+    assert (found.id, found.latitude, found.longitude) == ("tile-3", -35.03, 149.0)
+    assert found.descriptor_distance == pytest.approx(0.0, abs=1e-5)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*verb, "-c", "tiny"])
+    assert "source.kind='synthetic': --tiles indexes those of a manifest" in capsys.readouterr().err
