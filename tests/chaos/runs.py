@@ -37,7 +37,8 @@ Disturbance = Callable[[Trainer, int], None]
 """What is done to a worker's trainer before it begins: it gets the trainer and the worker's number."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["s2s_ray.training.loop"])
+# the second is what an optimiser imports when it is made, and takes as long as the rest
+_context.set_forkserver_preload(["s2s_ray.training.loop", "torch._dynamo"])
 
 
 @dataclass(frozen=True)
