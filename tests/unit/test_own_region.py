@@ -103,7 +103,7 @@ def test_a_tile_is_cut_out_of_a_geotiff_of_any_projection(projection: str, tmp_p
 
 def geotiff(folder: Path, projection: str) -> str:
     """A raster of 500 x 500 m around the place, half a metre a pixel, with the marks."""
-    import rasterio
+    rasterio = pytest.importorskip("rasterio")  # an optional extra
     from pyproj import Transformer
     from rasterio.transform import from_bounds
 
@@ -131,7 +131,7 @@ class TestGeoTiff:
             raster.cut(latitude, longitude, 120.0, 64)
 
     def test_grey_becomes_rgb(self, tmp_path: Path) -> None:
-        import rasterio
+        rasterio = pytest.importorskip("rasterio")
         from rasterio.transform import from_origin
 
         easting, northing = to_utm(LATITUDE, LONGITUDE, 32755)
@@ -146,6 +146,7 @@ class TestGeoTiff:
             GeoTiff(str(tmp_path / "deep.tif"))
 
     def test_files_that_are_no_rasters(self, tmp_path: Path) -> None:
+        pytest.importorskip("rasterio")
         (tmp_path / "x.tif").write_bytes(b"no raster")
         with pytest.raises(ConfigError, match=r"x.tif' cannot be read"):
             GeoTiff(str(tmp_path / "x.tif"))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
 
+from s2s_ray import cli
 from s2s_ray.config import Config, ConfigError, CvactSourceConfig, CvusaSourceConfig, load_config
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.manifest import DatasetError, read_manifest
@@ -136,6 +137,11 @@ class TestCvusa:
         assert "test: 8,884 pairs were published, the archive lists 3, 2 of them usable: 8,882 missing" in text
         assert "quarantined: 0000002" in text
         assert report.lines()[-1] == "ok, but not all of the published pairs"
+
+    def test_a_missing_pair_is_a_fault_where_all_are_asked_for(self, cvusa: Path, tmp_path: Path) -> None:
+        prepare(config({"kind": "cvusa", "uri": str(cvusa)}, tmp_path / "set"))
+        cli.app(["verify", str(tmp_path / "set")], standalone_mode=False)
+        assert cli.app(["verify", str(tmp_path / "set"), "--complete"], standalone_mode=False) == 1
 
     def test_missing_and_malformed_split_files(self, cvusa: Path) -> None:
         def records() -> object:
