@@ -15,7 +15,7 @@ import typer
 from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
 from s2s_ray.cluster import StoppedError, log_plainly, ray_cluster
-from s2s_ray.config import Config, load_config, preset_names
+from s2s_ray.config import Config, ConfigError, load_config, preset_names
 from s2s_ray.version import code_version
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def build_index(
 
 
 def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str) -> None:
-    from s2s_ray.config import ConfigError, ManifestSourceConfig
+    from s2s_ray.config import ManifestSourceConfig
     from s2s_ray.data.sources.manifest import ManifestSource
     from s2s_ray.data.views import ViewGeometry
     from s2s_ray.index import index_tiles
@@ -367,6 +367,11 @@ def _root(
 
 
 def _device(config: Config) -> str:
+    """Where a checkpoint is measured. Raises ConfigError where the configuration asks for a GPU that there is not."""
+    import torch
+
+    if config.train.use_gpu and not torch.cuda.is_available():
+        raise ConfigError("train.use_gpu=True, but this machine has no CUDA device: add `-s train.use_gpu=false`")
     return "cuda" if config.train.use_gpu else "cpu"
 
 

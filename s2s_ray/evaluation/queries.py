@@ -37,9 +37,9 @@ def queries_table(
     """
     distances, tiles = (part.cpu().numpy() for part in nearest)
     metres = metres_between(dataset, np.arange(len(dataset))[:, None], tiles)
-    ids = np.array(dataset.ids, dtype=object)
+    ids, places = np.array(dataset.ids, dtype=object), entries_table(dataset)
     columns = {
-        **{name: entries_table(dataset).column(name) for name in entries_table(dataset).column_names},
+        **dict(zip(places.column_names, places.columns, strict=True)),
         "rank_street_to_satellite": there.ranks.numpy(),
         "rank_satellite_to_street": back.ranks.numpy(),
         "correct_tiles": there.correct.numpy(),

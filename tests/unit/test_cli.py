@@ -99,6 +99,13 @@ def test_a_checkpoint_is_measured_again(measured: dict[str, str], capsys: pytest
     assert "--expect 'top1=3': expected one of r1, r5, r10, r1%" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_there_is_not(measured: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["evaluate", "--checkpoint", measured["checkpoint"], "--out", "nowhere", "-c", "paper"])
+    assert "train.use_gpu=True, but this machine has no CUDA device" in capsys.readouterr().err
+
+
 def test_tiles_are_indexed_without_panoramas(
     measured: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
