@@ -11,6 +11,7 @@ from s2s_ray import storage
 from s2s_ray.config import Contrast, Resize
 from s2s_ray.data.images import Encoding
 from s2s_ray.data.schema import Split, Treatment
+from s2s_ray.data.views import PanoramaKind
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
@@ -83,6 +84,20 @@ class DatasetManifest(_Entry):
     validation: str
     splits: dict[Split, SplitInfo]
     quarantine: tuple[Quarantined, ...]
+    panoramas: dict[PanoramaKind, int] = {}  # how many of each kind; not counted in older data sets
+
+    def told_panoramas(self) -> list[str]:
+        """What was done with the panoramas, a line for each kind."""
+        rows = self.geometry.panorama_rows
+        chosen = None if rows is None else f"rows from {rows[0]:g} to {rows[1]:g} of the height kept"
+        done = {
+            "sphere": ("full spheres", chosen or "the middle half of the rows kept"),
+            "cropped": ("of all the horizon, wider than 2:1", chosen or "all rows kept"),
+            "part": ("of a part of the horizon", f"laid on black at their bearing, {chosen or 'rows kept likewise'}"),
+        }
+        return [
+            f"panoramas: {count} {done[kind][0]}, {done[kind][1]}" for kind, count in self.panoramas.items() if count
+        ]
 
     def split(self, name: str) -> SplitInfo:
         """One split. Raises `DatasetError` where the data set has no such split."""

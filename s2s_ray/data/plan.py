@@ -133,7 +133,7 @@ def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shar
     faults: list[str] = []
     for record in _mixed(records):
         try:
-            sizes.append(sum(len(image) for image in encode_record(source, record, plan).values()))
+            sizes.append(sum(len(image) for image in encode_record(source, record, plan).images.values()))
         except UnreadableImage as error:
             faults.append(f"{record.id}: {error}")
         if len(sizes) == _SAMPLES:

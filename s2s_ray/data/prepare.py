@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -165,7 +166,10 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
         validation=validation,
         splits=splits,
         quarantine=tuple(quarantine),
+        panoramas=dict(sorted(sum((Counter(report.panoramas) for report in reports), Counter()).items())),
     )
+    for line in manifest.told_panoramas():
+        log.info("%s", line)
     storage.write_json(storage.join(plan.uri, MANIFEST), manifest.model_dump(mode="json"))
     return manifest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ from s2s_ray.data.images import Encoding, encode
 from s2s_ray.data.manifest import FileInfo, Geometry, Quarantined
 from s2s_ray.data.schema import Pair, Pixels, Record, Source, Split, UnreadableImage
 from s2s_ray.data.sources import open_source
-from s2s_ray.data.views import ViewError, ViewGeometry
+from s2s_ray.data.views import PanoramaKind, ViewError, ViewGeometry
 
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
@@ -61,6 +62,15 @@ class ShardReport:
     name: str
     file: FileInfo | None
     quarantine: tuple[Quarantined, ...]
+    panoramas: dict[PanoramaKind, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The encoded images of one record by column, and what its panorama was taken for."""
+
+    images: dict[str, bytes]
+    panorama: PanoramaKind
 
 
 def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, Pixels]:
@@ -75,9 +85,7 @@ def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, P
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
         raise UnreadableImage(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
-    views = ViewGeometry(
-        shape.height, shape.width, shape.panorama_rows, shape.polar_size, shape.polar_contrast, shape.resize
-    )
+    views = _views(shape)
     try:
         polar = views.north_up(pair.satellite)
         street = views.street(pair.street, record.heading, fov=record.fov, smallest=1)
@@ -86,14 +94,20 @@ def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, P
     return _pixels(polar), _pixels(street)
 
 
-def encode_record(source: Source, record: Record, plan: Plan) -> dict[str, bytes]:
-    """The encoded images of one record by column. Raises `UnreadableImage`."""
+def _views(shape: Geometry) -> ViewGeometry:
+    return ViewGeometry(
+        shape.height, shape.width, shape.panorama_rows, shape.polar_size, shape.polar_contrast, shape.resize
+    )
+
+
+def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
+    """Read, prepare and encode one record. Raises `UnreadableImage`."""
     pair = source.read(record)
     polar, street = prepare_pair(pair, record, plan.geometry)
     images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
     if plan.keep_tiles:
         images["satellite"] = encode(pair.satellite, plan.encoding)
-    return images
+    return Encoded(images, _views(plan.geometry).kind(*pair.street.shape[:2], record.fov))
 
 
 def write_shard(plan: Plan, k: int) -> ShardReport:
@@ -111,10 +125,12 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
         return report
     source = _source(plan.digest, plan.source)
     rows: list[tuple[Record, dict[str, bytes]]] = []
-    quarantine = []
+    quarantine, panoramas = [], Counter[PanoramaKind]()
     for record in shard.records:
         try:
-            rows.append((record, encode_record(source, record, plan)))
+            encoded = encode_record(source, record, plan)
+            rows.append((record, encoded.images))
+            panoramas[encoded.panorama] += 1
         except UnreadableImage as error:
             quarantine.append(Quarantined(id=record.id, split=shard.split, reason=str(error)))
     info = None
@@ -123,7 +139,7 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
         file = f"{shard.name}.arrow"
         storage.write_bytes(storage.join(plan.uri, file), data)
         info = FileInfo(name=file, count=len(rows), bytes=len(data), sha256=storage.sha256(data))
-    report = ShardReport(shard.name, info, tuple(quarantine))
+    report = ShardReport(shard.name, info, tuple(quarantine), dict(sorted(panoramas.items())))
     storage.write_json(storage.join(plan.uri, f"{shard.name}.json"), _side_car(plan, report))
     return report
 
@@ -146,7 +162,8 @@ def finished(plan: Plan, k: int) -> ShardReport | None:
             return None
     except storage.NotFoundError:
         return None
-    return ShardReport(shard.name, file, tuple(Quarantined.model_validate(entry) for entry in tree["quarantine"]))
+    quarantine = tuple(Quarantined.model_validate(entry) for entry in tree["quarantine"])
+    return ShardReport(shard.name, file, quarantine, tree.get("panoramas", {}))
 
 
 def _side_car(plan: Plan, report: ShardReport) -> dict[str, Any]:
@@ -154,6 +171,7 @@ def _side_car(plan: Plan, report: ShardReport) -> dict[str, Any]:
         "digest": plan.digest,
         "file": None if report.file is None else report.file.model_dump(),
         "quarantine": [entry.model_dump() for entry in report.quarantine],
+        "panoramas": report.panoramas,
     }
 
 

@@ -61,6 +61,7 @@ class VerifyReport:
             for name, info in self.manifest.splits.items()
         ]
         lines.append(f"validation: {self.manifest.validation}")
+        lines += self.manifest.told_panoramas()
         lines += [part.line() for part in self.published]
         lines += [f"quarantined: {entry.id} ({entry.split}): {entry.reason}" for entry in self.manifest.quarantine]
         lines += [f"fault: {fault}" for fault in self.faults]

@@ -21,6 +21,9 @@ from s2s_ray.data.schema import Pixels
 Layout = Literal["auto", "north-up", "polar"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
 
+PanoramaKind = Literal["sphere", "cropped", "part"]
+"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
+
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
@@ -202,12 +205,18 @@ class ViewGeometry:
             resize=self.resize,
         )
 
+    def kind(self, height: int, width: int, fov: float = 360.0) -> PanoramaKind:
+        """What a panorama of that size is taken for."""
+        if fov < 360:
+            return "part"
+        sphere = abs(width / height / 2 - 1) <= _ASPECT_TOLERANCE and not self._has_model_shape(height, width)
+        return "sphere" if sphere else "cropped"
+
     def default_rows(self, height: int, width: int) -> tuple[float, float]:
         """Rows kept of a panorama of that size when the caller names none."""
         if self.panorama_rows is not None:
             return self.panorama_rows
-        sphere = abs(width / height / 2 - 1) <= _ASPECT_TOLERANCE and not self._has_model_shape(height, width)
-        return FULL_SPHERE_ROWS if sphere else ALL_ROWS
+        return FULL_SPHERE_ROWS if self.kind(height, width) == "sphere" else ALL_ROWS
 
     def _has_model_shape(self, height: int, width: int) -> bool:
         return abs(width * self.height / (height * self.width) - 1) <= _ASPECT_TOLERANCE

@@ -22,6 +22,7 @@ from s2s_ray.data.sources.geotiff import GeoTiff
 from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
 from s2s_ray.data.sources.map_tiles import MapTiles
 from s2s_ray.data.utm import to_utm
+from s2s_ray.data.verify import verify
 
 LATITUDE, LONGITUDE = -35.3, 149.1
 MARKS = ((0.0, 40.0), (90.0, 40.0), (200.0, 45.0))  # bearing and metres of a mark in each channel
@@ -226,6 +227,26 @@ class TestPanoramas:
         found = self.street(np.full((20, 20, 3), 200, np.uint8), fov=90.0, heading=90.0)
         assert (found[:, 50:70] == 200).all()
         assert found[:, :50].max() == found[:, 70:].max() == 0
+
+    def test_it_is_told_what_was_done(self, tmp_path: Path) -> None:
+        rows = ["id,satellite,street,split,fov"]
+        sizes = {"a": (40, 80), "b": (20, 110), "c": (40, 80), "d": (30, 40), "e": (20, 110)}
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "s.png")
+        for id, (height, width) in sizes.items():
+            Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(tmp_path / f"{id}.png")
+            rows.append(f"{id},s.png,{id}.png,{'test' if id == 'e' else 'train'},{'90' if id == 'd' else ''}")
+        tree = {
+            "model": {"height": 32, "width": 80},
+            "source": manifest(tmp_path, "\n".join(rows)).model_dump(),
+            "data": {"uri": str(tmp_path / "set")},
+            "prepare": {"parallel": False},
+        }
+        assert prepare(Config.from_tree(tree)).panoramas == {"cropped": 2, "part": 1, "sphere": 2}
+        assert [line for line in verify(str(tmp_path / "set")).lines() if line.startswith("panoramas")] == [
+            "panoramas: 2 of all the horizon, wider than 2:1, all rows kept",
+            "panoramas: 1 of a part of the horizon, laid on black at their bearing, rows kept likewise",
+            "panoramas: 2 full spheres, the middle half of the rows kept",
+        ]
 
     def test_narrow_panoramas_have_to_say_so(self, tmp_path: Path) -> None:
         with pytest.raises(UnreadableImage, match="expected all of the horizon, at least twice as wide as high"):
