@@ -107,7 +107,8 @@ def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
     images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
     if plan.keep_tiles:
         images["satellite"] = encode(pair.satellite, plan.encoding)
-    return Encoded(images, _views(plan.geometry).kind(*pair.street.shape[:2], record.fov))
+    height, width = pair.street.shape[:2]
+    return Encoded(images, _views(plan.geometry).kind(height, width, record.fov))
 
 
 def write_shard(plan: Plan, k: int) -> ShardReport:
