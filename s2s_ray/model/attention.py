@@ -29,10 +29,23 @@ class NonLocalBlock(nn.Module):
         query = self.query(x).flatten(2).transpose(1, 2)
         key = F.max_pool2d(self.key(x), 2).flatten(2).transpose(1, 2)
         value = F.max_pool2d(self.value(x), 2).flatten(2).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = attend(query, key, value)
         attended = attended.transpose(1, 2).reshape(x.shape[0], value.shape[2], *x.shape[2:])
         result: Tensor = x + self.gamma * self.output(attended)
         return result
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q.k) v without the matrix of all pairs of positions in memory: B n d, B m d, B m e -> B n e.
+
+    PyTorch's fused kernels take heads, of which there is one here; the one for CPUs also wants d = e, and zeros
+    that are appended to query and key change no product.
+    """
+    if query.device.type == "cpu" and query.shape[2] < value.shape[2]:
+        missing = value.shape[2] - query.shape[2]
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+    heads = (x.contiguous()[:, None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
 
 
 class SpatialAttention(nn.Module):

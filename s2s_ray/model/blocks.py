@@ -129,12 +129,25 @@ def _bordered(x: Tensor, mode: str) -> Tensor:
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's, also for no images at all: a worker's share of a short batch may be empty."""
+    """PyTorch's, also for no images at all: a worker's share of a short batch may be empty.
+
+    On CPUs PyTorch's own brings channels-last images into its order by slow strided copies; the batch norm of each
+    image is the same and takes them as they are.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[0] == 0:
             return input * self.weight[:, None, None] + self.bias[:, None, None]
+        if input.device.type == "cpu" and is_channels_last(input):
+            affine = (self.weight, self.bias)
+            images = [F.batch_norm(image, None, None, *affine, True, 0.0, self.eps) for image in input.split(1)]
+            return images[0] if len(images) == 1 else torch.cat(images)
         return super().forward(input)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether B C h w lies in memory as B h w C."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def instance_norm(channels: int) -> nn.InstanceNorm2d:
@@ -152,7 +165,7 @@ class DownBlock(nn.Module):
         self.skip = SpectralConv2d(in_channels, out_channels, 1, idle_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = conv_then_pool(self.conv2, F.relu(self.conv1(F.relu(x))))
+        main = conv_then_pool(self.conv2, F.relu(self.conv1(F.relu(x)), inplace=True))
         skip: Tensor = self.skip(F.avg_pool2d(x, 2))  # a 1x1 convolution commutes with pooling
         return main + skip
 
@@ -168,7 +181,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = instance_norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        main: Tensor = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        main: Tensor = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
         return x + main
 
 
@@ -184,7 +197,7 @@ class UpBlock(nn.Module):
         self.skip = SpectralConv2d(in_channels, out_channels, 1, idle_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        main = upsample_then_conv(self.conv1, F.relu(self.norm1(x)))
-        main = cast(Tensor, self.conv2(F.relu(self.norm2(main))))
+        main = upsample_then_conv(self.conv1, F.relu(self.norm1(x), inplace=True))
+        main = cast(Tensor, self.conv2(F.relu(self.norm2(main), inplace=True)))
         skip: Tensor = self.skip(x)  # a 1x1 convolution commutes with nearest upsampling
         return main + F.interpolate(skip, scale_factor=2, mode="nearest")

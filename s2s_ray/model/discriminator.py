@@ -56,4 +56,4 @@ def _plain_conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2
 
 
 def _activate(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.1)
+    return F.leaky_relu(x, 0.1, inplace=True)
