@@ -288,6 +288,10 @@ class TrainConfig(Section):
     )
     threads: int = Field(1, ge=1, description="PyTorch threads per worker on CPUs")
     precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool | None = Field(
+        None, description="images in memory as B H W 3; default: on CPUs, where it was measured to pay"
+    )
+    compile: bool = Field(False, description="torch.compile the networks: minutes at the start, other rounding")
     micro_batch: int | None = Field(
         None, ge=1, description="pairs a worker computes at a time, for less memory; needs street_batchnorm frozen"
     )

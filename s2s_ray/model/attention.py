@@ -73,6 +73,7 @@ class SpatialAttention(nn.Module):
             raise ValueError(f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}")
         with torch.autocast(features.device.type, enabled=False):
             local = at_least_float32(features).flatten(2)
-            hidden = torch.einsum("bn,nmk->bmk", local.amax(dim=1), self.w1) + self.b1
+            # not by einsum, which would copy w1 into another order
+            hidden = (local.amax(dim=1) @ self.w1.flatten(1)).unflatten(1, self.w1.shape[1:]) + self.b1
             masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
             return F.normalize((local @ masks).flatten(1), dim=1)

@@ -41,6 +41,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return F.batch_norm(input, mean, variance, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
         return self._normalise_globally(input)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _normalise_globally(self, x: Tensor) -> Tensor:
         exact = at_least_float32(x)
         count, mean, variance = _global_moments(exact)

@@ -25,6 +25,10 @@ class S2S(nn.Module):
     `torch.inference_mode()` to go without.
     """
 
+    channels_last: bool | None = None
+    """Whether images, and with them all that the networks make of them, lie in memory as B H W 3. None: on CPUs, where
+    convolutions are faster that way."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -58,7 +62,7 @@ class S2S(nn.Module):
         return views, self.retrieval.embed_satellite(features)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); floating point is taken as it is.
+        """uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); floating point is taken as it is, in the model's memory order.
 
         Raises:
             ValueError: another shape than B 3 H W at the model's resolution, or another dtype.
@@ -67,7 +71,8 @@ class S2S(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"images have shape {tuple(images.shape)}: this model takes B x {expected}")
         if images.dtype == torch.uint8:
-            return images.to(next(self.parameters()).dtype) / 127.5 - 1
+            images = images.to(next(self.parameters()).dtype) / 127.5 - 1
         if not images.is_floating_point():
             raise ValueError(f"images have dtype {images.dtype}: expected uint8 or floating point")
-        return images
+        last = images.device.type == "cpu" if self.channels_last is None else self.channels_last
+        return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

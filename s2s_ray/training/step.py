@@ -75,6 +75,10 @@ class TrainingStep:
         self.loss = loss
         self.precision = train.precision
         self.micro_batch = train.micro_batch
+        model.channels_last = train.channels_last
+        if train.compile:
+            for network in (model.generator, model.discriminator, model.retrieval.street_encoder):
+                network.compile()
         rates = {
             "generator": train.lr_generator,
             "discriminator": train.lr_discriminator,
@@ -82,7 +86,7 @@ class TrainingStep:
         }
         idle = {"generator": not model.config.synthesizes, "discriminator": not model.config.adversarial}
         self.optimizers = {
-            name: torch.optim.Adam(_trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8)
+            name: torch.optim.Adam(_trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8, fused=True)
             for name, rate in rates.items()
             if not idle.get(name, False)
         }
@@ -262,15 +266,21 @@ class Gradients:
 
     def __init__(self, network: nn.Module, losses: Iterable[Tensor]) -> None:
         parameters = _trained(network)
-        self._totals = [torch.zeros_like(parameter) for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         for loss in losses:
-            for total, gradient in zip(
-                self._totals, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-            ):
-                if gradient is not None:
-                    total += gradient
-        for parameter, total in zip(parameters, self._totals, strict=True):
-            parameter.grad = total
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
+                    parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
+                else:
+                    parameter.grad += gradient
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._totals = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._wait = start_sum(*self._totals)
 
     def norm(self) -> Tensor:

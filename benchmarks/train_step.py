@@ -1,0 +1,176 @@
+"""What does a training cycle cost? A plain implementation and ours, side by side in one run.
+
+    python benchmarks/train_step.py                                # the paper's size, B = 2, on this machine's CPU
+    python benchmarks/train_step.py --device cuda --batch 32 --precision bf16
+
+The plain arm (`benchmarks/plain.py`) is eager float32 with straight convolutions, the attention matrix materialised and
+every forward pass on its own; on a GPU it runs without and with TF32. Both arms start from the same weights and see the
+same batch; repetitions alternate, and a speed-up is the median of the repetitions' ratios. Rates are by the plain
+formulation's FLOPs, those really executed stand beside them. Peak memory is what a cycle adds to what was there before
+(CPUs: of a process of its own for each arm).
+
+Exits with 1 where a goal is missed: 1.3 x on a CPU at the paper's size; on a GPU in bf16 4 x plain without TF32 and 2 x
+with it; less memory than plain; equal losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from plain import PlainCycle
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from s2s_ray.config import Config, load_config
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+
+Cycle = Callable[[], dict[str, float]]
+
+# Dense bf16 tensor-core peak in FLOP/s by the name PyTorch gives the card (vendor's data sheets).
+DENSE_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12}
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+
+
+def configuration(arguments: argparse.Namespace) -> Config:
+    overrides = ["model.street_weights=random", f"train.precision={arguments.precision}"]
+    return load_config(arguments.preset, [*overrides, *arguments.overrides])
+
+
+def arm(name: str, config: Config, device: str, batch: int) -> Cycle:
+    """One arm's cycle on the seeded batch, from the seeded weights."""
+    torch.manual_seed(0)
+    model = S2S(config.model).train().to(device)
+    pixels = torch.randint(0, 256, (2, batch, 3, config.model.height, config.model.width), dtype=torch.uint8)
+    if name == "ours":
+        step = TrainingStep(model, config.loss, config.train)
+        satellite, street = (model.normalise(images.to(device)) for images in pixels)
+        return lambda: step(satellite, street)
+    plain = PlainCycle(model, config.loss, config.train)
+    satellite, street = (images.to(device) / 127.5 - 1 for images in pixels)
+
+    def cycle() -> dict[str, float]:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "plain, TF32"
+        try:
+            return plain(satellite, street)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    return cycle
+
+
+def timed(cycle: Cycle, device: str) -> float:
+    """Seconds of one cycle."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    cycle()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def executed_flops(cycle: Cycle) -> int:
+    with FlopCounterMode(display=False) as counter:
+        cycle()
+    return counter.get_total_flops()
+
+
+def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
+    """Bytes that two cycles add to what was there before them."""
+    cycle = arm(name, config, device, batch)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        cycle(), cycle()
+        return torch.cuda.max_memory_allocated() - before
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        before = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    cycle(), cycle()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def peak_memory_of(name: str) -> int:
+    """The same in a process of its own."""
+    command = [sys.executable, *sys.argv, "--memory-of", name]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def difference(found: dict[str, float], expected: dict[str, float]) -> tuple[float, str]:
+    """The largest relative difference of two cycles' losses, and whose it is."""
+    return max((abs(found[name] - expected[name]) / abs(expected[name]), name) for name in LOSS_NAMES)
+
+
+def main() -> int:
+    """Print the table and say which goals are met."""
+    arguments = parse()
+    device, batch = arguments.device, arguments.batch
+    config = configuration(arguments)
+    if device == "cpu":
+        torch.set_num_threads(arguments.threads)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if arguments.memory_of is not None:
+        print(peak_memory(arguments.memory_of, config, device, batch))
+        return 0
+    names = ["plain", "plain, TF32", "ours"] if device == "cuda" else ["plain", "ours"]
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {arguments.threads} threads"
+    print(f"{arguments.preset}, B = {batch}, ours in {arguments.precision}, {where}, PyTorch {torch.__version__}")
+
+    memory = {name: peak_memory_of(name) for name in names}
+    arms = {name: arm(name, config, device, batch) for name in names}
+    losses = {name: cycle() for name, cycle in arms.items()}
+    flops = {name: executed_flops(cycle) for name, cycle in arms.items()}
+    rounds = [{name: timed(cycle, device) for name, cycle in arms.items()} for _ in range(arguments.repetitions)]
+
+    print("arm           s a cycle (min)   pairs/s   TFLOP/s by plain's   executed   GFLOP executed   peak memory")
+    for name in names:
+        seconds = statistics.median(times[name] for times in rounds)
+        least = min(times[name] for times in rounds)
+        rates = f"{flops['plain'] / seconds / 1e12:20.3f}   {flops[name] / seconds / 1e12:8.3f}"
+        print(
+            f"{name:12s}   {seconds:7.3f} ({least:.3f})   {batch / seconds:7.2f}   {rates}   "
+            f"{flops[name] / 1e9:14.0f}   {memory[name] / 2**20:7.0f} MiB"
+        )
+    found, which = difference(losses["ours"], losses["plain"])
+    print(f"largest difference of the losses: {found:.1e} ({which})")
+    peak = next((rate for card, rate in DENSE_BF16.items() if card in where), math.nan)
+    if not math.isnan(peak):
+        seconds = statistics.median(times["ours"] for times in rounds)
+        print(f"of the dense bf16 rate of {peak / 1e12:.0f} TFLOP/s: {flops['ours'] / seconds / peak:.1%} executed")
+    goals = {"equal losses": found <= TOLERANCE[arguments.precision], "less memory": memory["ours"] < memory["plain"]}
+    for name in names[:-1]:
+        ratio = statistics.median(times[name] / times["ours"] for times in rounds)
+        goal = {("cpu", "plain"): 1.3, ("cuda", "plain"): 4.0}.get((device, name), 2.0)
+        judged = arguments.preset == "paper" and arguments.precision == ("bf16" if device == "cuda" else "fp32")
+        print(f"speed-up over {name}: {ratio:.2f} x" + (f" (goal {goal:g} x)" if judged else ""))
+        if judged:
+            goals[f"{goal:g} x {name}"] = ratio >= goal
+    missed = [goal for goal, met in goals.items() if not met]
+    print(f"MISSED: {', '.join(missed)}" if missed else "all goals are met")
+    return 1 if missed else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of our arm")
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="PyTorch's, on a CPU")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the preset: a.b=value")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
