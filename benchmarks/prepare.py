@@ -70,9 +70,7 @@ def main() -> int:
     def plain(tile: Pixels) -> Pixels:
         return usual(tile, *shape)
 
-    difference = max(
-        int(np.abs(plain(tile).astype(int) - ours(tile).permute(1, 2, 0).numpy()).max()) for tile in tiles
-    )
+    difference = max(int(np.abs(plain(tile).astype(int) - ours(tile).permute(1, 2, 0).numpy()).max()) for tile in tiles)
     rounds = [(seconds(plain, tiles), seconds(ours, tiles)) for _ in range(arguments.repetitions)]
     print(f"{arguments.size} px tiles to {shape[0]} x {shape[1]}, one core")
     print("arm       ms a tile (min)   tiles/s")

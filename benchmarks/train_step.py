@@ -27,7 +27,6 @@ from collections.abc import Callable
 
 import torch
 from plain import PlainCycle
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from s2s_ray.config import Config, load_config

@@ -132,9 +132,7 @@ class _Upsampling(torch.autograd.Function):
         return F.conv_transpose2d(bordered, kernel, bias, stride=2, padding=3)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         bordered, kernel = ctx.saved_tensors  # type: ignore[attr-defined]
         wide = F.pad(gradient, (3, 3, 3, 3))
         at_kernel = torch.ops.aten.convolution_backward(

@@ -86,7 +86,9 @@ class TrainingStep:
         }
         idle = {"generator": not model.config.synthesizes, "discriminator": not model.config.adversarial}
         self.optimizers = {
-            name: torch.optim.Adam(_trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8, fused=True)
+            name: torch.optim.Adam(
+                _trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8, fused=True
+            )
             for name, rate in rates.items()
             if not idle.get(name, False)
         }
