@@ -1,0 +1,195 @@
+"""The fast training cycle against the plain one (`benchmarks/plain.py`), on a GPU where there is one and on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.plain import NETWORKS, PlainCycle
+from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.model.attention import NonLocalBlock
+from s2s_ray.model.blocks import InstanceNorm2d, SpectralConv2d
+from s2s_ray.model.s2s import S2S
+from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+
+TINY = ModelConfig(height=32, width=48, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each device; products in full precision."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield request.param
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def a_model(device: str, dtype: torch.dtype, config: ModelConfig = TINY) -> S2S:
+    """A model in training mode whose attention takes part, and whose features have a mean."""
+    torch.manual_seed(0)
+    model = S2S(config).train()
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            nn.init.constant_(module.gamma, 0.3)
+    for block in model.generator.encoder.bottleneck:
+        nn.init.normal_(block.norm2.bias)
+    return model.to(device, dtype)
+
+
+def a_batch(model: S2S, pairs: int, config: ModelConfig = TINY) -> tuple[Tensor, Tensor]:
+    """In the model's memory order."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (2, pairs, 3, config.height, config.width), generator=generator, dtype=torch.uint8)
+    satellite, street = (model.normalise(images.to(next(model.parameters()).device)) for images in pixels)
+    return satellite, street
+
+
+def assert_same_gradients(found: nn.Module, expected: nn.Module) -> None:
+    """In the measure of the workers' test: 1e-10 of a tensor's norm, or of a millionth of its network's."""
+    for network in NETWORKS:
+        gradients = {n: p.grad for n, p in expected.get_submodule(network).named_parameters() if p.grad is not None}
+        total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        for name, gradient in gradients.items():
+            mine = found.get_parameter(f"{network}.{name}").grad
+            assert mine is not None
+            assert (mine - gradient).norm() <= 1e-10 * max(gradient.norm(), 1e-6 * total), f"{network}.{name}"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pairs", [1, 3])
+def test_in_both_memory_orders_a_cycle_is_the_plain_one(device: str, channels_last: bool, pairs: int) -> None:
+    model = a_model(device, torch.float64)
+    train = TrainConfig(channels_last=channels_last)
+    plain, cycle = PlainCycle(model, LossConfig(), train), TrainingStep(model, LossConfig(), train)
+    satellite, street = a_batch(model, pairs)
+    assert satellite.is_contiguous(memory_format=torch.channels_last) == channels_last
+    found = cycle(satellite, street)
+    if pairs == 1:  # no triplet
+        assert (found["r_loss"], found["kept"]) == (0.0, 0.0)
+        return
+    expected = plain(satellite.contiguous(), street.contiguous())
+    assert {name: found[name] for name in LOSS_NAMES} == pytest.approx(expected, rel=1e-9)
+    assert_same_gradients(model, plain.model)
+
+
+def test_channels_last_images_stay_so(device: str) -> None:
+    """Nothing on the way through the networks falls back to the other order, which would be slow and not seen."""
+    model = a_model(device, torch.float32)
+    model.channels_last = True
+    if device == "cuda":
+        pytest.skip("PyTorch's instance norm for CUDA changes the order")
+    strides: dict[str, bool] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (SpectralConv2d, InstanceNorm2d)):
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: strides.update(
+                    {name: output.is_contiguous(memory_format=torch.channels_last)}
+                )
+            )
+    satellite, _ = a_batch(model, 2)
+    fake, _ = model.generator(satellite)
+    model.discriminator(torch.cat([satellite, fake], 1))
+    assert len(strides) > 40
+    assert [name for name, kept in strides.items() if not kept] == []
+
+
+def test_bfloat16_follows_single_precision(device: str) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        model = a_model(device, torch.float32)
+        cycle = TrainingStep(model, LossConfig(), TrainConfig(precision=precision))
+        losses[precision] = cycle(*a_batch(model, 4))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name in LOSS_NAMES:
+        assert losses["bf16"][name] == pytest.approx(losses["fp32"][name], rel=0.05), name
+        assert losses["bf16"][name] != losses["fp32"][name], name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_compiled_networks_are_the_same_and_resume(device: str) -> None:
+    """Two cycles, then two more of compiled networks that start from the saved state."""
+    eager, compiled = a_model(device, torch.float32), a_model(device, torch.float32)
+    steps = [TrainingStep(model, LossConfig(), TrainConfig(compile=model is compiled)) for model in (eager, compiled)]
+    batch = a_batch(eager, 3)
+    for _ in range(2):
+        expected, found = (step(*batch) for step in steps)
+        assert {name: found[name] for name in LOSS_NAMES} == pytest.approx(
+            {name: expected[name] for name in LOSS_NAMES}, rel=1e-3
+        )
+    resumed = a_model(device, torch.float32)
+    resumed.load_state_dict(compiled.state_dict())
+    assert list(resumed.state_dict()) == list(eager.state_dict())
+    again = TrainingStep(resumed, LossConfig(), TrainConfig(compile=True))
+    for name, optimizer in again.optimizers.items():
+        optimizer.load_state_dict(copy.deepcopy(steps[1].optimizers[name].state_dict()))
+    assert again(*batch) == steps[1](*batch)
+
+
+def test_a_cycle_keeps_less_for_its_backward_passes_than_the_plain_one(device: str) -> None:
+    """Bytes of the tensors that G's forward pass keeps, each storage once; the attention matrix is not among them."""
+    config = ModelConfig(height=64, width=176, channels=8, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+    model = a_model(device, torch.float32, config)
+    plain = PlainCycle(model, LossConfig(), TrainConfig()).model
+    satellite, _ = a_batch(model, 2, config)
+
+    def kept(network: nn.Module) -> list[int]:
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            output = network(satellite)
+        assert output[0].shape == satellite.shape
+        return list(storages.values())
+
+    positions = config.height // 4 * config.width // 4
+    matrix = 2 * positions * positions // 4 * 4
+    ours, theirs = kept(model.generator), kept(plain.generator)
+    assert sum(ours) < 0.8 * sum(theirs)
+    assert matrix in theirs
+    assert matrix not in ours
+
+
+def test_w_over_sigma_is_made_once_a_weight_and_optimiser_step(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G's once, before its step; D's before its own step and once more with the new weights for G's."""
+    model = a_model(device, torch.float32)
+    made: Counter[int] = Counter()
+    normalised_weight = SpectralConv2d.normalised_weight
+
+    def counted(conv: SpectralConv2d) -> Tensor:
+        made[id(conv)] += 1
+        return normalised_weight(conv)
+
+    monkeypatch.setattr(SpectralConv2d, "normalised_weight", counted)
+    TrainingStep(model, LossConfig(), TrainConfig())(*a_batch(model, 3))
+    for network, times in (("generator", 1), ("discriminator", 2)):
+        convs = [m for m in model.get_submodule(network).modules() if isinstance(m, SpectralConv2d)]
+        assert len(convs) > 5
+        assert {made[id(conv)] for conv in convs} == {times}
+
+
+def test_peak_memory_of_a_cycle_is_below_the_plain_ones(device: str) -> None:
+    """On a GPU, where the allocator counts; `benchmarks/train_step.py` measures CPUs in processes of their own."""
+    if device == "cpu":
+        pytest.skip("no allocator counts on CPUs")
+    peaks = []
+    for kind in (TrainingStep, PlainCycle):
+        config = ModelConfig(height=64, width=352, street_blocks=(1, 1, 1))
+        model = a_model(device, torch.float32, config)
+        cycle, batch = kind(model, LossConfig(), TrainConfig()), a_batch(model, 4, config)
+        cycle(*batch)  # Adam's moments
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        cycle(*batch)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[0] < peaks[1]
