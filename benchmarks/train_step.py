@@ -78,10 +78,11 @@ def timed(cycle: Cycle, device: str) -> float:
     return time.perf_counter() - start
 
 
-def executed_flops(cycle: Cycle) -> int:
+def counted(cycle: Cycle) -> tuple[dict[str, float], int]:
+    """The losses of one cycle and the FLOPs it executes."""
     with FlopCounterMode(display=False) as counter:
-        cycle()
-    return counter.get_total_flops()
+        losses = cycle()
+    return losses, counter.get_total_flops()
 
 
 def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
@@ -126,8 +127,8 @@ def main() -> int:
 
     memory = {name: peak_memory_of(name) for name in names}
     arms = {name: arm(name, config, device, batch) for name in names}
-    losses = {name: cycle() for name, cycle in arms.items()}
-    flops = {name: executed_flops(cycle) for name, cycle in arms.items()}
+    first = {name: counted(cycle) for name, cycle in arms.items()}
+    losses, flops = ({name: entry[k] for name, entry in first.items()} for k in (0, 1))
     rounds = [{name: timed(cycle, device) for name, cycle in arms.items()} for _ in range(arguments.repetitions)]
 
     print("arm           s a cycle (min)   pairs/s   TFLOP/s by plain's   executed   GFLOP executed   peak memory")

@@ -44,8 +44,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if query.device.type == "cpu" and query.shape[2] < value.shape[2]:
         missing = value.shape[2] - query.shape[2]
         query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
-    heads = (x.contiguous()[:, None] for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
+    query, key, value = (x.contiguous()[:, None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0)[:, 0]
 
 
 class SpatialAttention(nn.Module):
@@ -74,6 +74,6 @@ class SpatialAttention(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             local = at_least_float32(features).flatten(2)
             # not by einsum, which would copy w1 into another order
-            hidden = (local.amax(dim=1) @ self.w1.flatten(1)).unflatten(1, self.w1.shape[1:]) + self.b1
+            hidden = (local.amax(dim=1) @ self.w1.flatten(1)).view(len(local), *self.w1.shape[1:]) + self.b1
             masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
             return F.normalize((local @ masks).flatten(1), dim=1)

@@ -158,7 +158,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             return input * self.weight[:, None, None] + self.bias[:, None, None]
         if input.device.type == "cpu" and is_channels_last(input):
             affine = (self.weight, self.bias)
-            images = [F.batch_norm(image, None, None, *affine, True, 0.0, self.eps) for image in input.split(1)]
+            images = [F.batch_norm(image, None, None, *affine, True, 0.0, self.eps) for image in torch.split(input, 1)]
             return images[0] if len(images) == 1 else torch.cat(images)
         return super().forward(input)
 

@@ -269,20 +269,22 @@ class Gradients:
     def __init__(self, network: nn.Module, losses: Iterable[Tensor]) -> None:
         parameters = _trained(network)
         for parameter in parameters:
-            parameter.grad = None
+            parameter.grad = None  # of the step before: room for this one's
+        sums: list[Tensor | None] = [None] * len(parameters)
         for loss in losses:
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is None:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
-                else:
-                    parameter.grad += gradient
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self._totals = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            for k, gradient in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
+                if gradient is not None:
+                    total = sums[k]
+                    # a copy: autograd may hand the same tensor out twice
+                    sums[k] = (
+                        gradient.clone(memory_format=torch.contiguous_format) if total is None else total.add_(gradient)
+                    )
+        self._totals = [
+            torch.zeros_like(parameter) if total is None else total
+            for parameter, total in zip(parameters, sums, strict=True)
+        ]
+        for parameter, total in zip(parameters, self._totals, strict=True):
+            parameter.grad = total
         self._wait = start_sum(*self._totals)
 
     def norm(self) -> Tensor:
