@@ -47,13 +47,11 @@ def main() -> None:
     norms = [m.num_features for m in model.modules() if isinstance(m, GlobalBatchNorm2d)]
     reduced = FLOAT * sum(trained.values())
     print(f"reduced in a cycle: {reduced / 1e6:.0f} MB (" + ", ".join(f"{k} {v:,}" for k, v in trained.items()) + ")")
-    print(
-        f"gathered of a pair: {2 * width * FLOAT / 1024:.0f} KiB of descriptors, for R's step and for G's, and as much"
-    )
-    print("  reduced on the way back from each")
-    print(
-        f"batch norms: {len(norms)}, each 3 collectives a cycle of at most {3 * max(norms) * FLOAT / 1024:.0f} KiB a GPU"
-    )
+    print(f"gathered of a pair: {2 * width * FLOAT / 1024:.0f} KiB of descriptors, for R's step and for G's;")
+    print("  on the way back from each as much is reduced")
+    statistics = 3 * max(norms) * FLOAT / 1024
+    print(f"batch norms: {len(norms)}, each 3 collectives a cycle of at most {statistics:.0f} KiB a GPU")
+    print("parts of a cycle in ms; efficiency: the networks' part of it")
     print("GPUs   global batch   networks   reduce   gather   batch norms   triplets   cycle, ms   efficiency")
     for pairs_of_gpu in (None, config.train.batch):
         for gpus in (1, 8, 16, 32, 64, 128, 256, 512):
