@@ -24,10 +24,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from plain import PlainCycle
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from s2s_ray.config import Config, load_config
 from s2s_ray.model.s2s import S2S
@@ -78,9 +79,24 @@ def timed(cycle: Cycle, device: str) -> float:
     return time.perf_counter() - start
 
 
+def _attention(query: Any, key: Any, value: Any, *rest: Any, **keywords: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **keywords: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# PyTorch's counter does not know its own fused attention for CPUs.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
 def counted(cycle: Cycle) -> tuple[dict[str, float], int]:
     """The losses of one cycle and the FLOPs it executes."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         losses = cycle()
     return losses, counter.get_total_flops()
 
