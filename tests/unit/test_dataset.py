@@ -115,6 +115,7 @@ def test_collate(uri: str) -> None:
     dataset = PairDataset(uri, "train")
     batch = collate([dataset[4], dataset[1]])
     assert batch.polar.shape == batch.street.shape == (2, 3, 32, 40)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in (batch.polar, batch.street))
     assert torch.equal(batch.street[1], dataset[1].street)
     assert torch.equal(batch.polar[0], dataset[4].polar)
     assert batch.index.tolist() == [4, 1]

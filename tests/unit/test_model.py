@@ -242,6 +242,19 @@ def test_pixels_are_taken_as_what_they_normalise_to() -> None:
     assert model.normalise(black_and_white).aminmax() == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize(("chosen", "last"), [(None, True), (True, True), (False, False)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_lie_in_memory_as_chosen(chosen: bool | None, last: bool, dtype: torch.dtype) -> None:
+    """By default channels last: these are on a CPU."""
+    model = S2S(TINY)
+    model.channels_last = chosen
+    for order in (torch.channels_last, torch.contiguous_format):
+        pixels = torch.zeros(2, 3, 32, 40, dtype=dtype).contiguous(memory_format=order)
+        normalised = model.normalise(pixels)
+        assert normalised.is_contiguous(memory_format=torch.channels_last) == last
+        assert normalised.is_contiguous() != last
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 40, 32), (3, 32, 40), (1, 6, 32, 40), (1, 3, 32, 48)])
 def test_images_of_another_shape_are_refused(tiny: S2S, shape: tuple[int, ...]) -> None:
     for call in (tiny.embed_satellite, tiny.embed_street, tiny.synthesize):
