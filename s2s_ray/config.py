@@ -291,7 +291,6 @@ class TrainConfig(Section):
     channels_last: bool | None = Field(
         None, description="images in memory as B H W 3; default: on CPUs, where it was measured to pay"
     )
-    compile: bool = Field(False, description="torch.compile the networks: minutes at the start, other rounding")
     micro_batch: int | None = Field(
         None, ge=1, description="pairs a worker computes at a time, for less memory; needs street_batchnorm frozen"
     )

@@ -39,10 +39,8 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if world_size() == 1:
             mean, variance = (self.running_mean, self.running_var) if self.tracking else (None, None)
             return F.batch_norm(input, mean, variance, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
-        normalised: Tensor = self._normalise_globally(input)
-        return normalised
+        return self._normalise_globally(input)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _normalise_globally(self, x: Tensor) -> Tensor:
         exact = at_least_float32(x)
         count, mean, variance = _global_moments(exact)

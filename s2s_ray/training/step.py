@@ -76,9 +76,6 @@ class TrainingStep:
         self.precision = train.precision
         self.micro_batch = train.micro_batch
         model.channels_last = train.channels_last
-        if train.compile:
-            for network in (model.generator, model.discriminator, model.retrieval.street_encoder):
-                network.compile()
         rates = {
             "generator": train.lr_generator,
             "discriminator": train.lr_discriminator,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 
@@ -109,28 +108,6 @@ def test_bfloat16_follows_single_precision(device: str) -> None:
     for name in LOSS_NAMES:
         assert losses["bf16"][name] == pytest.approx(losses["fp32"][name], rel=0.05), name
         assert losses["bf16"][name] != losses["fp32"][name], name
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_compiled_networks_are_the_same_and_resume(device: str) -> None:
-    """Two cycles, then two more of compiled networks that start from the saved state."""
-    eager, compiled = a_model(device, torch.float32), a_model(device, torch.float32)
-    steps = [TrainingStep(model, LossConfig(), TrainConfig(compile=model is compiled)) for model in (eager, compiled)]
-    batch = a_batch(eager, 3)
-    for _ in range(2):
-        expected, found = (step(*batch) for step in steps)
-        assert {name: found[name] for name in LOSS_NAMES} == pytest.approx(
-            {name: expected[name] for name in LOSS_NAMES}, rel=1e-3
-        )
-    resumed = a_model(device, torch.float32)
-    resumed.load_state_dict(compiled.state_dict())
-    assert list(resumed.state_dict()) == list(eager.state_dict())
-    again = TrainingStep(resumed, LossConfig(), TrainConfig(compile=True))
-    for name, optimizer in again.optimizers.items():
-        optimizer.load_state_dict(copy.deepcopy(steps[1].optimizers[name].state_dict()))
-    assert again(*batch) == steps[1](*batch)
 
 
 def test_a_cycle_keeps_less_for_its_backward_passes_than_the_plain_one(device: str) -> None:
