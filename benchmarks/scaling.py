@@ -153,10 +153,10 @@ def main() -> int:
         held_out = ["prepare.validation_fraction=0.001", f"train.validate_every={rounds}"]
         length = [f"train.batch={arguments.batch}", f"train.epochs={rounds}"]
         config = load_config(arguments.preset, [*places, *pairs, *held_out, *length, *arguments.overrides])
-        prepare(config)
+        pairs_of_epoch = prepare(config).splits["train"].count
         figures = run(config, rounds)
     del figures[0, 1], figures[0, 2]
-    print(f"{arguments.preset}, global batch {arguments.batch}, one thread a worker")
+    print(f"{arguments.preset}, global batch {arguments.batch}, {pairs_of_epoch} pairs an epoch, one thread a worker")
     print("workers   s a cycle   networks   data wait   reduce   gather")
     for arm in ARMS:
         epochs = [slowest(workers) for (_, workers_of), workers in figures.items() if workers_of == arm]
