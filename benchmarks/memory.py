@@ -37,7 +37,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     satellite, street = (torch.rand(shape, device=arguments.device) * 2 - 1 for _ in range(2))
     for _ in range(2):
         started = time.monotonic()
-        cycle(satellite, street)
+        cycle(model.normalise(satellite), model.normalise(street))
     peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else _resident() - before
     return {"bytes": peak, "seconds": time.monotonic() - started}
 
