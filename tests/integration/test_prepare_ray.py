@@ -107,7 +107,7 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_
         while len(done := shards(tmp_path / "set")) < 6:
             assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
             assert time.monotonic() < deadline, "not half of the shards after two minutes"
-            workers = {pid: peak for pid, name, peak in processes(job.pid) if name.startswith("ray::")}
+            workers = {pid: peak for pid, name, peak in processes(job.pid) if name.startswith("ray::Map")}
             most = max([most, *workers.values()])
             if len(done) >= 2 and killed_worker is None and workers:
                 killed_worker = next(iter(workers))
@@ -122,7 +122,7 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_
     assert 0 < most < WORKER_BYTES
     wait_for_the_end_of(job.pid)
     finished = shards(tmp_path / "set")
-    assert 6 <= len(finished) < 20, "killed too late to matter"
+    assert 6 <= len(finished) < 16, "killed too late to matter"
     assert not (tmp_path / "set" / "dataset.json").exists()
     stamps = {name: (tmp_path / "set" / f"{name}.arrow").stat().st_mtime_ns for name in finished}
 
