@@ -1,4 +1,4 @@
-"""The cluster launcher's files against Ray's own schema and preparation; and what must hold for a cluster to be closed."""
+"""The cluster launcher's files: against Ray's own schema, and what must hold for a cluster to be closed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_ray_refuses_mistakes(tree: Tree, name: str) -> None:
 
 
 def test_it_is_closed(tree: Tree) -> None:
-    """Token authentication wherever Ray starts, loopback for the dashboard, no group that Ray would open to the world."""
+    """A token wherever Ray starts, loopback for the dashboard, no security group that Ray would open to the world."""
     starts = [line for key in ("head", "worker") for line in tree[f"{key}_start_ray_commands"] if "ray start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN_PATH=" in line for line in starts)
