@@ -253,6 +253,10 @@ class PrepareConfig(Section):
     )
     validation_block_m: Positive = Field(500.0, description="side of the blocks held out where there are coordinates")
     parallel: bool = Field(True, description="write shards as Ray Data tasks; false: in this process, without Ray")
+    resources: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="Ray resources of a shard's task; default: 1 CPU. A resource of CPU nodes alone keeps it off GPUs",
+    )
 
 
 class DataConfig(Section):
@@ -301,6 +305,9 @@ class TrainConfig(Section):
     validate_synthesis: bool = Field(False, description="also measure L1, PSNR and SSIM at validations")
     log_every_s: Positive = Field(10.0, description="seconds between progress lines")
     max_failures: int = Field(3, ge=-1, description="worker failures survived by restarting; -1: any number")
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = Field(
+        (), description="experiment trackers told each epoch beside history.json; set up by their own variables"
+    )
 
     @model_validator(mode="after")
     def _workers_have_pairs(self) -> Self:

@@ -48,9 +48,11 @@ __all__ = [
     "is_complete",
     "is_local",
     "join",
+    "list_folders",
     "list_names",
     "local_faults",
     "local_path",
+    "modified",
     "name",
     "open_input",
     "parent",
@@ -115,6 +117,21 @@ def size(uri: str) -> int:
     return remotely(uri, measure)
 
 
+def modified(uri: str) -> float:
+    """When a file was last written, in seconds since 1970. Raises `NotFoundError` where there is none."""
+
+    def look(system: fs.FileSystem, path: str) -> float:
+        info = system.get_file_info(path)
+        if info.type is not fs.FileType.File:
+            raise FileNotFoundError(path)
+        return float(info.mtime_ns) / 1e9
+
+    if is_local(uri):
+        with local_faults(uri):
+            return local_path(uri).stat().st_mtime
+    return remotely(uri, look)
+
+
 def list_names(uri: str) -> list[str]:
     """Names directly below a directory, sorted; [] where there is no such directory."""
 
@@ -128,6 +145,20 @@ def list_names(uri: str) -> list[str]:
     else:
         names = remotely(uri, select)
     return sorted(entry for entry in names if not entry.endswith(_TEMPORARY))
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the directories directly below one, sorted; [] where there is no such directory."""
+
+    def select(system: fs.FileSystem, path: str) -> list[str]:
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return [info.base_name for info in found if info.type is fs.FileType.Directory]
+
+    if not is_local(uri):
+        return sorted(remotely(uri, select))
+    path = local_path(uri)
+    with local_faults(uri):
+        return sorted(child.name for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
 
 
 def open_input(uri: str) -> BinaryIO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s2s_ray import storage
@@ -81,7 +81,7 @@ def _write_shards(plan: Plan, config: Config, progress: ProgressFactory) -> list
     write = _with_ray if config.prepare.parallel else _in_process
     try:
         with progress(sum(len(plan.shards[k].records) for k in todo), "prepare", "pairs") as advance:
-            for k in write(plan, todo):
+            for k in write(plan, todo, config.prepare.resources):
                 advance(len(plan.shards[k].records))
     except KeyboardInterrupt:
         log.warning("interrupted; finished shards stay in %s, the same command goes on from there", config.data.uri)
@@ -100,14 +100,14 @@ def _write_shards(plan: Plan, config: Config, progress: ProgressFactory) -> list
     return [reports[k] for k in range(len(plan.shards))]
 
 
-def _in_process(plan: Plan, todo: Sequence[int]) -> Iterator[int]:
+def _in_process(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -> Iterator[int]:
     for k in todo:
         write_shard(plan, k)
         yield k
 
 
-def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[int]:
-    """The numbers of the shards as they are written, by Ray Data tasks of one shard each."""
+def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -> Iterator[int]:
+    """The numbers of the shards as they are written, by Ray Data tasks of one shard each that ask for `resources`."""
     if not todo:
         return
     with ray_cluster():
@@ -127,7 +127,9 @@ def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[int]:
             return {"k": k, "fault": ""}
 
         shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
-        for row in shards.map(write).iter_rows():
+        others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+        written = shards.map(write, num_cpus=resources.get("CPU"), num_gpus=resources.get("GPU"), resources=others)
+        for row in written.iter_rows():
             if row["fault"]:
                 raise DatasetError(row["fault"])
             yield int(row["k"])

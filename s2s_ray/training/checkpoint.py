@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class CheckpointStore:
     def __init__(self, root: str, keep: int = 2) -> None:
         self.root = root
         self.keep = keep
+        self.stored_at: float | None = None  # seconds since 1970, of the newest one that this object has written
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._sound: dict[int, bool] = {}
@@ -128,6 +130,7 @@ class CheckpointStore:
             torch.save(trainer, directory / TRAINER_FILE)
             storage.publish(directory, self.uri(step))
         self._sound[step], self._committed = True, step
+        self.stored_at = time.time()
         self._prune()
 
     def _prune(self) -> None:

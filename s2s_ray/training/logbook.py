@@ -5,29 +5,44 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from s2s_ray import storage
+from s2s_ray.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
+DIVERGED_FILE = "diverged.json"
 SHOWN = ("d_loss", "r_loss", "gan", "l1_weighted", "g_loss")
 
 
 class Logbook:
-    """The log of one run, kept by its first worker below the run's URI (`history.json`, `tensorboard/`)."""
+    """The log of one run, kept by its first worker below the run's URI.
 
-    def __init__(self, run: str, epochs: int, every_s: float) -> None:
+    `history.json`, `tensorboard/`, and `diverged.json` where the newest start ended so; the trackers are told too.
+    """
+
+    def __init__(self, run: str, epochs: int, every_s: float, trackers: Sequence[Tracker] = ()) -> None:
         self.run = run
         self.epochs = epochs
         self.every_s = every_s
+        self.trackers = trackers
         self._local = tempfile.TemporaryDirectory(prefix="s2s-tensorboard-")
         self._events = SummaryWriter(self._local.name)
         self._started = self._last_line = time.monotonic()
         self._pairs = 0
+
+    def begun(self) -> None:
+        """What an earlier start left is of the past."""
+        storage.delete(storage.join(self.run, DIVERGED_FILE))
+
+    def diverged(self, reason: str) -> None:
+        """Note why training cannot go on."""
+        storage.write_json(storage.join(self.run, DIVERGED_FILE), {"reason": reason, "time": time.time()})
 
     def epoch_began(self) -> None:
         self._started = self._last_line = time.monotonic()
@@ -66,8 +81,13 @@ class Logbook:
         storage.write_json(storage.join(self.run, "history.json"), history)
         for path in sorted(Path(self._local.name).iterdir()):
             storage.upload(path, storage.join(self.run, "tensorboard", path.name))
+        for tracker in self.trackers:
+            tracker.epoch(entry)
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
+        """The end of this start, `complete` where it was the last epoch's."""
+        for tracker in self.trackers:
+            tracker.close(complete=complete)
         self._events.close()
         self._local.cleanup()
 

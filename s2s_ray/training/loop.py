@@ -29,6 +29,8 @@ from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config
 from s2s_ray.training.step import NotFiniteError, TrainingStep
+from s2s_ray.training.telemetry import Gauges, Telemetry
+from s2s_ray.training.trackers import check_installed, open_trackers
 from s2s_ray.training.validation import validation_quality, validation_recall
 
 logger = logging.getLogger(__name__)
@@ -61,12 +63,14 @@ class Trainer:
         self.global_step = 0
         self._sums: dict[str, float] = {}
 
-    def fit(self, report: Report = lambda metrics: None, *, repeat: bool = False) -> list[dict[str, Any]]:
+    def fit(
+        self, report: Report = lambda metrics: None, *, repeat: bool = False, gauges: Gauges | None = None
+    ) -> list[dict[str, Any]]:
         """Train to the last epoch, from the newest checkpoint of the run if there is one.
 
         `report` gets each epoch's figures, on every worker, and on the first the newest `checkpoint` that is stored,
         which is not yet this epoch's own; with `repeat` first those of the epochs that were done before. Returns the
-        history: one entry an epoch.
+        history: one entry an epoch. `gauges` gets the figures of the training under way.
 
         Raises:
             DivergedError: a loss or a gradient is not finite, on every worker alike. No checkpoint of that state is
@@ -78,14 +82,25 @@ class Trainer:
             report(figures)
         if rank() == 0:
             save_config(self.config)
-        logbook = Logbook(run_uri(self.config), self.config.train.epochs, self.config.train.log_every_s)
+        train = self.config.train
+        trackers = open_trackers(self.config) if rank() == 0 else ()
+        logbook = Logbook(run_uri(self.config), train.epochs, train.log_every_s, trackers)
+        telemetry = Telemetry(gauges, self.device, self.cycle.optimizers, train.epochs)
         try:
-            while self.epoch < self.config.train.epochs:
-                self._train_epoch(logbook)
-                report(self._end_epoch(logbook))
+            if rank() == 0:
+                logbook.begun()
+            while self.epoch < train.epochs:
+                self._train_epoch(logbook, telemetry)
+                figures = self._end_epoch(logbook)
+                telemetry.epoch(figures)
+                report(figures)
+        except DivergedError as error:
+            if rank() == 0:
+                logbook.diverged(str(error))
+            raise
         finally:
             self.store.flush()
-            logbook.close()
+            logbook.close(complete=self.epoch >= train.epochs)
         return self.history
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,7 +146,7 @@ class Trainer:
         self.load_state_dict(saved.trainer)
         logger.info("resumed %s: epoch %d, step %d", saved.uri, self.epoch + 1, self.global_step)
 
-    def _train_epoch(self, logbook: Logbook) -> None:
+    def _train_epoch(self, logbook: Logbook, telemetry: Telemetry) -> None:
         """The cycles of one epoch that are not done yet."""
         train = self.config.train
         order = epoch_order(self.train_set.shard_sizes, train.seed, self.epoch, self.config.data.window)
@@ -139,7 +154,7 @@ class Trainer:
         discard = self.mining.discard(self.epoch)
         self.model.train()
         logbook.epoch_began()
-        for batch in self._batches():
+        for batch in telemetry.waiting_for(self._batches()):
             pairs = order[self.batches_done * train.batch :][: train.batch]
             try:
                 losses = self.cycle(
@@ -157,6 +172,7 @@ class Trainer:
             self._add_up(losses, len(pairs))
             if rank() == 0:
                 logbook.step(self.global_step, self.epoch, self.batches_done, steps, len(pairs), losses)
+            telemetry.step(self.global_step, self.epoch, len(pairs), losses, self.store.stored_at)
             every = train.checkpoint_every
             if every and self.global_step % every == 0 and self.batches_done < steps:
                 self._save({})
@@ -255,8 +271,10 @@ def check_ready(config: Config) -> None:
     """Refuse what the workers would refuse, before any is started.
 
     Raises:
-        StorageError, ValueError: no data set, an empty split, another resolution, a run of other settings.
+        StorageError, ValueError: no data set, an empty split, another resolution, a run of other settings, a
+            tracker that is not installed.
     """
+    check_installed(config)
     manifest = _open(config, "train", flip=0.0).manifest
     _open(config, "val", flip=0.0)
     store = checkpoint_store(config)

@@ -18,6 +18,7 @@ from s2s_ray import storage
 from s2s_ray.cluster import StoppedError, in_thread
 from s2s_ray.config import Config, TrainConfig
 from s2s_ray.filesystem import open_filesystem
+from s2s_ray.monitoring.gauges import RayGauges
 from s2s_ray.training.loop import DivergedError, Report, Trainer, check_ready
 from s2s_ray.training.run import checkpoint_store, located, run_uri
 
@@ -120,10 +121,11 @@ def _worker(payload: dict[str, Any]) -> None:
     torch.set_num_threads(config.train.threads)
     try:
         trainer, tell = Trainer(config, device), payload["tell"]
+        gauges = RayGauges(run=config.train.name)
         if tell is None:
-            trainer.fit(ray.train.report)
+            trainer.fit(ray.train.report, gauges=gauges)
         else:
-            trainer.fit(tell(trainer, ray.train.report), repeat=True)
+            trainer.fit(tell(trainer, ray.train.report), repeat=True, gauges=gauges)
     except DivergedError as error:
         # All workers stop at the same step; trying again would only diverge again.
         logger.error("%s", error)

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from s2s_ray import storage
+from s2s_ray.monitoring.gauges import RayGauges
 from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.tuning.search import StudySearch
 from s2s_ray.tuning.space import short, told
@@ -33,6 +34,7 @@ class SweepProgress(tune.Callback):
 
     def __init__(self, study: SweepStudy, search: StudySearch, root: str, total: int, asked: dict[str, float]) -> None:
         self._study, self._search, self._root, self._total, self._asked = study, search, root, total, asked
+        self._gauges = RayGauges(sweep=storage.name(root))
         self._latest: dict[int, dict[str, Any]] = {}
         self._idle_since = time.monotonic()
         self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
@@ -54,6 +56,7 @@ class SweepProgress(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._study.save()
+        self._count()
         self._show(trial, "started with %s", told(trial.config))
 
     def on_trial_result(
@@ -80,10 +83,20 @@ class SweepProgress(tune.Callback):
         self._study.save()
         number = self._search.number(trial.trial_id)
         record = next(record for record in self._study.records() if record.number == number)
+        self._count()
         if record.state == "complete":
             with suppress(storage.StorageError):  # its process may be tidying up there itself
                 CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
         self._show(trial, "ended: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
+
+    def _count(self) -> None:
+        """Set the sweep's gauges."""
+        records, best = self._study.records(), self._study.best()
+        for state in ("complete", "failed", "running"):
+            self._gauges("s2s_sweep_trials", sum(record.state == state for record in records), state=state)
+        self._gauges("s2s_sweep_trials_asked", self._total)
+        if best is not None:
+            self._gauges("s2s_sweep_best_recall_at_1", best.values[RECALL])
 
     def _show(self, trial: Trial, text: str, *values: Any) -> None:
         if self._live is not None:

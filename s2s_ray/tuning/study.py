@@ -85,11 +85,7 @@ class SweepStudy:
 
     def records(self) -> list[TrialRecord]:
         """All trials but the ones that an interruption cut off and a later one took up, in their order."""
-        return [
-            self._record(trial)
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state != TrialState.WAITING and "interrupted" not in trial.user_attrs
-        ]
+        return _records(self.study, self.objectives)
 
     def best(self) -> TrialRecord | None:
         """The complete trial with the highest recall, the earlier of equals; None where none is complete."""
@@ -100,32 +96,13 @@ class SweepStudy:
         """Numbers of the trials that no other one beats in all objectives."""
         return {trial.number for trial in self.study.best_trials}
 
-    def _record(self, trial: FrozenTrial) -> TrialRecord:
-        complete = trial.state == TrialState.COMPLETE
-        attributes = trial.user_attrs
-        begun, ended = trial.datetime_start, trial.datetime_complete
-        return TrialRecord(
-            number=trial.number,
-            state={TrialState.COMPLETE: "complete", TrialState.RUNNING: "running"}.get(trial.state, "failed"),
-            params=dict(trial.params),
-            values=dict(zip(self.objectives, trial.values, strict=True)) if complete else {},
-            run=attributes.get("run", ""),
-            epochs=int(attributes.get("epochs", 0)),
-            start_s=attributes.get("start_s"),
-            seconds=(ended - begun).total_seconds() if begun and ended else None,
-            reason=attributes.get("reason", "" if complete else "no result was reported"),
-        )
-
     def _close(self, trial: FrozenTrial) -> None:
         self.storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _open(self, config: TuneConfig) -> BaseStorage:
         if config.study is not None:
-            try:
-                return RDBStorage(config.study)
-            except Exception as error:  # whatever the database's driver raises
-                raise ConfigError(f"tune.study={config.study!r} cannot be opened: {error}") from None
+            return _database(config.study)
         if is_local(self._uri):
             path = Path(storage.absolute(self._uri))
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,9 +114,63 @@ class SweepStudy:
         return JournalStorage(JournalFileBackend(str(path)))
 
 
+def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
+    """The trials of a sweep that may be running, [] where it has none yet; nothing is written.
+
+    Raises: ConfigError: the database that `config.study` names cannot be opened.
+    """
+    with tempfile.TemporaryDirectory(prefix="s2s-study-") as folder:
+        if config.study is None:
+            copy = Path(folder) / JOURNAL  # a storage object of Optuna may write to the file it reads
+            try:
+                storage.download(storage.join(root, JOURNAL), copy)
+            except storage.NotFoundError:
+                return []
+            opened: BaseStorage = JournalStorage(JournalFileBackend(str(copy)))
+        else:
+            opened = _database(config.study)
+        try:
+            study = optuna.load_study(study_name=config.name, storage=opened)
+        except KeyError:
+            return []
+        return _records(study, objectives(config))
+
+
 def searched(records: Sequence[TrialRecord]) -> list[str]:
     """The keys that any of the trials has, in the order they first appear."""
     return list(dict.fromkeys(key for record in records for key in record.params))
+
+
+def _records(study: optuna.Study, objectives: Sequence[str]) -> list[TrialRecord]:
+    return [
+        _record(trial, objectives)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.WAITING and "interrupted" not in trial.user_attrs
+    ]
+
+
+def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
+    complete = trial.state == TrialState.COMPLETE
+    attributes = trial.user_attrs
+    begun, ended = trial.datetime_start, trial.datetime_complete
+    return TrialRecord(
+        number=trial.number,
+        state={TrialState.COMPLETE: "complete", TrialState.RUNNING: "running"}.get(trial.state, "failed"),
+        params=dict(trial.params),
+        values=dict(zip(objectives, trial.values, strict=True)) if complete else {},
+        run=attributes.get("run", ""),
+        epochs=int(attributes.get("epochs", 0)),
+        start_s=attributes.get("start_s"),
+        seconds=(ended - begun).total_seconds() if begun and ended else None,
+        reason=attributes.get("reason", "" if complete else "no result was reported"),
+    )
+
+
+def _database(url: str) -> BaseStorage:
+    try:
+        return RDBStorage(url)
+    except Exception as error:  # whatever the database's driver raises
+        raise ConfigError(f"tune.study={url!r} cannot be opened: {error}") from None
 
 
 def objectives(config: TuneConfig) -> list[str]:

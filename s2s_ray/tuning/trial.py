@@ -12,6 +12,7 @@ from ray import tune
 
 from s2s_ray import storage
 from s2s_ray.config import Config
+from s2s_ray.monitoring.gauges import RayGauges
 from s2s_ray.training.loop import DivergedError, Report, Trainer
 from s2s_ray.tuning.space import Space
 from s2s_ray.tuning.study import RECALL, objectives, run_name
@@ -62,7 +63,7 @@ def run_trial(params: dict[str, Any], base: dict[str, Any], root: str) -> None:
         if config.train.workers == 1:
             torch.set_num_threads(config.train.threads)
             trainer = Trainer(config, "cuda" if config.train.use_gpu else "cpu")
-            trainer.fit(tell(trainer, tune.report), repeat=True)
+            trainer.fit(tell(trainer, tune.report), repeat=True, gauges=RayGauges(run=config.train.name))
         else:
             from ray.tune.integration.ray_train import TuneReportCallback
 

@@ -1,0 +1,146 @@
+"""`s2s status`: an inventory, and what Ray Serve runs, as tables in a terminal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2s_ray.monitoring.inventory import Inventory, RunStatus
+
+ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+class StatusError(ValueError):
+    """A cluster that cannot be asked; the message names its address."""
+
+
+@dataclass(frozen=True)
+class DeploymentStatus:
+    """One deployment of an application of Ray Serve."""
+
+    application: str
+    release: str | None
+    deployment: str
+    state: str
+    replicas: int
+    target: int
+    message: str
+
+
+def dashboard_address(given: str | None) -> str | None:
+    """The address given, or the one that Ray's own commands would use; None where there is none."""
+    return given or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
+
+
+def deployments(address: str) -> list[DeploymentStatus]:
+    """What Ray Serve runs on a cluster, asked of its dashboard. Raises StatusError where it does not answer."""
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    try:
+        details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
+    except Exception as error:  # ConnectionError, RuntimeError, requests' own: whatever the client meets
+        raise StatusError(f"no answer from {address}: {error}") from None
+    return [_deployment(*item) for item in _each(details)]
+
+
+def show(found: list[Inventory], served: list[DeploymentStatus] | None, console: Console) -> None:
+    """Print the tables; those without a row are left out."""
+    for inventory in found:
+        console.print(f"[bold]{inventory.root}[/bold]")
+        tables = [table for table in (_runs(inventory), _sweeps(inventory), _names(inventory)) if table.row_count]
+        for table in tables:
+            console.print(table)
+        if not tables:
+            console.print("  no run, sweep or registry here")
+        for fault in inventory.faults:
+            console.print(f"[red]not readable:[/red] {fault}")
+    if served is not None:
+        console.print(_served(served) if served else "Ray Serve runs no application")
+
+
+def _runs(found: Inventory) -> Table:
+    table = Table("run", "epochs", "step", "R@1", "best", "pairs/s", "checkpoint", "state", title="runs")
+    for run in found.runs:
+        written = run.checkpoint_time
+        table.add_row(
+            run.name,
+            f"{run.epochs_done} of {run.epochs}",
+            str(run.step),
+            _percent(run.recall),
+            _percent(run.best_recall),
+            "" if run.pairs_per_second is None else f"{run.pairs_per_second:.1f}",
+            "none" if written is None else f"step {run.checkpoint_step}, {age(time.time() - written)} ago",
+            _state(run),
+        )
+    return table
+
+
+def _state(run: RunStatus) -> str:
+    if run.diverged is not None:
+        return f"[red]diverged at {run.diverged}[/red]"
+    return "complete" if run.complete else "unfinished"
+
+
+def _sweeps(found: Inventory) -> Table:
+    table = Table("sweep", "ended", "failed", "running", "best R@1", "of trial", title="sweeps")
+    for sweep in found.sweeps:
+        ended = sweep.states["complete"] + sweep.states["failed"]
+        table.add_row(
+            sweep.name,
+            f"{ended} of {sweep.asked}",
+            str(sweep.states["failed"]),
+            str(sweep.states["running"]),
+            _percent(sweep.best_recall),
+            "" if sweep.best_trial is None else str(sweep.best_trial),
+        )
+    return table
+
+
+def _names(found: Inventory) -> Table:
+    table = Table("name", "releases", "current", "promoted", title="releases")
+    for name in found.names:
+        promoted = "" if name.promoted is None else f"{age(time.time() - name.promoted)} ago"
+        table.add_row(name.name, str(name.releases), name.current or "none", promoted)
+    return table
+
+
+def _served(served: list[DeploymentStatus]) -> Table:
+    table = Table("application", "serves", "deployment", "state", "replicas", "", title="deployments")
+    for item in served:
+        row = (item.application, item.release or "", item.deployment, item.state, f"{item.replicas} of {item.target}")
+        table.add_row(*row, item.message)
+    return table
+
+
+def age(seconds: float) -> str:
+    """A duration as one reads it: 40 s, 12 min, 5 h, 3 d."""
+    for unit, length, upto in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < upto:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.1%}"
+
+
+def _each(details: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str, dict[str, Any]]]:
+    for name, application in (details.get("applications") or {}).items():
+        for deployment, state in (application.get("deployments") or {}).items():
+            yield name, application, deployment, state
+
+
+def _deployment(name: str, application: dict[str, Any], deployment: str, state: dict[str, Any]) -> DeploymentStatus:
+    args = (application.get("deployed_app_config") or {}).get("args") or {}
+    release = args.get("release") or args.get("name") or args.get("checkpoint")
+    running = sum(replica.get("state") == "RUNNING" for replica in state.get("replicas") or [])
+    target = state.get("target_num_replicas") or 0
+    return DeploymentStatus(
+        name, release, deployment, str(state["status"]), running, target, state.get("message") or ""
+    )

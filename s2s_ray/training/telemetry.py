@@ -1,0 +1,93 @@
+"""Figures of a training under way, for whoever watches it: speed, losses, gradients, waits, memory.
+
+Where they go is the caller's: Ray's gauges on a cluster, nowhere without one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+import torch
+
+from s2s_ray.collectives import rank
+from s2s_ray.data.dataset import Batch
+
+EVERY_S = 5.0
+"""Seconds between two settings of the gauges: what reads them asks every ten seconds or less often."""
+_COUNTS = ("kept", "valid")
+
+
+class Gauges(Protocol):
+    """What takes a figure: `gauges("s2s_train_loss", 0.7, loss="d_loss")`; the names are in `monitoring.metrics`."""
+
+    def __call__(self, name: str, value: float, **labels: str) -> None: ...
+
+
+class Telemetry:
+    """One worker's figures. The first worker tells those of the run, each one its own waits and memory."""
+
+    def __init__(
+        self,
+        gauges: Gauges | None,
+        device: torch.device,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        epochs: int,
+    ) -> None:
+        self._gauges, self._device, self._optimizers = gauges, device, optimizers
+        self._epochs = epochs
+        self._begun = time.time()
+        self._since = time.monotonic()
+        self._sent: float | None = None
+        self._waited, self._pairs = 0.0, 0
+
+    def waiting_for(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; how long each is waited for is counted."""
+        source = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - asked
+            yield batch
+
+    def step(self, step: int, epoch: int, pairs: int, losses: Mapping[str, float], stored_at: float | None) -> None:
+        """One cycle over `pairs` pairs is done; `stored_at` is when a checkpoint was last stored, since 1970."""
+        self._pairs += pairs
+        now = time.monotonic()
+        if self._gauges is None or (self._sent is not None and now - self._sent < EVERY_S):
+            return
+        seconds = max(now - self._since, 1e-9)
+        own = {"rank": str(rank())}
+        self._gauges("s2s_train_data_wait_ratio", min(self._waited / seconds, 1.0), **own)
+        if self._device.type == "cuda":
+            self._gauges("s2s_train_gpu_memory_bytes", torch.cuda.max_memory_allocated(self._device), **own)
+        if rank() == 0:
+            self._gauges("s2s_train_step", step)
+            self._gauges("s2s_train_epoch", epoch + 1)
+            self._gauges("s2s_train_epochs", self._epochs)
+            self._gauges("s2s_train_pairs_per_second", self._pairs / seconds)
+            self._gauges("s2s_train_checkpoint_timestamp_seconds", stored_at or self._begun)
+            self._gauges("s2s_train_kept_triplets", losses["kept"] / max(losses["valid"], 1.0))
+            for name, value in losses.items():
+                if name not in _COUNTS:
+                    self._gauges("s2s_train_loss", value, loss=name)
+            for network, optimizer in self._optimizers.items():
+                self._gauges("s2s_train_gradient_norm", gradient_norm(optimizer), network=network)
+        self._sent = self._since = now
+        self._waited, self._pairs = 0.0, 0
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch is done."""
+        recall = figures.get("recall_at_1")
+        if self._gauges is not None and rank() == 0 and recall is not None:
+            self._gauges("s2s_train_recall_at_1", recall)
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
+    """Euclidean norm over all gradients that an optimizer's parameters hold."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))

@@ -1,0 +1,202 @@
+"""What a training tells whoever watches it; trackers; and that neither is needed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from s2s_ray import storage
+from s2s_ray.config import Config, ConfigError, with_values
+from s2s_ray.data.prepare import prepare
+from s2s_ray.monitoring.metrics import TRAINING
+from s2s_ray.training import telemetry
+from s2s_ray.training.loop import DivergedError, Trainer
+from s2s_ray.training.run import run_uri
+from s2s_ray.training.telemetry import Telemetry, gradient_norm
+from s2s_ray.training.trackers import check_installed, numbers, parameters
+
+if TYPE_CHECKING:
+    from tests.conftest import PairFolder
+
+NARROW = {
+    "model.channels": 4,
+    "model.residual_blocks": 1,
+    "model.discriminator_channels": 4,
+    "model.street_blocks": [1, 1, 1],
+    "model.street_weights": "random",
+    "model.masks": 2,
+    "train.use_gpu": False,
+    "train.batch": 4,
+    "train.epochs": 2,
+    "train.checkpoint_every": 1,
+}
+
+
+class Recorder:
+    """Gauges that remember everything they were set to."""
+
+    def __init__(self) -> None:
+        self.values: list[tuple[str, float, dict[str, str]]] = []
+
+    def __call__(self, name: str, value: float, **labels: str) -> None:
+        assert set(labels) < set(TRAINING[name].labels), "the run's label is the gauges' own"
+        self.values.append((name, value, labels))
+
+    def of(self, name: str, **labels: str) -> list[float]:
+        return [value for one, value, there in self.values if one == name and there.items() >= labels.items()]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> Config:
+    folder = tmp_path_factory.mktemp("telemetry")
+    pairs = pair_folder(folder / "pairs")
+    for split, count in (("train", 7), ("val", 3), ("test", 1)):
+        for number in range(count):
+            pairs.add(f"{split}-{number}", split)
+    prepared = pairs.config(folder / "data")
+    prepare(prepared)
+    return with_values(prepared, NARROW)
+
+
+def run(config: Config, folder: Path, **values: Any) -> Config:
+    changes = {"train.storage": str(folder / "runs"), **{key.replace("__", "."): v for key, v in values.items()}}
+    return with_values(config, changes)
+
+
+def test_every_figure_of_a_run_is_told(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "EVERY_S", 0.0)
+    gauges = Recorder()
+    trainer = Trainer(run(config, tmp_path))
+    history = trainer.fit(gauges=gauges)
+    told = {name for name, _, _ in gauges.values}
+    on_cpu = {name for name in TRAINING if name.startswith("s2s_train_")} - {"s2s_train_gpu_memory_bytes"}
+    assert told == on_cpu
+    assert gauges.of("s2s_train_step") == [1, 2, 3, 4]
+    assert gauges.of("s2s_train_epoch") == [1, 1, 2, 2]
+    assert gauges.of("s2s_train_recall_at_1") == [entry["recall_at_1"] for entry in history]
+    second = gauges.of("s2s_train_loss", loss="g_loss")[2:]
+    assert (4 * second[0] + 3 * second[1]) / 7 == pytest.approx(history[1]["g_loss"])
+    assert all(0 < norm < math.inf for norm in gauges.of("s2s_train_gradient_norm"))
+    assert len(gauges.of("s2s_train_gradient_norm", network="retrieval")) == 4
+    assert all(0 <= part <= 1 for part in gauges.of("s2s_train_data_wait_ratio", rank="0"))
+    stored = gauges.of("s2s_train_checkpoint_timestamp_seconds")
+    assert stored == sorted(stored)
+    assert stored[-1] > stored[0], "a checkpoint was stored meanwhile"
+
+
+def test_gauges_are_not_set_at_every_step(config: Config, tmp_path: Path) -> None:
+    gauges = Recorder()
+    Trainer(run(config, tmp_path)).fit(gauges=gauges)
+    assert gauges.of("s2s_train_step") == [1]
+
+
+def test_gradient_norm_is_that_of_all_parameters_together() -> None:
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    first.grad, second.grad = torch.tensor([1.0, 2.0]), torch.tensor([2.0])
+    assert gradient_norm(torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=1.0)) == pytest.approx(3.0)
+
+
+def test_waits_are_counted_and_batches_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock[0])
+    gauges = Recorder()
+    watch = Telemetry(gauges, torch.device("cpu"), {}, epochs=1)
+
+    def slow() -> Iterator[Any]:
+        for batch in ("a", "b"):
+            clock[0] += 3.0
+            yield batch
+
+    losses = {"kept": 1.0, "valid": 2.0}
+    seen = []
+    for step, batch in enumerate(watch.waiting_for(slow()), 1):
+        seen.append(batch)
+        clock[0] += 7.0
+        watch.step(step, 0, 5, losses, None)
+    assert seen == ["a", "b"]
+    assert gauges.of("s2s_train_data_wait_ratio") == [0.3, 0.3]
+    assert gauges.of("s2s_train_pairs_per_second") == [0.5, 0.5]
+    assert gauges.of("s2s_train_kept_triplets") == [0.5, 0.5]
+
+
+def test_training_does_not_need_ray() -> None:
+    """Nor the tracker's packages, the exporter's or the dashboard's."""
+    blocked = ("ray", "mlflow", "wandb", "prometheus_client")
+    code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nimport s2s_ray.training.loop"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_diverged_run_says_so_until_it_goes_on(config: Config, tmp_path: Path) -> None:
+    wild = run(config, tmp_path, train__lr_retrieval=1e30)
+    with pytest.raises(DivergedError):
+        Trainer(wild).fit()
+    note = storage.join(run_uri(wild), "diverged.json")
+    assert "step" in storage.read_json(note)["reason"]
+    Trainer(run(config, tmp_path)).fit()
+    assert not storage.exists(note)
+
+
+def test_mlflow_has_what_the_history_has(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own local store; a run that goes on is one run there."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cities")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    first = run(config, tmp_path, train__trackers=["mlflow"], train__name="tracked")
+    Trainer(first).fit()
+    history = Trainer(with_values(first, {"train.epochs": 3})).fit()
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("cities")
+    [found] = client.search_runs([experiment.experiment_id])
+    assert found.info.run_name == "tracked"
+    assert found.info.status == "FINISHED"
+    assert found.data.params["train.batch"] == "4"
+    assert found.data.params["train.epochs"] == "2", "what it was begun with"
+    for name in ("g_loss", "recall_at_1"):
+        logged = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, name)}
+        assert logged == {entry["step"]: entry[name] for entry in history}
+
+
+def test_a_tracker_that_is_lost_costs_a_warning(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    tracked = run(config, tmp_path, train__trackers=["mlflow"])
+    trainer = Trainer(tracked)
+
+    def lost(*arguments: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", lost)
+    monkeypatch.setattr("s2s_ray.training.trackers.parameters", lambda config: [])
+    with caplog.at_level("WARNING", "s2s_ray"):
+        assert len(trainer.fit()) == 2
+    assert "MLflow was not told: the server is gone" in caplog.text
+
+
+def test_a_tracker_that_is_not_installed_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"train.trackers='wandb': it is not installed: pip install 's2s-ray\[wandb\]'"
+    ):
+        check_installed(with_values(config, {"train.trackers": ["wandb"]}))
+
+
+def test_figures_and_parameters_are_flat() -> None:
+    assert dict(numbers({"a": 1, "b": 0.5, "c": None, "d": "x", "e": True})) == {"a": 1.0, "b": 0.5}
+    flat = dict(parameters(Config()))
+    assert flat["mining.discard"] == [90.0, 95.0, 99.0]
+    assert flat["train.resources_per_worker"] == {}
+    assert not any(key.startswith("tune.") for key in flat)
