@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """Ctrl-C during long work; the message says what is kept and how to go on."""
+    """Ctrl-C or `ray job stop` during long work; the message says what is kept and how to go on."""
 
 
 @contextmanager
@@ -54,7 +55,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
 def in_thread(work: Callable[[], T]) -> T:
     """The result of `work`, done in a thread: in the main one Ray's libraries take Ctrl-C over and end the process.
 
-    Raises: what `work` raises; KeyboardInterrupt at Ctrl-C, while the work goes on until Ray is shut down.
+    Raises: what `work` raises; KeyboardInterrupt at Ctrl-C or SIGTERM (`ray job stop`), while the work goes on until
+        Ray is shut down.
     """
     outcome: Future[T] = Future()
 
@@ -65,7 +67,21 @@ def in_thread(work: Callable[[], T]) -> T:
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="ray-work", daemon=True).start()
-    return outcome.result()
+    with _termination_as_interrupt():
+        return outcome.result()
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM is Ctrl-C inside the block; in other threads than the main one nothing can be set, and nothing is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def log_plainly() -> None:

@@ -20,6 +20,7 @@ from s2s_ray.training.logbook import DIVERGED_FILE
 from s2s_ray.training.run import CONFIG_FILE, load_run_config
 
 _DEEPEST = 3  # levels below the root: ROOT/runs/NAME and one more
+_OF_A_RUN = {"checkpoints", "history.json", "ray", "tensorboard", DIVERGED_FILE}  # one is there from the start
 _LOSSES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
 
 
@@ -106,7 +107,7 @@ def _things(uri: str, levels: int) -> Iterator[tuple[str, str]]:
     names = set(storage.list_names(uri))
     if "sweep.yaml" in names:
         yield "sweep", uri
-    elif CONFIG_FILE in names and names & {"checkpoints", "history.json"}:
+    elif CONFIG_FILE in names and names & _OF_A_RUN:
         yield "run", uri
     elif "releases" in names:
         yield "name", uri

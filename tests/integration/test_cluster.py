@@ -1,0 +1,318 @@
+"""Work submitted to a real cluster of several simulated nodes, closed by a token: every job, then the service."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from s2s_ray import registry
+from s2s_ray.checkpoint import read_meta
+from s2s_ray.config import load_config
+from s2s_ray.data.images import encode
+from s2s_ray.data.manifest import read_manifest
+from s2s_ray.data.sources import open_source
+from s2s_ray.monitoring.metrics import RAY_PREFIX, TRAINING
+from s2s_ray.training.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+EPOCHS = 4
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, done: Callable[[], Any], seconds: float = 120) -> Any:
+    """The first value of `done` that is not false."""
+    deadline = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s"
+        time.sleep(0.3)
+    return found
+
+
+class LocalCluster:
+    """A head without CPUs and nodes beside it, each a raylet of its own on this machine, as `ray start` makes them."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.address = ""
+
+    def start_head(self, *options: str) -> None:
+        self._start(
+            "--head",
+            f"--port={self.port}",
+            "--num-cpus=0",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--metrics-export-port={self.metrics_port}",
+            f"--temp-dir={self.folder}",
+            *options,
+        )
+        wait_for("dashboard", lambda: self._answers(f"{self.dashboard}/api/version"))
+        nodes = self.get("/api/v0/nodes")["data"]["result"]["result"]
+        self.address = f"{nodes[0]['node_ip']}:{self.port}"
+
+    def add_node(self, cpus: int, **resources: float) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}")
+
+    def get(self, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        answer = httpx.get(self.dashboard + path, headers=headers, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def alive(self) -> list[dict[str, Any]]:
+        nodes: list[dict[str, Any]] = self.get("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        return [node for node in nodes if node["state"] == "ALIVE"]
+
+    def ray(self, *words: str) -> subprocess.Popen[str]:
+        """A command of Ray's, from the repository's root, as one types it."""
+        return subprocess.Popen(
+            [str(BIN / "ray"), *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submit(self, name: str, script: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """`ray job submit`, which streams the job's log and ends with it unless told otherwise."""
+        submission = ("job", "submit", "--address", self.dashboard, "--submission-id", name, "--working-dir", ".")
+        return self.ray(*submission, *options, "--", "python", f"jobs/{script}.py", *arguments)
+
+    def metrics(self) -> str:
+        """What Prometheus would get from all nodes together."""
+        targets = json.loads((self.folder / "session_latest" / "prom_metrics_service_discovery.json").read_text())
+        pages = []
+        for target in targets[0]["targets"]:
+            try:
+                pages.append(httpx.get(f"http://{target}/metrics", timeout=10).text)
+            except httpx.TransportError:
+                continue  # the dashboard's own exporter may not be up yet
+        return "\n".join(pages)
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            self.kill(node)
+
+    @staticmethod
+    def kill(node: subprocess.Popen[bytes]) -> None:
+        """End a node with every process it started: they are all of its session."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(node.pid, number)
+                node.wait(timeout=15 if number == signal.SIGTERM else 5)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        # One machine: ports of the workers are chosen by the system, or the nodes would take each other's.
+        ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *options]
+        log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
+        node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        return node
+
+    def _answers(self, url: str) -> bool:
+        assert self.nodes[0].poll() is None, (self.folder / "node-0.log").read_text()[-3000:]
+        try:
+            return httpx.get(url, timeout=5).status_code in (200, 401)
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def local_cluster(**variables: str) -> Iterator[LocalCluster]:
+    with tempfile.TemporaryDirectory(prefix="s2s-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is looked up where Ray was started
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **variables}
+        environment.pop("PYTHONPATH", None)  # the code comes with the submission
+        environment.pop("RAY_ADDRESS", None)
+        cluster = LocalCluster(Path(folder), environment)
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two nodes to train on and one for preparation and what else needs CPUs only."""
+    with local_cluster() as found:
+        found.start_head()
+        for resources in ({"trainer": 1.0}, {"trainer": 1.0}, {"preparation": 1.0}):
+            found.add_node(1, **resources)
+        wait_for("four nodes", lambda: len(found.alive()) == 4)
+        yield found
+
+
+def finished(job: subprocess.Popen[str], seconds: float = 240) -> str:
+    """The log of a job that has to succeed."""
+    log, _ = job.communicate(timeout=seconds)
+    assert job.returncode == 0, log[-4000:]
+    return log
+
+
+def options(*settings: str) -> list[str]:
+    return ["--config", "tiny", *(part for setting in settings for part in ("--set", setting))]
+
+
+def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow: list[str], tmp_path: Path) -> None:
+    """As the user of a cluster goes: prepare, train and stop and go on, tune, evaluate, index, serve."""
+    closed = httpx.get(f"{cluster.dashboard}/api/jobs/")
+    assert closed.status_code == 401
+    assert uploaded_size() < 5e6
+    assert httpx.get(f"{cluster.dashboard}/api/version").status_code in (200, 401)
+    began = time.monotonic()
+    times: dict[str, float] = {}
+
+    def took(what: str) -> None:
+        nonlocal began
+        times[what], began = round(time.monotonic() - began, 1), time.monotonic()
+
+    data = str(tmp_path / "data")
+    settings = [setting for setting in narrow if not setting.startswith("data.uri")]
+    settings += [f"data.uri={data}", "train.log_every_s=0.1"]
+    city = ["source.train_pairs=14", "source.test_pairs=6", "source.tile_px=32", "source.panorama_width=40"]
+    city += ["source.panorama_height=32", "prepare.shard_mb=0.02", "prepare.resources={CPU: 1, preparation: 1}"]
+    log = finished(cluster.submit("prepare", "prepare", *options(*settings, *city)))
+    assert "Job 'prepare' succeeded" in log
+    assert len(read_manifest(data).split("train").shards) > 1
+    took("prepare")
+
+    run = tmp_path / "runs" / "first"
+    train = [*settings, "train.workers=2", "train.resources_per_worker={CPU: 1, trainer: 1}"]
+    train += [f"train.storage={tmp_path / 'runs'}", "train.name=first"]
+    endless = cluster.submit("endless", "train", *options(*train, "train.epochs=5000"), options=("--no-wait",))
+    finished(endless)
+    # The CPU node is free meanwhile.
+    sweep = [*settings, f"tune.storage={tmp_path / 'sweeps'}", f"tune.registry={tmp_path / 'registry'}"]
+    sweep += ["tune.trials=2", "tune.concurrent=1", "train.workers=1", "train.epochs=2", "tune.name=night"]
+    sweep += ["train.resources_per_worker={CPU: 1, preparation: 1}", "tune.space={loss.alpha: {low: 2, high: 50}}"]
+    log = finished(cluster.submit("tune", "tune", *options(*sweep)))
+    assert "best of 2 trials" in log
+    store = CheckpointStore(str(run / "checkpoints"))
+    wait_for("checkpoint", lambda: store.steps() and store.steps()[-1] >= 2)
+    took("tune, while a training runs")
+    told = wait_for("gauges", lambda: gauges_of(cluster.metrics(), "first"))
+    took("gauges")
+    on_cpu = {name for name in TRAINING if name.startswith("s2s_train_")} - {"s2s_train_gpu_memory_bytes"}
+    assert told == {RAY_PREFIX + name for name in on_cpu}
+
+    log = finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "endless"))
+    assert "was stopped" in log
+    stopped = finished(cluster.ray("job", "logs", "--address", cluster.dashboard, "endless"))
+    assert "training stopped: the newest checkpoint is" in stopped
+    at = store.steps()[-1]
+    took("stop")
+    epochs = at // 3 + EPOCHS  # three steps each
+    log = finished(cluster.submit("resumed", "train", *options(*train, f"train.epochs={epochs}")))
+    resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
+    assert resumed is not None
+    assert int(resumed[1]) == at, "no step is lost that was stored"
+    assert "best checkpoint" in log
+    history = json.loads((run / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == list(range(epochs))
+    took("resumed training")
+
+    index, report = tmp_path / "index", tmp_path / "report"
+    on_cpu_node = ("--entrypoint-num-cpus", "1")
+    checkpoint = ("--checkpoint", str(run))
+    jobs = [
+        cluster.submit(
+            "evaluate", "evaluate", *checkpoint, "--out", str(report), *options(*settings), options=on_cpu_node
+        ),
+        cluster.submit(
+            "build", "build_index", *checkpoint, "--out", str(index), *options(*settings), options=on_cpu_node
+        ),
+    ]
+    logs = [finished(job) for job in jobs]
+    assert "street_to_satellite" in logs[0]
+    assert "6 tiles indexed" in logs[1]
+    assert json.loads((report / "metrics.json").read_text())["gallery"] == 6
+    took("evaluate and build_index")
+
+    best = CheckpointStore(str(run / "checkpoints"))
+    release = registry.publish(str(tmp_path / "registry"), "city", best.uri(best.best() or 0), str(index))
+    registry.promote(str(tmp_path / "registry"), "city", release.id)
+    with served(cluster, tmp_path / "registry", tmp_path) as url:
+        health = httpx.get(f"{url}/healthz").json()
+        assert health["release"] == release.id
+        config = load_config("tiny", [*settings, *city])
+        source = open_source(config.source)
+        query = next(record for record in source.records() if record.split == "test")
+        panorama = encode(source.read(query).street, "png")
+        answer = httpx.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["release"] == release.id
+    took("serve deploy")
+    assert read_meta(release.checkpoint_uri)["run"] == "first"
+    print("\n" + ", ".join(f"{what} {seconds} s" for what, seconds in times.items()))
+
+
+def gauges_of(page: str, run: str) -> set[str]:
+    """Names of the training's gauges with a sample of a run."""
+    pattern = re.compile(rf'^(\w*s2s_train_\w+)\{{[^}}]*run="{run}"', re.MULTILINE)
+    return set(pattern.findall(page))
+
+
+def uploaded_size() -> int:
+    """Bytes of what a submission with `--working-dir .` sends."""
+    from ray._private.runtime_env.packaging import create_package
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "package.zip"
+        create_package(str(ROOT), package, include_gitignore=True, excludes=[])
+        return package.stat().st_size
+
+
+@contextmanager
+def served(cluster: LocalCluster, releases: Path, folder: Path) -> Iterator[str]:
+    """`serve deploy` of serve/config.yaml as it is, but for where the releases are, the port and the code."""
+    port = free_port()
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    application["args"] |= {"registry": str(releases), "name": "city"}
+    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    command = [str(BIN / "serve"), "deploy", "--address", cluster.dashboard, str(folder / "deploy.yaml")]
+    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for("answer of the service", answers, 180)
+    yield url
