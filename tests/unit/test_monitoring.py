@@ -304,7 +304,7 @@ def test_exporter_tells_prometheus_what_is_there(root: Path) -> None:
         assert values["s2s_run_complete", "cut"] == 0
         assert values["s2s_run_diverged", "wild"] == 1
         assert values["s2s_run_epochs_done", "cut"] == 1
-        assert values["s2s_stored_sweep_trials", "night", "failed"] == 1
+        assert values["s2s_stored_sweep_trials", "failed", "night"] == 1
         assert values["s2s_stored_sweep_best_recall_at_1", "night"] == 0.5
         assert values["s2s_registry_releases", "city"] == 1
         assert values["s2s_exporter_faults",] == 1
