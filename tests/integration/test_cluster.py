@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,14 @@ class LocalCluster:
 
     @staticmethod
     def kill(node: subprocess.Popen[bytes]) -> None:
-        """End a node with every process it started: they are all of its session."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(node.pid, number)
-                node.wait(timeout=15 if number == signal.SIGTERM else 5)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
+        """End a node, and then whatever it left: all of that is of its session."""
+        node.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            node.wait(timeout=15)
+        for pid in processes(node.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait(timeout=10)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         # One machine: ports of the workers are chosen by the system, or the nodes would take each other's.
@@ -146,6 +147,15 @@ class LocalCluster:
             return httpx.get(url, timeout=5).status_code in (200, 401)
         except httpx.TransportError:
             return False
+
+
+def processes(session: int) -> Iterator[int]:
+    """Pids of the living processes of a session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                yield int(folder.name)
 
 
 @contextmanager
@@ -316,3 +326,88 @@ def served(cluster: LocalCluster, releases: Path, folder: Path) -> Iterator[str]
 
     wait_for("answer of the service", answers, 180)
     yield url
+
+
+WORKERS = {"resources": {"CPU": 1, "trainer": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+HEAD_ID = "f" * 51 + "00000"
+EVERY = 2  # steps between checkpoints
+
+
+def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tmp_path: Path) -> None:
+    """Ray's autoscaler, with its provider whose nodes are raylets of this machine; the loss is measured."""
+    fake = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 100.0,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "trainer": WORKERS,
+        },
+        "auth": {},
+    }
+    variables = {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    }
+    with local_cluster(**variables) as cluster:
+        address = f"{socket.gethostbyname(socket.gethostname())}:{cluster.port}"
+        fake["provider"] = {
+            "type": "fake_multinode",
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "gcs_address": address,
+        }
+        (tmp_path / "fake.yaml").write_text(yaml.safe_dump(fake))
+        cluster.start_head(f"--autoscaling-config={tmp_path / 'fake.yaml'}")
+        assert len(cluster.alive()) == 1
+        train = [*narrow, "train.workers=2", "train.resources_per_worker={CPU: 1, trainer: 1}", "train.epochs=5000"]
+        train += [f"train.storage={tmp_path / 'runs'}", "train.name=far", "train.log_every_s=0.001"]
+        train += [f"train.checkpoint_every={EVERY}"]
+        began = time.monotonic()
+        finished(cluster.submit("far", "train", *options(*train), options=("--no-wait",)))
+        wait_for("two more nodes", lambda: len(cluster.alive()) == 3)
+        came = time.monotonic() - began
+        store = CheckpointStore(str(tmp_path / "runs" / "far" / "checkpoints"))
+        wait_for("checkpoint", lambda: store.steps() and store.steps()[-1] > EVERY)
+
+        lost = next(node for node in cluster.alive() if not node["is_head_node"])
+        os.kill(raylet(cluster.nodes[0].pid, lost["node_id"]), signal.SIGKILL)
+        killed, at = time.monotonic(), store.steps()[-1]
+        wait_for("end of the node", lambda: lost["node_id"] not in {node["node_id"] for node in cluster.alive()})
+        wait_for("training that goes on", lambda: store.steps()[-1] > at + 3 * EVERY, 180)
+        outage = time.monotonic() - killed
+        assert len(cluster.alive()) == 3, "another node came in its place"
+
+        finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "far"))
+        log = finished(cluster.ray("job", "logs", "--address", cluster.dashboard, "far"))
+        stopped = time.monotonic()
+        wait_for("end of the idle nodes", lambda: len(cluster.alive()) == 1)
+        went = time.monotonic() - stopped
+        steps = lost_steps(log)
+    print(f"\nnodes came after {came:.0f} s, {steps} steps and {outage:.0f} s were lost, nodes went after {went:.0f} s")
+    # Those since the newest checkpoint, which may have been under way to the storage when the node was lost.
+    assert 0 <= steps <= 2 * EVERY
+
+
+def raylet(session: int, node: str) -> int:
+    """The pid of the raylet of a node; its id is in its environment."""
+    for pid in processes(session):
+        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if program.endswith(b"/raylet/raylet") and f"NODE_ID_FOR_TESTING={node}".encode() in environment:
+                return pid
+    raise AssertionError(f"no raylet of node {node}")
+
+
+def lost_steps(log: str) -> int:
+    """Steps that were done when a worker was lost and had to be done again."""
+    resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
+    assert resumed is not None, log[-3000:]
+    before = log[: resumed.start()]
+    done = [3 * (int(epoch) - 1) + int(step) for epoch, step in re.findall(r"epoch (\d+)/5000 step (\d+)/3", before)]
+    return max(done) - int(resumed[1])
