@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve test test-fast check format clean
+.PHONY: setup demo serve test test-fast check docs format clean
 
 setup: $(STAMP)
 
@@ -31,10 +31,13 @@ test: $(STAMP) ## everything
 test-fast: $(STAMP) ## unit tests but the slowest, and one end-to-end run
 	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py tests/unit
 
-check: $(STAMP)
+check: $(STAMP) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP) ## the pages and the reference in build/site; a dead link or a name that is gone is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

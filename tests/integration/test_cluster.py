@@ -74,8 +74,8 @@ class LocalCluster:
             *options,
         )
         wait_for("dashboard", lambda: self._answers(f"{self.dashboard}/api/version"))
-        nodes = self.get("/api/v0/nodes")["data"]["result"]["result"]
-        self.address = f"{nodes[0]['node_ip']}:{self.port}"
+        [head] = wait_for("head", self.alive)
+        self.address = f"{head['node_ip']}:{self.port}"
 
     def add_node(self, cpus: int, **resources: float) -> subprocess.Popen[bytes]:
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}")
@@ -136,8 +136,8 @@ class LocalCluster:
         # One machine: ports of the workers are chosen by the system, or the nodes would take each other's.
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
         command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *options]
-        log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
-        node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+            node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
         return node
 
