@@ -37,7 +37,7 @@ check: $(STAMP) docs
 	$(BIN)/mypy
 
 docs: $(STAMP) ## the pages and the reference in build/site; a dead link or a name that is gone is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
