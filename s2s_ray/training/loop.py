@@ -85,7 +85,7 @@ class Trainer:
         train = self.config.train
         trackers = open_trackers(self.config) if rank() == 0 else ()
         logbook = Logbook(run_uri(self.config), train.epochs, train.log_every_s, trackers)
-        telemetry = Telemetry(gauges, self.device, self.cycle.optimizers, train.epochs)
+        telemetry = Telemetry(gauges, self.device, train.epochs)
         try:
             if rank() == 0:
                 logbook.begun()

@@ -17,6 +17,7 @@ from s2s_ray.data.dataset import Batch
 EVERY_S = 5.0
 """Seconds between two settings of the gauges: what reads them asks every ten seconds or less often."""
 _COUNTS = ("kept", "valid")
+_NORMS = {"d_grad_norm": "discriminator", "r_grad_norm": "retrieval", "g_grad_norm": "generator"}
 
 
 class Gauges(Protocol):
@@ -28,15 +29,8 @@ class Gauges(Protocol):
 class Telemetry:
     """One worker's figures. The first worker tells those of the run, each one its own waits and memory."""
 
-    def __init__(
-        self,
-        gauges: Gauges | None,
-        device: torch.device,
-        optimizers: Mapping[str, torch.optim.Optimizer],
-        epochs: int,
-    ) -> None:
-        self._gauges, self._device, self._optimizers = gauges, device, optimizers
-        self._epochs = epochs
+    def __init__(self, gauges: Gauges | None, device: torch.device, epochs: int) -> None:
+        self._gauges, self._device, self._epochs = gauges, device, epochs
         self._begun = time.time()
         self._since = time.monotonic()
         self._sent: float | None = None
@@ -73,10 +67,10 @@ class Telemetry:
             self._gauges("s2s_train_checkpoint_timestamp_seconds", stored_at or self._begun)
             self._gauges("s2s_train_kept_triplets", losses["kept"] / max(losses["valid"], 1.0))
             for name, value in losses.items():
-                if name not in _COUNTS:
+                if name in _NORMS:
+                    self._gauges("s2s_train_gradient_norm", value, network=_NORMS[name])
+                elif name not in _COUNTS:
                     self._gauges("s2s_train_loss", value, loss=name)
-            for network, optimizer in self._optimizers.items():
-                self._gauges("s2s_train_gradient_norm", gradient_norm(optimizer), network=network)
         self._sent = self._since = now
         self._waited, self._pairs = 0.0, 0
 
@@ -85,9 +79,3 @@ class Telemetry:
         recall = figures.get("recall_at_1")
         if self._gauges is not None and rank() == 0 and recall is not None:
             self._gauges("s2s_train_recall_at_1", recall)
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
-    """Euclidean norm over all gradients that an optimizer's parameters hold."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))

@@ -19,7 +19,7 @@ from s2s_ray.monitoring.metrics import TRAINING
 from s2s_ray.training import telemetry
 from s2s_ray.training.loop import DivergedError, Trainer
 from s2s_ray.training.run import run_uri
-from s2s_ray.training.telemetry import Telemetry, gradient_norm
+from s2s_ray.training.telemetry import Telemetry
 from s2s_ray.training.trackers import check_installed, numbers, parameters
 
 if TYPE_CHECKING:
@@ -97,17 +97,11 @@ def test_gauges_are_not_set_at_every_step(config: Config, tmp_path: Path) -> Non
     assert gauges.of("s2s_train_step") == [1]
 
 
-def test_gradient_norm_is_that_of_all_parameters_together() -> None:
-    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
-    first.grad, second.grad = torch.tensor([1.0, 2.0]), torch.tensor([2.0])
-    assert gradient_norm(torch.optim.SGD([{"params": [first]}, {"params": [second]}], lr=1.0)) == pytest.approx(3.0)
-
-
 def test_waits_are_counted_and_batches_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(telemetry.time, "monotonic", lambda: clock[0])
     gauges = Recorder()
-    watch = Telemetry(gauges, torch.device("cpu"), {}, epochs=1)
+    watch = Telemetry(gauges, torch.device("cpu"), epochs=1)
 
     def slow() -> Iterator[Any]:
         for batch in ("a", "b"):
