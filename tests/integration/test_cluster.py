@@ -212,14 +212,9 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     data = str(tmp_path / "data")
     settings = [setting for setting in narrow if not setting.startswith("data.uri")]
     settings += [f"data.uri={data}", "train.log_every_s=0.1"]
-    city = [
-        "source.train_pairs=14",
-        "source.test_pairs=6",
-        "prepare.validation_block_m=30",
-        "source.tile_px=32",
-        "source.panorama_width=40",
-    ]
-    city += ["source.panorama_height=32", "prepare.shard_mb=0.02", "prepare.resources={CPU: 1, preparation: 1}"]
+    city = ["source.train_pairs=14", "source.test_pairs=6", "source.tile_px=32", "source.panorama_width=40"]
+    city += ["source.panorama_height=32", "prepare.validation_block_m=30", "prepare.shard_mb=0.02"]
+    city += ["prepare.resources={CPU: 1, preparation: 1}"]
     log = finished(cluster.submit("prepare", "prepare", *options(*settings, *city)))
     assert "Job 'prepare' succeeded" in log
     pairs = read_manifest(data).split("train")
