@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from s2s_ray import registry, storage
 from s2s_ray.checkpoint import save_model
+from s2s_ray.cli import main
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.prepare import prepare
 from s2s_ray.monitoring.exporter import exporting
@@ -339,6 +341,38 @@ def test_status_is_readable(root: Path, capsys: pytest.CaptureFixture[str]) -> N
         "1 of 2",
     ):
         assert expected in text
+
+
+def test_status_for_programs(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(SystemExit) as end:
+        main(["status", "--json", str(root)])
+    assert end.value.code == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert {run["name"] for run in tree["roots"][0]["runs"]} == {"complete", "cut", "wild"}
+    assert tree["deployments"] is None
+    with pytest.raises(SystemExit) as end:
+        main(["status", str(root / "nowhere")])
+    assert end.value.code == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_the_exporter_command_serves_until_it_is_told_to_end(root: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "s2s_ray.cli", "exporter", str(root), "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert f"http://127.0.0.1:{port}/metrics tells of {root}" in process.stdout.readline()
+            assert "s2s_run_complete" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            taken = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            assert taken.returncode == 2
+            assert f"127.0.0.1:{port} cannot be listened on" in taken.stderr
+            process.terminate()
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
 
 
 def test_ages_are_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -158,6 +159,23 @@ def test_mlflow_has_what_the_history_has(config: Config, tmp_path: Path, monkeyp
     for name in ("g_loss", "recall_at_1"):
         logged = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, name)}
         assert logged == {entry["step"]: entry[name] for entry in history}
+
+
+def test_weights_and_biases_has_what_the_history_has(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, as it writes what it would send."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    history = Trainer(run(config, tmp_path, train__trackers=["wandb"], train__name="tracked")).fit()
+    [file] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = file.read_bytes()
+    assert b"tracked" in content
+    for entry in history:
+        for name in ("g_loss", "recall_at_1"):
+            assert name.encode() in content
+            assert json.dumps(entry[name]).encode() in content
 
 
 def test_a_tracker_that_is_lost_costs_a_warning(
