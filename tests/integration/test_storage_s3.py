@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +51,9 @@ def test_write_read_list_delete(root: str, tmp_path: Path) -> None:
     storage.write_json(storage.join(root, "b é+ 100%.json"), [1])
     assert storage.list_names(root) == ["a", "b é+ 100%.json"]
     assert storage.list_names(storage.join(root, "a")) == ["big", "empty"]
+    assert storage.list_folders(root) == ["a"]
+    assert storage.list_folders(storage.join(root, "a")) == storage.list_folders(storage.join(root, "none")) == []
+    assert abs(storage.modified(storage.join(root, "a/big")) - time.time()) < 60
     assert storage.exists(storage.join(root, "a"))
     assert storage.exists(storage.join(root, "a/big"))
     assert not storage.exists(storage.join(root, "a/bi"))

@@ -72,6 +72,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_folders_and_times(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "b" / "file"), b"1")
+    storage.write_bytes(str(tmp_path / "a" / "file"), b"1")
+    storage.write_bytes(str(tmp_path / "file"), b"1")
+    assert storage.list_folders(str(tmp_path)) == ["a", "b"]
+    assert storage.list_folders(str(tmp_path / "file")) == storage.list_folders(str(tmp_path / "none")) == []
+    os.utime(tmp_path / "file", (1000, 2000.5))
+    assert storage.modified(str(tmp_path / "file")) == 2000.5
+    with pytest.raises(storage.NotFoundError, match="none"):
+        storage.modified(str(tmp_path / "none"))
+
+
 def test_names_of_unfinished_writes_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".x.0123.tmp~").write_bytes(b"cut sh")
     (tmp_path / "y").write_bytes(b"")
