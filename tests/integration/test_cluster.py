@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from ray.util import get_node_ip_address
 
 from s2s_ray import registry
 from s2s_ray.checkpoint import read_meta
@@ -360,12 +361,11 @@ def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tm
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
     }
     with local_cluster(**variables) as cluster:
-        address = f"{socket.gethostbyname(socket.gethostname())}:{cluster.port}"
         fake["provider"] = {
             "type": "fake_multinode",
             "head_node_id": HEAD_ID,
             "launch_multiple": True,
-            "gcs_address": address,
+            "gcs_address": f"{get_node_ip_address()}:{cluster.port}",
         }
         (tmp_path / "fake.yaml").write_text(yaml.safe_dump(fake))
         cluster.start_head(f"--autoscaling-config={tmp_path / 'fake.yaml'}")
