@@ -44,7 +44,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(what: str, done: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: str, done: Callable[[], Any], seconds: float = 180) -> Any:
     """The first value of `done` that is not false."""
     deadline = time.monotonic() + seconds
     while not (found := done()):
@@ -119,6 +119,10 @@ class LocalCluster:
                 continue  # the dashboard's own exporter may not be up yet
         return "\n".join(pages)
 
+    def print_logs(self) -> None:
+        for log in sorted(self.folder.glob("node-*.log")):
+            print(f"--- {log.name}", log.read_text(errors="replace")[-2000:], sep="\n")
+
     def stop(self) -> None:
         for node in reversed(self.nodes):
             self.kill(node)
@@ -171,18 +175,21 @@ def local_cluster(**variables: str) -> Iterator[LocalCluster]:
         cluster = LocalCluster(Path(folder), environment)
         try:
             yield cluster
+        except BaseException:
+            cluster.print_logs()  # they go with the folder
+            raise
         finally:
             cluster.stop()
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """Two nodes to train on and one for preparation and what else needs CPUs only."""
+    """A node to train on and one for preparation and what else needs CPUs only, as in cluster.yaml."""
     with local_cluster() as found:
         found.start_head()
-        for resources in ({"trainer": 1.0}, {"trainer": 1.0}, {"preparation": 1.0}):
-            found.add_node(1, **resources)
-        wait_for("four nodes", lambda: len(found.alive()) == 4)
+        found.add_node(2, trainer=2)
+        found.add_node(1, preparation=1)
+        wait_for("three nodes", lambda: len(found.alive()) == 3)
         yield found
 
 
