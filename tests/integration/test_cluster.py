@@ -171,8 +171,9 @@ def processes(session: int) -> Iterator[int]:
 def local_cluster(**variables: str) -> Iterator[LocalCluster]:
     with tempfile.TemporaryDirectory(prefix="s2s-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is looked up where Ray was started
-        patient = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}  # as in cluster.yaml
-        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **patient, **variables}
+        # a stopped job has time, as in cluster.yaml; every line of a log is wanted
+        settings = {"RAY_JOB_STOP_WAIT_TIME_S": "30", "RAY_DEDUP_LOGS": "0"}
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **settings, **variables}
         environment.pop("PYTHONPATH", None)  # the code comes with the submission
         environment.pop("RAY_ADDRESS", None)
         cluster = LocalCluster(Path(folder), environment)
