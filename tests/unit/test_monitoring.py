@@ -200,6 +200,17 @@ def test_the_tests_of_the_alerts_would_find_a_mistake(promtool: str, tmp_path: P
         assert check(promtool, tmp_path, "test", "rules", "alerts_test.yaml").returncode != 0, rule["alert"]
 
 
+def test_each_alert_is_explained() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    explained = re.findall(r"^\| (S2S\w+) \|", page, re.MULTILINE)
+    rules = [
+        rule["alert"]
+        for group in yaml.safe_load((RULES / "alerts.yaml").read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    assert explained == rules
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> Path:
     """Runs that are complete, unfinished, diverged and damaged, a sweep under way and a registry."""
