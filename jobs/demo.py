@@ -138,11 +138,13 @@ def publish(checkpoint: str, dataset: PairDataset, folder: Path) -> None:
 def ask(config: Config, folder: Path) -> dict[str, int]:
     """Serve the release and send held-out panoramas and tiles to it, as a user's program would."""
     from serve.local import serving
+    from serve.settings import ServeArgs
 
     source = open_source(config.source)
     records = [record for record in source.records() if record.split == "test"][:ASKED]
     hits = 0
-    with serving(str(folder / "registry"), NAME, "127.0.0.1", free_port()) as url, httpx.Client(base_url=url) as http:
+    args = ServeArgs(registry=str(folder / "registry"), name=NAME, access_log=False)
+    with serving(args, "127.0.0.1", free_port()) as url, httpx.Client(base_url=url) as http:
         for record in records:
             match = localize(http, encode(source.read(record).street, "png"))
             hits += match["id"] == record.id

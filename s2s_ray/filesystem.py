@@ -108,7 +108,7 @@ def remotely(uri: str, operation: Callable[[fs.FileSystem, str], T]) -> T:
 
     The operation must be safe to repeat. Raises `NotFoundError` or `StorageError`.
     """
-    server = (uri.partition("://")[0], _endpoint())
+    server = (uri.partition("://")[0], endpoint())
     attempt = 0
     while True:
         attempt += 1
@@ -158,20 +158,20 @@ def _resolve(uri: str, attempts: int = 1) -> tuple[fs.FileSystem, str]:
 
 def _s3(bucket: str, attempts: int = 1) -> fs.FileSystem:
     """The client of a bucket. One attempt for `remotely`, which tries again for all file systems alike."""
-    endpoint = _endpoint()
+    server = endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint is None and region is None:
+    if server is None and region is None:
         region = _region(bucket)
     identity = tuple(
         os.environ.get(f"AWS_{part}") for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "PROFILE")
     )
     # a client is not shared with a forked child, nor kept when the environment changes
-    key = (os.getpid(), endpoint, region, identity, attempts)
+    key = (os.getpid(), server, region, identity, attempts)
     if key not in _systems:
-        if endpoint is not None:
+        if server is not None:
             # servers other than AWS often refuse the trailing checksums that the SDK sends by default
             os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        scheme, _, host = (endpoint or "").partition("://")
+        scheme, _, host = (server or "").partition("://")
         _systems[key] = fs.S3FileSystem(
             region=region,
             scheme=scheme or None,
@@ -189,11 +189,12 @@ def _region(bucket: str) -> str:
     return str(fs.resolve_s3_region(bucket))
 
 
-def _endpoint() -> str | None:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise StorageError(f"AWS_ENDPOINT_URL={endpoint!r}: expected http://HOST:PORT or https://HOST:PORT")
-    return endpoint.rstrip("/") if endpoint else None
+def endpoint() -> str | None:
+    """The S3 server that the environment names; None for AWS. Raises StorageError for what is no URL."""
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if given and not given.startswith(("http://", "https://")):
+        raise StorageError(f"AWS_ENDPOINT_URL={given!r}: expected http://HOST:PORT or https://HOST:PORT")
+    return given.rstrip("/") if given else None
 
 
 def _missing(uri: str) -> str:
@@ -205,13 +206,13 @@ def _missing(uri: str) -> str:
 
 
 def _no_bucket(uri: str, bucket: str) -> str:
-    return f"{uri}: there is no bucket {bucket!r} at {_endpoint() or 'AWS'}; create it or correct the URI"
+    return f"{uri}: there is no bucket {bucket!r} at {endpoint() or 'AWS'}; create it or correct the URI"
 
 
 def _explain(uri: str, fault: str) -> str:
     if not uri.startswith("s3://"):
         return f"{uri}: {fault}"
-    where = _endpoint() or "AWS"
+    where = endpoint() or "AWS"
     if "NO_SUCH_BUCKET" in fault:
         return _no_bucket(uri, uri.removeprefix("s3://").partition("/")[0])
     if any(mark in fault for mark in _REFUSED):

@@ -1,7 +1,8 @@
 """The reference index: descriptors of a region's satellite tiles and where the tiles are, searched by descriptor.
 
 A saved index is a published directory: `index.faiss`, `entries.parquet` (one row per tile, in the order of the
-vectors) and `index.json`, which names the checkpoint whose descriptors these are.
+vectors) and `index.json`, which names the checkpoint whose descriptors these are; the pictures of
+`s2s_ray.pictures` where it was built from a data set.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
+from s2s_ray.pictures import Pictures, write_pictures
+from s2s_ray.prior import Prior
 
 if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
     from s2s_ray.data.dataset import PairDataset
@@ -105,7 +110,9 @@ class IndexInfo(BaseModel):
 class ReferenceIndex:
     """Exact search by inner product over unit descriptors, with the place of each."""
 
-    def __init__(self, info: IndexInfo, vectors: faiss.Index, entries: pa.Table) -> None:
+    def __init__(
+        self, info: IndexInfo, vectors: faiss.Index, entries: pa.Table, pictures: Pictures | None = None
+    ) -> None:
         """`entries` has one row per vector, in their order, with the columns of `entries.parquet`."""
         if not (vectors.d == info.dimension and vectors.ntotal == entries.num_rows == info.count):
             raise ReferenceIndexError(
@@ -115,6 +122,9 @@ class ReferenceIndex:
         self.info = info
         self._vectors = vectors
         self._entries = entries.combine_chunks()
+        self._latitudes, self._longitudes = (_floats(entries.column(name)) for name in ("latitude", "longitude"))
+        self.pictures = pictures
+        self._write_pictures: Callable[[Path], None] | None = None
 
     @classmethod
     def build(cls, info: IndexInfo, descriptors: Descriptors, entries: pa.Table) -> Self:
@@ -126,12 +136,19 @@ class ReferenceIndex:
     def __len__(self) -> int:
         return self.info.count
 
-    def search(self, descriptors: Descriptors, k: int) -> list[list[Match]]:
+    def row(self, id: str) -> int | None:
+        """The row of a tile, the first where an id stands twice; None where there is none."""
+        found = int(pc.index(self._entries.column("id"), id).as_py())
+        return None if found < 0 else found
+
+    def search(self, descriptors: Descriptors, k: int, prior: Prior | None = None) -> list[list[Match]]:
         """The k nearest tiles of each query, nearest first; equal distances in the order of the data set.
 
         Args:
             descriptors: B x dimension, unit length.
             k: 1 to the number of tiles.
+            prior: only tiles inside it are found, fewer than k where it holds fewer; tiles whose position is not
+                known are outside.
 
         Raises:
             ReferenceIndexError: another shape, numbers that are not finite, k out of range.
@@ -147,11 +164,25 @@ class ReferenceIndex:
             raise ReferenceIndexError(f"k={k}: expected 1 to {self.info.count}, the tiles of this index")
         if not len(queries):
             return []
-        similarities, rows = self._vectors.search(queries, k)
+        inside = None if prior is None else np.flatnonzero(prior.mask(self._latitudes, self._longitudes))
+        k = k if inside is None else min(k, len(inside))
+        if not k:
+            return [[] for _ in queries]
+        similarities, rows = self._nearest(queries, k, inside)
         distances = np.clip(2 - 2 * similarities.astype(np.float64), 0, 4)
         order = np.lexsort((rows, distances), axis=1)
         rows, distances = np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
         return [self._matches(*one) for one in zip(rows, distances, strict=True)]
+
+    def _nearest(
+        self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        chosen = None
+        if inside is not None:
+            chosen = faiss.SearchParameters()
+            chosen.sel = selector = faiss.IDSelectorBatch(inside)  # noqa: F841 - FAISS keeps no reference of its own
+        similarities, rows = self._vectors.search(queries, k, params=chosen)
+        return similarities, rows
 
     def _matches(self, rows: NDArray[np.int64], distances: NDArray[np.float64]) -> list[Match]:
         places = self._entries.take(pa.array(rows)).to_pylist()
@@ -167,7 +198,13 @@ class ReferenceIndex:
             faiss.write_index(self._vectors, str(directory / INDEX_FILE))
             pq.write_table(self._entries, directory / ENTRIES_FILE)
             (directory / INFO_FILE).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            if self._write_pictures is not None:
+                self._write_pictures(directory)
             storage.publish(directory, uri)
+
+    def draw_from(self, dataset: PairDataset) -> None:
+        """Save thumbnails and examples of the data set it was built from with it."""
+        self._write_pictures = partial(write_pictures, dataset)
 
     @classmethod
     def load(cls, uri: str) -> Self:
@@ -177,11 +214,16 @@ class ReferenceIndex:
             StorageError: nothing complete there, a file missing or failing its checksum.
             ReferenceIndexError: an index that this version does not read, or that contradicts itself.
         """
+        # What is mapped into memory stays there after its file has lost its name.
         with tempfile.TemporaryDirectory() as folder:
-            directory = storage.fetch(uri, Path(folder), only=(INFO_FILE, INDEX_FILE, ENTRIES_FILE))
+            directory = storage.fetch(uri, Path(folder))
+            missing = [name for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE) if not (directory / name).is_file()]
+            if missing:
+                raise storage.NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")
             info = _parse_info(json.loads((directory / INFO_FILE).read_bytes()), uri)
             vectors = faiss.read_index(str(directory / INDEX_FILE))
-            return cls(info, vectors, pq.read_table(directory / ENTRIES_FILE, schema=_COLUMNS))
+            entries = pq.read_table(directory / ENTRIES_FILE, schema=_COLUMNS)
+            return cls(info, vectors, entries, Pictures(directory))
 
 
 def read_info(uri: str) -> IndexInfo:
@@ -229,7 +271,9 @@ def build_index(
         dataset_digest=dataset.manifest.digest,
         split=split,
     )
-    return ReferenceIndex.build(info, descriptors, entries_table(dataset))
+    index = ReferenceIndex.build(info, descriptors, entries_table(dataset))
+    index.draw_from(dataset)
+    return index
 
 
 @torch.inference_mode()
@@ -298,6 +342,12 @@ def entries_table(dataset: PairDataset) -> pa.Table:
         "zone": [int(zone) or None for zone in dataset.zones],
     }
     return pa.table(columns, schema=_COLUMNS)
+
+
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column with NaN for what is null."""
+    values: NDArray[np.float64] = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    return values
 
 
 def _nullable(values: NDArray[np.float64]) -> Sequence[float | None]:

@@ -8,7 +8,7 @@ prepare elsewhere, such as the service, give views (uint8 B 3 H W) to `embed_str
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,18 @@ from s2s_ray.data.schema import Pixels
 from s2s_ray.data.views import Layout, ViewGeometry, to_pixels
 from s2s_ray.index import Descriptors, Match, ReferenceIndex
 from s2s_ray.model.s2s import S2S
+from s2s_ray.prior import Prior
 from s2s_ray.registry import fingerprint
 
 Rows = tuple[float, float]
+Use = Literal["street", "satellite", "synthesis"]
+# What a process that does one thing only can do without, by dotted name.
+_SPARE: dict[Use, tuple[str, ...]] = {
+    "street": ("discriminator", "generator"),
+    "satellite": ("discriminator", "generator.decoder", "retrieval.street_encoder"),
+    "synthesis": ("discriminator", "retrieval"),
+}
+_CALLS: dict[Use, str] = {"street": "embed_street", "satellite": "embed_satellite", "synthesis": "synthesize"}
 
 
 class _Inference:
@@ -33,6 +42,8 @@ class _Inference:
         self.model = model.eval()
         self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {})
         self._batch = batch
+        self._half = False
+        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def load(cls, checkpoint: str, device: str | torch.device = "cpu") -> Self:
@@ -44,9 +55,28 @@ class _Inference:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def specialise(self, use: Use, precision: Literal["float32", "bfloat16"] = "float32", *, compiled: bool) -> None:
+        """Let go of the networks that one use does not need; every other use raises from here on.
+
+        Args:
+            precision: of the arithmetic; what comes out is float32 all the same.
+            compiled: call the model through `torch.compile`, compiled before this returns for batches of any size.
+        """
+        for name in _SPARE[use]:
+            owner, _, part = name.rpartition(".")
+            delattr(self.model.get_submodule(owner), part)
+        self._half = precision == "bfloat16"
+        if compiled:
+            self._compiled = torch.compile(getattr(self.model, _CALLS[use]), dynamic=True)
+            shape = (3, self.geometry.height, self.geometry.width)
+            for count in (1, 2, 3):  # a batch of one is compiled apart
+                self._run(self._compiled, torch.zeros((count, *shape), dtype=torch.uint8))
+
     @torch.inference_mode()
     def _run(self, call: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-        return call(views.to(self.device, non_blocking=True)).cpu()
+        call = self._compiled or call
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            return call(views.to(self.device, non_blocking=True)).float().cpu()
 
     def _chunks(self, count: int) -> Iterator[range]:
         return (range(start, min(start + self._batch, count)) for start in range(0, count, self._batch))
@@ -90,11 +120,11 @@ class Embedder(_Inference):
 
     def embed_street(self, views: Tensor) -> Descriptors:
         """Descriptors of prepared panoramas, uint8 B 3 H W."""
-        return self._run(self.model.embed_street, views).float().numpy()
+        return self._run(self.model.embed_street, views).numpy()
 
     def embed_satellite(self, views: Tensor) -> Descriptors:
         """Descriptors of prepared polar images, uint8 B 3 H W. Runs the encoder only."""
-        return self._run(self.model.embed_satellite, views).float().numpy()
+        return self._run(self.model.embed_satellite, views).numpy()
 
     def _joined(self, parts: Iterator[Descriptors]) -> Descriptors:
         return np.concatenate([np.empty((0, self.model.config.descriptor_size), np.float32), *parts])
@@ -141,6 +171,7 @@ class Localizer:
         k: int = 10,
         heading: float | Sequence[float] = 0.0,
         rows: Rows | None = None,
+        prior: Prior | None = None,
     ) -> list[list[Match]]:
         """The k most likely tiles of each panorama, best first (`Embedder.street`, `ReferenceIndex.search`)."""
-        return self.index.search(self.embedder.street(panoramas, heading, rows), k)
+        return self.index.search(self.embedder.street(panoramas, heading, rows), k, prior)

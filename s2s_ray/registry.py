@@ -10,21 +10,25 @@ A release never changes once it is complete, save that an index may be added to 
 
 from __future__ import annotations
 
+import math
+import random
 import re
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s2s_ray import storage
+from s2s_ray import conditional, storage
 from s2s_ray.checkpoint import META_FILE, MODEL_FILE, read_meta
-from s2s_ray.index import ENTRIES_FILE, INDEX_FILE, INFO_FILE, read_info
+from s2s_ray.index import read_info
 
 RELEASE_FILE = "release.json"
 POINTER_FILE = "current.json"
+_TURNS = 50
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -61,6 +65,8 @@ class _Pointer(BaseModel):
     history: tuple[str, ...] = ()
 
     def moved_to(self, release: str) -> Self:
+        if release == self.release:
+            return self
         before = (*self.history, self.release) if self.release else self.history
         return self.model_copy(update={"release": release, "history": before})
 
@@ -116,7 +122,7 @@ def publish(
     )  # fmt: skip
     _copy(checkpoint_uri, record.checkpoint_uri, (MODEL_FILE, META_FILE))
     if index_uri is not None:
-        _copy(index_uri, storage.join(uri, "index"), (INDEX_FILE, ENTRIES_FILE, INFO_FILE))
+        _copy(index_uri, storage.join(uri, "index"))
     storage.write_json(storage.join(uri, RELEASE_FILE), record.model_dump(mode="json"))
     return _read_release(registry, name, release)
 
@@ -135,7 +141,7 @@ def attach_index(registry: str, name: str, release: str, index_uri: str) -> Rele
     existing = _read_release(registry, name, release)
     _require_index_of(index_uri, existing.fingerprint)
     if existing.index_uri is None:
-        _copy(index_uri, storage.join(existing.uri, "index"), (INDEX_FILE, ENTRIES_FILE, INFO_FILE))
+        _copy(index_uri, storage.join(existing.uri, "index"))
     elif _manifest(index_uri) != _manifest(existing.index_uri):
         raise RegistryError(
             f"registry {registry}: release {release!r} of {name!r} already has another index, and a release "
@@ -156,10 +162,27 @@ def promote(registry: str, name: str, release: str) -> Release:
             f"registry {registry}: release {release!r} of {name!r} has no index, so it cannot localise. Build "
             f"one with `s2s build-index --checkpoint {chosen.checkpoint_uri}` and publish the checkpoint with it"
         )
-    pointer = _read_pointer(registry, name)
-    if pointer.release != release:
-        _write_pointer(registry, name, pointer.moved_to(release))
+    _change_pointer(registry, name, lambda pointer: pointer.moved_to(release))
     return chosen
+
+
+def promote_best(registry: str, name: str, metric: str) -> str | None:
+    """Promote the release with the highest value of a metric, where that is above the current one's.
+
+    Releases without an index or without that number do not count, nor does any where the current one lacks it.
+
+    Returns: the id of the release that is current then.
+    """
+    standing = current(registry, name)
+    scores = {
+        release.id: score
+        for release in list_releases(registry, name)
+        if release.index_uri is not None and (score := _score(release, metric)) is not None
+    }
+    best = max(scores, key=lambda release: scores[release], default=None)
+    if best is None or standing == best or (standing is not None and scores.get(standing, math.inf) >= scores[best]):
+        return standing
+    return promote(registry, name, best).id
 
 
 def rollback(registry: str, name: str) -> Release:
@@ -168,14 +191,16 @@ def rollback(registry: str, name: str) -> Release:
     Raises:
         RegistryError: there was none before.
     """
-    pointer = _read_pointer(registry, name)
-    if not pointer.history:
-        raise RegistryError(
-            f"registry {registry}: {name!r} has no earlier release to go back to (current: {pointer.release})"
-        )
-    chosen = _read_release(registry, name, pointer.history[-1])
-    _write_pointer(registry, name, _Pointer(release=chosen.id, history=pointer.history[:-1]))
-    return chosen
+
+    def back(pointer: _Pointer) -> _Pointer:
+        if not pointer.history:
+            raise RegistryError(
+                f"registry {registry}: {name!r} has no earlier release to go back to (current: {pointer.release})"
+            )
+        chosen = _read_release(registry, name, pointer.history[-1])
+        return _Pointer(release=chosen.id, history=pointer.history[:-1])
+
+    return _read_release(registry, name, str(_change_pointer(registry, name, back).release))
 
 
 def resolve(registry: str, name: str, release: str | None = None) -> Release:
@@ -199,6 +224,12 @@ def resolve(registry: str, name: str, release: str | None = None) -> Release:
 def current(registry: str, name: str) -> str | None:
     """The id of the current release; None where none was promoted. Raises RegistryError for a damaged pointer."""
     return _read_pointer(registry, name).release
+
+
+def lineage(registry: str, name: str) -> tuple[str, ...]:
+    """Ids of the current release and of those before it, the current one first; () where none was promoted."""
+    pointer = _read_pointer(registry, name)
+    return () if pointer.release is None else (pointer.release, *reversed(pointer.history))
 
 
 def list_releases(registry: str, name: str) -> list[Release]:
@@ -251,18 +282,40 @@ def _no_such_name(registry: str, name: str) -> str:
 
 
 def _read_pointer(registry: str, name: str) -> _Pointer:
+    return _read_versioned_pointer(registry, name)[0]
+
+
+def _read_versioned_pointer(registry: str, name: str) -> tuple[_Pointer, str | None]:
     path = storage.join(_name_uri(registry, name), POINTER_FILE)
-    if not storage.exists(path):
-        return _Pointer()
+    content, version = conditional.read(path)
+    if content is None:
+        return _Pointer(), None
     try:
-        return _Pointer.model_validate(storage.read_json(path))
+        return _Pointer.model_validate_json(content), version
     except ValidationError as error:
         raise RegistryError(f"{path} does not point to a release: {error}") from None
 
 
-def _write_pointer(registry: str, name: str, pointer: _Pointer) -> None:
+def _change_pointer(registry: str, name: str, change: Callable[[_Pointer], _Pointer]) -> _Pointer:
+    """Two promoters at once take their turns: whoever comes second changes what the first has written."""
     path = storage.join(_name_uri(registry, name), POINTER_FILE)
-    storage.write_json(path, pointer.model_dump(mode="json"))
+    for _ in range(_TURNS):
+        pointer, version = _read_versioned_pointer(registry, name)
+        changed = change(pointer)
+        if changed == pointer:
+            return pointer
+        try:
+            conditional.write(path, changed.model_dump_json(indent=2).encode() + b"\n", version)
+        except conditional.ConflictError:
+            time.sleep(random.uniform(0, 0.2))
+            continue
+        return changed
+    raise RegistryError(f"{path} is changed by others all the time; try again")
+
+
+def _score(release: Release, metric: str) -> float | None:
+    value = (read_meta(release.checkpoint_uri).get("metrics") or {}).get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _require_index_of(index_uri: str, mark: str) -> None:
@@ -277,7 +330,7 @@ def _manifest(uri: str) -> Any:
     return storage.read_json(storage.join(uri, storage.MANIFEST))
 
 
-def _copy(source: str, target: str, files: tuple[str, ...]) -> None:
-    """Copy some files of a published directory, their checksums verified on the way."""
+def _copy(source: str, target: str, files: tuple[str, ...] | None = None) -> None:
+    """Copy some files, or all, of a published directory, their checksums verified on the way."""
     with tempfile.TemporaryDirectory() as folder:
         storage.publish(storage.fetch(source, Path(folder), only=files), target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,19 +14,30 @@ from s2s_ray.cluster import ray_cluster
 
 
 def main(
-    registry: Annotated[str, typer.Option(help="Root of the registry: a directory or an object-store URI.")],
-    name: Annotated[str, typer.Option(help="Name of the model in the registry.")],
+    registry: Annotated[
+        str | None, typer.Option(help="Root of the registry: a directory or an object-store URI.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in the registry.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the port has no protection of its own.")
+        str, typer.Option(help="Address to listen on; beyond loopback give tokens (docs/service.md).")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    settings: Annotated[
+        Path | None, typer.Option(help="YAML with more of what serve/config.yaml has below `args`.")
+    ] = None,
 ) -> None:
-    """Serve the current release of NAME over HTTP."""
+    """Serve the current release of NAME over HTTP, and whichever becomes current."""
+    import yaml
+
+    tree = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
+    given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
     with ray_cluster():
         from serve.local import serving
+        from serve.settings import ServeArgs
 
-        with serving(registry, name, host, port) as url:
-            typer.echo(f"serving {name} on {url} (interface: {url}/docs); Ctrl-C ends it")
+        args = ServeArgs.model_validate({**(tree or {}), **given})
+        with serving(args, host, port) as url:
+            typer.echo(f"serving {args.name or args.checkpoint} on {url} (interface: {url}/docs); Ctrl-C ends it")
             stop = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())

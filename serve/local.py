@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from serve.app import build
-from serve.schemas import ServeArgs
+from serve.settings import ServeArgs
 
 APPLICATION = "s2s"
+READY_S = 120.0
+
+
+class NotReadyError(ValueError):
+    """A service whose deployments run but which does not become ready; the message says why."""
 
 
 @contextmanager
-def serving(registry: str, name: str, host: str, port: int) -> Iterator[str]:
-    """Serve the current release of a name; gives the base URL once all deployments are ready.
+def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
+    """Serve a release; gives the base URL once it is ready.
 
-    Raises: what `build` raises.
+    Raises: what `build` raises; NotReadyError.
     """
-    application = build(ServeArgs(registry=registry, name=name))
+    application = build(args)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
     try:
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
-        yield f"http://{host}:{port}"
+        # Every interface can be reached through loopback.
+        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        _wait(url)
+        yield url
     finally:
         serve.delete(APPLICATION)  # not all of Serve: on a cluster of others it may not be ours alone
+
+
+def _wait(url: str) -> None:
+    deadline = time.monotonic() + READY_S
+    state = "no answer"
+    with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
+        while time.monotonic() < deadline:
+            try:
+                answer = http.get("/readyz")
+                if answer.status_code == 200:
+                    return
+                state = answer.text
+            except httpx.TransportError as error:
+                state = str(error)
+            time.sleep(0.1)
+    raise NotReadyError(f"the service on {url} was not ready within {READY_S:.0f} s: {state}")

@@ -1,122 +1,17 @@
-"""What goes into the service and what comes out: the arguments of `build` and the bodies of the answers."""
+"""The bodies of the answers, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from s2s_ray.data.views import ViewGeometry
-
-LARGEST_K = 100
-DEFAULT_K = 10
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Arguments(BaseModel):
-    """Frozen settings that refuse keys they do not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Scaling(Arguments):
-    """One deployment: what a replica takes, how many there are, how much waits."""
-
-    num_cpus: NonNegative = Field(0.2, description="CPUs a replica reserves (it does not limit its threads)")
-    num_gpus: NonNegative = Field(0.0, description="GPUs a replica reserves; a fraction shares one")
-    min_replicas: int = Field(1, ge=1)
-    max_replicas: int = Field(2, ge=1)
-    target_ongoing_requests: Positive = Field(8.0, description="per replica; above it replicas are added")
-    max_ongoing_requests: int = Field(32, ge=1, description="per replica; the rest waits")
-    max_queued_requests: int = Field(64, ge=1, description="waiting per caller; the rest is answered 503 at once")
-
-    @model_validator(mode="after")
-    def _replicas_in_order(self) -> Self:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
-        return self
-
-
-class ModelScaling(Scaling):
-    """A deployment that runs a model, in batches of what waits."""
-
-    max_batch: int = Field(16, ge=1, description="images in one call of the model")
-    batch_wait_s: NonNegative = Field(0.005, description="longest wait for a batch to fill")
-
-    @model_validator(mode="after")
-    def _batches_can_fill(self) -> Self:
-        if self.max_batch > self.max_ongoing_requests:
-            raise ValueError(
-                f"max_batch={self.max_batch} is above max_ongoing_requests={self.max_ongoing_requests}: "
-                "batches would never fill"
-            )
-        return self
-
-
-class ServeArgs(Arguments):
-    """Arguments of `serve.app:build`: a release of a registry, or a checkpoint and its index by URI."""
-
-    registry: str | None = Field(None, description="URI of the registry")
-    name: str | None = Field(None, description="name in the registry")
-    release: str | None = Field(None, description="release to serve; default: the current one")
-    checkpoint: str | None = Field(None, description="URI of a checkpoint, instead of a registry")
-    index: str | None = Field(None, description="URI of the index built with that checkpoint")
-    device: str = Field("cpu", description="where the models run: cpu, cuda, cuda:0")
-    threads: int = Field(1, ge=1, description="PyTorch and FAISS threads of a replica")
-    street: ModelScaling = ModelScaling()
-    satellite: ModelScaling = ModelScaling()
-    synthesis: ModelScaling = ModelScaling()
-    search: Scaling = Scaling()
-    ingress: Scaling = Scaling(max_ongoing_requests=64)
-    decode_threads: int = Field(2, ge=1, description="images an ingress replica decodes at a time")
-    max_upload_mb: Positive = Field(32.0, description="largest body, in 10^6 bytes")
-    max_megapixels: Positive = Field(36.0, description="largest image, in 10^6 pixels (8192 x 4096 fits)")
-    retry_after_s: Positive = Field(1.0, description="Retry-After of a 503")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        by_registry = self.registry is not None and self.name is not None
-        by_uri = self.checkpoint is not None and self.index is not None
-        given = [self.registry, self.name, self.release, self.checkpoint, self.index]
-        if by_registry == by_uri or (by_uri and any(given[:3])) or (by_registry and any(given[3:])):
-            raise ValueError("give registry=URI and name=NAME, or checkpoint=URI and index=URI")
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class ServedRelease:
-    """What every deployment of one application serves, resolved once when the application is built."""
-
-    id: str
-    checkpoint_uri: str
-    index_uri: str
-    index_count: int
-    geometry: ViewGeometry
-    description: ModelInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the ingress refuses, and how long it sends callers away for."""
-
-    max_bytes: int
-    max_pixels: int
-    retry_after_s: float
-
-    @classmethod
-    def of(cls, args: ServeArgs) -> Self:
-        return cls(round(args.max_upload_mb * 1e6), round(args.max_megapixels * 1e6), args.retry_after_s)
-
-
-class ReleaseNotLoadedError(RuntimeError):
-    """A call stamped with a release that this replica does not hold; the caller tries again later."""
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Error(BaseModel):
     """Why there is no answer, and what to mend."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"error": "The image is empty (0 bytes)."}]})
 
     error: str
 
@@ -124,25 +19,137 @@ class Error(BaseModel):
 class Embedding(BaseModel):
     """The unit descriptor of one image."""
 
-    release: str
     descriptor: list[float]
 
 
+class NamedEmbedding(Embedding):
+    """The unit descriptor of one of several images."""
+
+    name: str
+
+
+class OneEmbedding(Embedding):
+    """Answer to one image."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"release": "city-144-0262563c", "descriptor": [0.0125, -0.0383]}]}
+    )
+
+    release: str
+
+
+class ManyEmbeddings(BaseModel):
+    """Answer to a form of several images, in their order."""
+
+    release: str
+    images: list[NamedEmbedding]
+
+
 class FoundTile(BaseModel):
-    """A reference tile; positions that are not known are null. Distance: 2 - 2 cos, from 0 to 4."""
+    """A reference tile; what is not known is null."""
 
     rank: int
     id: str
     latitude: float | None
     longitude: float | None
-    descriptor_distance: float
+    descriptor_distance: float = Field(description="2 - 2 cos of the descriptors, from 0 to 4")
+    distance_m: float | None = Field(None, description="metres from the true position; null where none was given")
 
 
-class Localization(BaseModel):
-    """The most likely tiles of one panorama, best first."""
+class Matches(BaseModel):
+    """The most likely tiles of one panorama, best first; fewer than k where the prior holds fewer."""
+
+    matches: list[FoundTile]
+
+
+class NamedMatches(Matches):
+    """The most likely tiles of one of several panoramas."""
+
+    name: str
+
+
+class OneLocalization(Matches):
+    """Answer to one panorama."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "release": "city-144-0262563c",
+                    "matches": [
+                        {
+                            "rank": 1,
+                            "id": "test-00001",
+                            "latitude": -35.314663,
+                            "longitude": 149.116713,
+                            "descriptor_distance": 0.7923,
+                            "distance_m": 12.5,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     release: str
-    matches: list[FoundTile]
+
+
+class ManyLocalizations(BaseModel):
+    """Answer to a form of several panoramas, in their order."""
+
+    release: str
+    images: list[NamedMatches]
+
+
+class Point(BaseModel):
+    """A GeoJSON position: longitude, latitude."""
+
+    type: Literal["Point"] = "Point"
+    coordinates: tuple[float, float]
+
+
+class TileProperties(BaseModel):
+    """What a match says besides its place."""
+
+    query: str | None = Field(None, description="name of the image, where there were several")
+    rank: int
+    id: str
+    latitude: float | None
+    longitude: float | None
+    descriptor_distance: float
+    distance_m: float | None = None
+
+
+class TileFeature(BaseModel):
+    """A match as a GeoJSON feature; the geometry is null where the tile's position is not known."""
+
+    type: Literal["Feature"] = "Feature"
+    geometry: Point | None
+    properties: TileProperties
+
+
+class TileCollection(BaseModel):
+    """The matches as GeoJSON (RFC 7946), with the release as a foreign member."""
+
+    type: Literal["FeatureCollection"] = "FeatureCollection"
+    release: str
+    features: list[TileFeature]
+
+
+class SynthesizedView(BaseModel):
+    """A street view and the polar image it was drawn from, as base64 of image files."""
+
+    name: str | None = Field(None, description="of the image, where there were several")
+    content_type: str
+    street: str
+    polar: str
+
+
+class Synthesis(BaseModel):
+    """Answer in JSON to one or several satellite images, in their order."""
+
+    release: str
+    images: list[SynthesizedView]
 
 
 class IndexDescription(BaseModel):
@@ -172,8 +179,60 @@ class ModelInfo(BaseModel):
 class Health(BaseModel):
     """The ingress is alive."""
 
-    status: str
+    status: Literal["ok"]
+    release: str | None
+
+
+class Readiness(BaseModel):
+    """Whether requests can be answered, and what hinders them."""
+
+    status: Literal["ready", "not ready"]
+    release: str | None
+    next: str | None = Field(None, description="release that is being loaded")
+    fault: str | None = Field(None, description="why the release that was asked for is not served")
+    deployments: dict[str, int] = Field(description="replicas that hold the release, by deployment")
+
+
+class ReleaseInfo(BaseModel):
+    """One release of the registry."""
+
     release: str
+    run: str
+    step: int
+    created: str
+    indexed: bool
+    current: bool
+
+
+class Releases(BaseModel):
+    """The releases of the served name, oldest first."""
+
+    release: str
+    releases: list[ReleaseInfo]
+
+
+class Promotion(BaseModel):
+    """What the registry now says, and what this answer was still served from."""
+
+    release: str
+    current: str
+
+
+class ExamplePlace(BaseModel):
+    """A place of the data set to try the service with; the images are at the two paths."""
+
+    id: str
+    latitude: float | None
+    longitude: float | None
+    street: str
+    tile: str
+
+
+class Examples(BaseModel):
+    """Places of the data set; none where the index was built without pictures."""
+
+    release: str
+    examples: list[ExamplePlace]
 
 
 def finite(tree: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from s2s_ray.data.schema import Pixels, UnreadableImage
+from s2s_ray.data.schema import Pixels, TooManyPixels, UnreadableImage
 
 Encoding = Literal["png", "jpeg", "webp"]
 # Street-level panoramas reach 13312 x 6656; just below the size at which Pillow itself warns.
@@ -35,7 +35,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise UnreadableImage(_too_large(image.width, image.height, max_pixels))
+                raise TooManyPixels(_too_large(image.width, image.height, max_pixels))
             image.load()
             return _rgb(ImageOps.exif_transpose(image))
     except UnreadableImage:
@@ -43,7 +43,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     except UnidentifiedImageError:
         raise UnreadableImage("is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(f"has more than {max_pixels:,} pixels; make it smaller") from None
+        raise TooManyPixels(f"has more than {max_pixels:,} pixels; make it smaller") from None
     except _DAMAGE as error:
         raise UnreadableImage(f"is damaged or cut short ({error})") from None
 

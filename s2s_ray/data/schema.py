@@ -20,6 +20,10 @@ class UnreadableImage(ValueError):  # noqa: N818 - what is listed, more than an 
     """An image that is missing or cannot be decoded; the message is the reason, without the id."""
 
 
+class TooManyPixels(UnreadableImage):
+    """An image that was not decoded because of its size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One pair of a source, without its images.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import io
+import math
+import re
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -18,7 +23,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
@@ -30,20 +35,17 @@ from s2s_ray.data.images import decode, encode
 from s2s_ray.data.views import ViewGeometry
 from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
 from s2s_ray.model.s2s import S2S
-from serve.app import build, resolve
-from serve.deployments import StreetEmbedding, require_release
-from serve.ingress import Service, create_api
+from s2s_ray.prior import Box, Circle
+from serve import answers
+from serve.app import build
+from serve.deployments import StreetEmbedding
+from serve.exchange import Service
+from serve.ingress import create_api
+from serve.releases import ReleaseKey, ReleaseNotLoadedError, ServedRelease, resolve
 from serve.requests import negotiate
-from serve.schemas import (
-    IndexDescription,
-    Limits,
-    ModelInfo,
-    ModelScaling,
-    ReleaseNotLoadedError,
-    ServeArgs,
-    ServedRelease,
-    finite,
-)
+from serve.rollout import Rollout
+from serve.schemas import IndexDescription, ModelInfo, finite
+from serve.settings import ModelScaling, ServeArgs
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
@@ -51,17 +53,16 @@ TINY = ModelConfig(
 HEIGHT, WIDTH, COUNT = 32, 72, 12
 GEOMETRY = ViewGeometry(HEIGHT, WIDTH)
 RELEASE = ServedRelease(
-    id="run-7-abcdef01",
-    checkpoint_uri="checkpoint",
-    index_uri="index",
-    index_count=COUNT,
-    geometry=GEOMETRY,
-    description=ModelInfo(
+    ReleaseKey("run-7-abcdef01", "checkpoint", "index"),
+    GEOMETRY,
+    ModelInfo(
         release="run-7-abcdef01", run="run", step=7, epoch=1, metrics={"recall_at_1": None},
         height=HEIGHT, width=WIDTH, descriptor_size=4, panorama_rows=None,
         index=IndexDescription(kind="flat", count=COUNT, dataset="d", split="test"),
     ),
 )  # fmt: skip
+SECRET = "correct-horse"
+TOKEN = {"name": "a", "sha256": "0" * 64}
 
 
 class Fake:
@@ -71,10 +72,39 @@ class Fake:
         self.answer = answer
         self.calls: list[tuple[Any, ...]] = []
 
-    async def remote(self, release: str, *args: Any) -> Any:
-        require_release(release, RELEASE.id)
+    async def remote(self, key: ReleaseKey, *args: Any) -> Any:
+        assert key == RELEASE.key
         self.calls.append(args)
-        return self.answer(*args)
+        answer = self.answer(*args)
+        return await answer if asyncio.iscoroutine(answer) else (answer, 0.25)
+
+    def broadcast(self, method: str, *_args: Any) -> Any:
+        class Answer:
+            async def results_async(self, **_options: Any) -> list[Any]:
+                return [[RELEASE.id]] if method == "held" else [None]
+
+        return Answer()
+
+
+class FakeRecorder:
+    """Figures, kept."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, int, int]] = []
+        self.stages: dict[str, float] = {}
+        self.retries: list[str] = []
+
+    def request(self, endpoint: str, status: int, seconds: float, images: int) -> None:
+        assert 0 <= seconds < 60
+        self.requests.append((endpoint, status, images))
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self.stages[stage] = seconds
+
+    def retried(self, deployment: str) -> None:
+        self.retries.append(deployment)
+
+    def serving(self, release: str, before: str | None, tiles: int) -> None: ...
 
 
 class Fakes:
@@ -84,12 +114,28 @@ class Fakes:
         self.street = Fake(lambda _view: np.array([1, 0, 0, 0], np.float32))
         self.satellite = Fake(lambda _view: np.array([0, 1, 0, 0], np.float32))
         self.synthesis = Fake(lambda view: view.transpose(1, 2, 0))
-        self.search = Fake(lambda _descriptor, k: [match(rank) for rank in range(1, k + 1)])
+        self.search: Any = Fake(lambda _descriptor, k, _prior: [match(rank) for rank in range(1, k + 1)])
+        self.search.thumbnail = Fake(lambda id: b"jpeg" if id == "tile-1" else None)
+        self.search.examples = Fake(
+            lambda: [{"id": "e", "latitude": 1.0, "longitude": None, "street": b"street", "tile": b"tile"}]
+        )
+        self.recorder = FakeRecorder()
+        self.settings: dict[str, Any] = {}
+        self.current: ServedRelease | None = RELEASE
+
+    def service(self, decoders: ThreadPoolExecutor) -> Service:
+        limits = {"max_upload_mb": 0.01, "max_megapixels": 0.1, "max_images": 3, "retry_after_s": 1.5}
+        args = ServeArgs(checkpoint="c", index="i", **{**limits, **self.settings})
+        handles = {name: getattr(self, name) for name in ("street", "satellite", "synthesis", "search")}
+        rollout = Rollout(args, handles, lambda _release, _before: None)
+        rollout.current = self.current
+        return Service(args, rollout, handles, decoders, self.recorder)
 
 
 def match(rank: int) -> dict[str, Any]:
-    place = {"latitude": 50.0, "longitude": None, "easting": 1.0, "northing": 2.0, "zone": 32632}
-    return {"rank": rank, "id": f"tile-{rank}", **place, "descriptor_distance": 0.1 * rank}
+    place = {"latitude": 50.0, "longitude": None if rank == 1 else 7.0}
+    metres = {"easting": 1.0, "northing": 2.0, "zone": 32632}
+    return {"rank": rank, "id": f"tile-{rank}", **place, **metres, "descriptor_distance": 0.1 * rank}
 
 
 @pytest.fixture
@@ -102,21 +148,26 @@ def ask(fakes: Fakes, method: str, path: str, **options: Any) -> httpx.Response:
 
     async def exchange() -> httpx.Response:
         with ThreadPoolExecutor(1) as decoders:
-            limits = Limits(max_bytes=10_000, max_pixels=100_000, retry_after_s=1.5)
-            service = Service(RELEASE, limits, fakes.street, fakes.satellite, fakes.synthesis, fakes.search, decoders)
-            transport = httpx.ASGITransport(create_api(service), raise_app_exceptions=False)
+            api = create_api(fakes.service(decoders))
+            transport = httpx.ASGITransport(api, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
                 return await client.request(method, path, **options)
 
     run: Coroutine[Any, Any, httpx.Response] = exchange()
     response = asyncio.run(run)
-    assert response.headers["s2s-release"] == RELEASE.id
+    assert response.headers.get("s2s-release") == (fakes.current and fakes.current.id)
+    assert response.headers["x-request-id"]
     return response
 
 
 def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx.Response:
     headers = {"content-type": "image/png", **options.pop("headers", {})}
     return ask(fakes, "POST", path, content=encode(pixels, "png"), headers=headers, **options)
+
+
+def form(fakes: Fakes, path: str, *images: NDArray[np.uint8], **options: Any) -> httpx.Response:
+    files = [("image", (f"{place}.png", encode(pixels, "png"))) for place, pixels in enumerate(images)]
+    return ask(fakes, "POST", path, files=files, **options)
 
 
 def flat(height: int, width: int) -> NDArray[np.uint8]:
@@ -173,13 +224,81 @@ def test_localisation(fakes: Fakes) -> None:
     response = post(fakes, "/v1/localize", flat(40, 100), params={"k": 2})
     assert response.status_code == 200
     assert response.json()["release"] == RELEASE.id
-    tile = {"latitude": 50.0, "longitude": None}
+    nowhere = {"longitude": None, "distance_m": None}
     assert response.json()["matches"] == [
-        {"rank": 1, "id": "tile-1", **tile, "descriptor_distance": 0.1},
-        {"rank": 2, "id": "tile-2", **tile, "descriptor_distance": 0.2},
+        {"rank": 1, "id": "tile-1", "latitude": 50.0, **nowhere, "descriptor_distance": 0.1},
+        {"rank": 2, "id": "tile-2", "latitude": 50.0, **nowhere, "longitude": 7.0, "descriptor_distance": 0.2},
     ]
-    [(descriptor, k)] = fakes.search.calls
-    assert (descriptor.tolist(), k) == ([1, 0, 0, 0], 2)
+    [(descriptor, k, prior)] = fakes.search.calls
+    assert (descriptor.tolist(), k, prior) == ([1, 0, 0, 0], 2, None)
+
+
+def test_metres_from_the_true_position(fakes: Fakes) -> None:
+    response = post(fakes, "/v1/localize", flat(40, 100), params={"k": 2, "true": "50.001,7.002"})
+    unknown, known = response.json()["matches"]
+    assert unknown["distance_m"] is None
+    assert known["distance_m"] == pytest.approx(math.hypot(111.23, 143.4), abs=0.1)  # of latitude, of longitude
+
+
+@pytest.mark.parametrize(
+    ("query", "prior"),
+    [("near=48,11.5,2000", Circle(48, 11.5, 2000)), ("bbox=170,-10,-170,10", Box(170, -10, -170, 10))],
+)
+def test_the_prior_reaches_the_search(fakes: Fakes, query: str, prior: Circle | Box) -> None:
+    assert post(fakes, f"/v1/localize?{query}", flat(40, 100)).status_code == 200
+    assert fakes.search.calls[0][2] == prior
+
+
+def test_geojson(fakes: Fakes) -> None:
+    headers = {"accept": "application/geo+json"}
+    response = post(fakes, "/v1/localize", flat(40, 100), params={"k": 2, "true": "50,7"}, headers=headers)
+    assert response.headers["content-type"] == "application/geo+json"
+    tree = response.json()
+    assert (tree["type"], tree["release"]) == ("FeatureCollection", RELEASE.id)
+    assert [feature["geometry"] for feature in tree["features"]] == [
+        None,
+        {"type": "Point", "coordinates": [7.0, 50.0]},
+    ]
+    assert tree["features"][1]["properties"]["id"] == "tile-2"
+    assert tree["features"][1]["properties"]["distance_m"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_forms_answer_for_each_image_by_name(fakes: Fakes, images: int) -> None:
+    pixels = [flat(40, 100 + place) for place in range(images)]
+    tree = form(fakes, "/v1/localize", *pixels, params={"k": 1}).json()
+    assert [(one["name"], len(one["matches"])) for one in tree["images"]] == [(f"{i}.png", 1) for i in range(images)]
+    views = [view for (view,) in fakes.street.calls]
+    for image, view in zip(pixels, views, strict=True):
+        np.testing.assert_array_equal(view, GEOMETRY.street(image))
+    tree = form(fakes, "/v1/embed/satellite", *[flat(50, 50)] * images).json()
+    assert [one["descriptor"] for one in tree["images"]] == [[0.0, 1.0, 0.0, 0.0]] * images
+    tree = form(fakes, "/v1/localize", *pixels, headers={"accept": answers.GEOJSON}, params={"k": 1}).json()
+    assert [feature["properties"]["query"] for feature in tree["features"]] == [f"{i}.png" for i in range(images)]
+    assert {stage: fakes.recorder.stages[stage] for stage in ("model", "search")} == {"model": 0.25, "search": 0.25}
+    assert fakes.recorder.requests[0] == ("/v1/localize", 200, images)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_descriptors_as_npy(fakes: Fakes, several: bool) -> None:
+    headers = {"accept": "application/x-npy"}
+    if several:
+        response = form(fakes, "/v1/embed/street", flat(40, 100), flat(40, 100), headers=headers)
+    else:
+        response = post(fakes, "/v1/embed/street", flat(40, 100), headers=headers)
+    assert response.headers["content-type"] == "application/x-npy"
+    descriptors = np.load(io.BytesIO(response.content), allow_pickle=False)
+    assert (descriptors.shape, descriptors.dtype) == ((1 + several, 4), np.float32)
+
+
+def test_synthesis_in_json_has_the_polar_image(fakes: Fakes) -> None:
+    expected = np.asarray(GEOMETRY.satellite(flat(50, 50))).transpose(1, 2, 0)
+    one = post(fakes, "/v1/synthesize", flat(50, 50), headers={"accept": "application/json"}).json()
+    two = form(fakes, "/v1/synthesize", flat(50, 50), flat(50, 50)).json()
+    assert [len(tree["images"]) for tree in (one, two)] == [1, 2]
+    for image in (*one["images"], *two["images"]):
+        for picture in (image["polar"], image["street"]):
+            np.testing.assert_array_equal(decode(base64.b64decode(picture)), expected)
 
 
 def test_k_is_ten_by_default(fakes: Fakes) -> None:
@@ -190,6 +309,9 @@ def test_model_health_and_documentation(fakes: Fakes) -> None:
     model = ask(fakes, "GET", "/v1/model").json()
     assert (model["release"], model["height"], model["index"]["count"]) == (RELEASE.id, HEIGHT, COUNT)
     assert ask(fakes, "GET", "/healthz").json() == {"status": "ok", "release": RELEASE.id}
+    ready = ask(fakes, "GET", "/readyz")
+    assert (ready.status_code, ready.json()["status"], ready.json()["fault"]) == (200, "ready", None)
+    assert set(ready.json()["deployments"].values()) == {1}
     paths = ask(fakes, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", "/v1/localize"} <= set(paths)
     assert "image/jpeg" in paths["/v1/localize"]["post"]["requestBody"]["content"]
@@ -202,10 +324,12 @@ def test_model_health_and_documentation(fakes: Fakes) -> None:
         (b"", {}, 400, "The image is empty"),
         (b"not an image", {"content-type": "image/png"}, 400, "The image is not a JPEG"),
         (encode(flat(60, 60), "png")[:120], {"content-type": "image/png"}, 400, "damaged or cut short"),
-        (encode(flat(400, 400), "webp"), {}, 400, "400 x 400 pixels, more than 100,000"),
+        (encode(flat(400, 400), "webp"), {}, 413, "400 x 400 pixels, more than 100,000"),
         (b"x" * 10_001, {}, 413, "larger than 10,000 bytes"),
         (b"{}", {"content-type": "application/json"}, 415, "'application/json' is not taken"),
-        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 415, "one image as the raw body"),
+        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form cannot be read"),
+        (b"x", {"content-type": "multipart/form-data"}, 400, "no boundary"),
+        (b"--b--\r\n", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form has no image"),
         (encode(flat(60, 40), "png"), {}, 422, "40 x 60 pixels"),
         (encode(flat(8, 8), "png"), {}, 422, "at least 16"),
     ],
@@ -235,10 +359,19 @@ def test_a_body_without_its_length_is_counted(fakes: Fakes) -> None:
         ("heading=north", "heading='north'"),
         ("rows=0.5", "rows='0.5'"),
         ("rows=0.8,0.2", "expected 0 <= first < last <= 1"),
-        ("rows=nan,1", "expected 0 <= first < last <= 1"),
+        ("rows=nan,1", "expected 2 numbers such as 0.25,0.75"),
         ("k=0", "k='0'"),
         ("k=101", "k='101'"),
         ("k=13", "k=13: the index of this release has 12 tiles"),
+        ("near=1,2", "near='1,2': expected 3 numbers"),
+        ("near=91,2,5", "near: latitude 91: expected -90 to 90"),
+        ("near=1,2,0", "near: radius 0 m"),
+        ("near=1,2,nan", "expected 3 numbers"),
+        ("bbox=1,5,2,4", "bbox: south=5 is above north=4"),
+        ("bbox=1,2,3", "expected 4 numbers"),
+        ("bbox=1,2,3,4&near=1,2,3", "exclude each other"),
+        ("true=1", "true='1': expected 2 numbers"),
+        ("true=1,181", "true: longitude 181"),
     ],
 )
 def test_bad_parameters(fakes: Fakes, query: str, words: str) -> None:
@@ -246,6 +379,50 @@ def test_bad_parameters(fakes: Fakes, query: str, words: str) -> None:
     assert response.status_code == 400
     assert words in sentence(response)
     assert not fakes.street.calls
+
+
+def test_forms_that_are_refused(fakes: Fakes) -> None:
+    response = form(fakes, "/v1/localize", *[flat(20, 50)] * 4)
+    assert (response.status_code, "more than 3 images" in sentence(response)) == (413, True)
+    files = [("image", ("good.png", encode(flat(40, 100), "png"))), ("image", ("bad.png", b"nothing"))]
+    response = ask(fakes, "POST", "/v1/localize", files=files)
+    assert response.status_code == 400
+    assert sentence(response).startswith("Image 2 ('bad.png') is not a JPEG")
+    response = ask(fakes, "POST", "/v1/localize", files=files[:1], data={"k": "3"})
+    assert (response.status_code, "parameters go into the URL" in sentence(response)) == (400, True)
+    assert not fakes.search.calls
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("L", (80, 40), 9),
+        Image.new("CMYK", (80, 40)),
+        Image.new("I;16", (80, 40), 4000),
+        Image.new("RGBA", (80, 40)),
+        Image.new("P", (80, 40)),
+        Image.new("LA", (80, 40)),
+        Image.new("1", (80, 40)),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_every_kind_of_pixel_is_taken(fakes: Fakes, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG" if image.mode == "CMYK" else "PNG")
+    assert ask(fakes, "POST", "/v1/localize", content=buffer.getvalue()).status_code == 200
+
+
+def test_animations_count_by_their_first_image_and_orientation_is_applied(fakes: Fakes) -> None:
+    frames = [Image.fromarray(flat(40, 90)), Image.fromarray(255 - flat(40, 90))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert ask(fakes, "POST", "/v1/embed/street", content=buffer.getvalue()).status_code == 200
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to look at it
+    Image.fromarray(np.rot90(flat(40, 90)).copy()).save(turned, "PNG", exif=exif)
+    assert ask(fakes, "POST", "/v1/embed/street", content=turned.getvalue()).status_code == 200
+    for (view,) in fakes.street.calls:
+        np.testing.assert_array_equal(view, GEOMETRY.street(flat(40, 90)))
 
 
 def test_bad_layout_and_accept(fakes: Fakes) -> None:
@@ -271,12 +448,13 @@ def test_unknown_paths_and_methods_answer_in_json(fakes: Fakes) -> None:
     "fault",
     [
         BackPressureError(9, 8),
-        RayActorError(),
         # as Ray raises in the caller what a replica raised
-        RayTaskError("call", "traceback", ReleaseNotLoadedError("release x is not loaded here")).as_instanceof_cause(),
+        RayTaskError("call", "traceback", ReleaseNotLoadedError("release x cannot be loaded")).as_instanceof_cause(),
     ],
 )
-def test_overload_and_lost_replicas_are_503_with_retry_after(fakes: Fakes, deployment: str, fault: Exception) -> None:
+def test_overload_and_damaged_releases_are_503_with_retry_after(
+    fakes: Fakes, deployment: str, fault: Exception
+) -> None:
     def fail(*_args: Any) -> None:
         raise fault
 
@@ -284,6 +462,131 @@ def test_overload_and_lost_replicas_are_503_with_retry_after(fakes: Fakes, deplo
     response = post(fakes, "/v1/localize", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
     assert "try again later" in sentence(response)
+
+
+def test_a_lost_replica_is_asked_again_elsewhere(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.exchange._FIRST_PAUSE_S", 0.001)
+    faults = [RayActorError(), ObjectLostError("ab", None, "")]
+
+    def answer(_view: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return np.array([1, 0, 0, 0], np.float32)
+
+    fakes.street.answer = answer
+    assert post(fakes, "/v1/embed/street", flat(40, 100)).json()["descriptor"] == [1, 0, 0, 0]
+    assert fakes.recorder.retries == ["street", "street"]
+
+    def lost(_view: Any) -> Any:
+        raise RayActorError()
+
+    fakes.street.answer = lost
+    response = post(fakes, "/v1/embed/street", flat(40, 100))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def test_deadlines(fakes: Fakes) -> None:
+    cancelled: list[bool] = []
+
+    async def slow() -> Any:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    fakes.street.answer = lambda _view: slow()
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "0.4"})
+    assert (response.status_code, "no answer within 0.4 s" in sentence(response)) == (504, True)
+    fakes.settings = {"timeout_s": 0.5}
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "900"})
+    assert (response.status_code, "no answer within 0.5 s" in sentence(response)) == (504, True)
+    assert cancelled == [True, True]
+    for text in ("0", "-1", "nan", "soon"):
+        assert post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": text}).status_code == 400
+
+
+def test_bodies_under_way_are_bounded_together(fakes: Fakes) -> None:
+    fakes.settings = {"max_pending_mb": 0.0001}
+    response = post(fakes, "/v1/embed/street", flat(40, 100))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def test_a_fault_of_ours_is_one_sentence_with_the_request_id(fakes: Fakes) -> None:
+    def fail(_view: Any) -> Any:
+        raise KeyError("a defect")
+
+    fakes.street.answer = fail
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"x-request-id": "mine-1"})
+    assert (response.status_code, response.headers["x-request-id"]) == (500, "mine-1")
+    assert "under mine-1" in sentence(response)
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"x-request-id": "no good\ttext"})
+    assert "text" not in response.headers["x-request-id"]
+
+
+def test_nothing_is_answered_before_a_release_is_loaded(fakes: Fakes) -> None:
+    fakes.current = None
+    assert post(fakes, "/v1/embed/street", flat(40, 100)).status_code == 503
+    response = ask(fakes, "GET", "/readyz")
+    assert (response.status_code, response.json()["status"]) == (503, "not ready")
+    assert ask(fakes, "GET", "/healthz").status_code == 200
+
+
+def test_tokens(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
+    assert post(fakes, "/v1/releases/rollback", flat(2, 2)).status_code == 403, "nobody may where there are no tokens"
+    hashes = [hashlib.sha256(secret.encode()).hexdigest() for secret in (SECRET, "of-the-admin")]
+    fakes.settings = {
+        "tokens": [{"name": "app", "sha256": hashes[0]}, {"name": "ops", "sha256": hashes[1], "admin": True}]
+    }
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {SECRET}"}):
+        response = post(fakes, "/v1/embed/street", flat(40, 100), headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"].startswith("Bearer")
+        assert SECRET not in sentence(response)
+    assert ask(fakes, "GET", "/v1/model").status_code == 401
+    with caplog.at_level("INFO", logger="s2s_ray.serve.access"):
+        bearer = {"authorization": f"Bearer {SECRET}"}
+        assert post(fakes, "/v1/embed/street", flat(40, 100), headers=bearer).status_code == 200
+    fields = caplog.records[-1].__dict__["fields"]
+    assert (fields["caller"], fields["status"], fields["path"]) == ("app", 200, "/v1/embed/street")
+    assert SECRET not in str(fields)
+    response = ask(fakes, "POST", "/v1/releases/x/promote", headers=bearer)
+    assert (response.status_code, "'app'" in sentence(response)) == (403, True)
+    response = ask(fakes, "POST", "/v1/releases/x/promote", headers={"authorization": "Bearer of-the-admin"})
+    assert response.status_code == 409, "this one serves two URIs"
+    for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json", "/static/page.js"):
+        assert ask(fakes, "GET", path).status_code == 200
+
+
+def test_no_other_page_may_ask_unless_configured(fakes: Fakes) -> None:
+    origin = {"origin": "https://elsewhere.example"}
+    assert "access-control-allow-origin" not in post(fakes, "/v1/embed/street", flat(40, 100), headers=origin).headers
+    fakes.settings = {"cors_origins": ["https://elsewhere.example"]}
+    answer = post(fakes, "/v1/embed/street", flat(40, 100), headers=origin)
+    assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
+
+
+def test_pictures(fakes: Fakes) -> None:
+    assert ask(fakes, "GET", "/v1/thumbnail", params={"id": "tile-1"}).content == b"jpeg"
+    assert ask(fakes, "GET", "/v1/thumbnail", params={"id": "tile-9"}).status_code == 404
+    [place] = ask(fakes, "GET", "/v1/examples").json()["examples"]
+    assert ask(fakes, "GET", f"/{place['street']}").content == b"street"
+    assert ask(fakes, "GET", f"/{place['tile']}").headers["content-type"] == "image/jpeg"
+    assert ask(fakes, "GET", "/v1/examples/1/tile").status_code == 404
+
+
+def test_the_page_and_the_documentation_name_no_other_host(fakes: Fakes) -> None:
+    for path in ("/", "/docs", "/static/page.js", "/static/page.css"):
+        text = ask(fakes, "GET", path).text
+        assert not re.findall(r"https?://(?!www\.w3\.org)[a-z]", text), path
+    assert ask(fakes, "GET", "/").headers["content-security-policy"].startswith("default-src 'self'")
+    fakes.settings = {
+        "base_map_url": "https://tiles.example/{z}/{x}/{y}.png",
+        "base_map_attribution": 'a "map" <of> us',
+    }
+    page = ask(fakes, "GET", "/")
+    assert "https://tiles.example;" in page.headers["content-security-policy"]
+    assert "&lt;of&gt;" in page.text
 
 
 @pytest.mark.parametrize(
@@ -302,12 +605,12 @@ def test_overload_and_lost_replicas_are_503_with_retry_after(fakes: Fakes, deplo
     ],
 )
 def test_negotiation(accept: str, kind: str | None) -> None:
-    assert negotiate(accept) == kind
+    assert negotiate(accept, answers.SYNTHESIS_TYPES) == kind
 
 
 def test_arguments_from_the_command_line_are_text() -> None:
     args = ServeArgs.model_validate({"registry": "r", "name": "n", "threads": "2", "max_upload_mb": "8"})
-    assert (args.threads, Limits.of(args).max_bytes) == (2, 8_000_000)
+    assert (args.threads, args.max_upload_mb) == (2, 8.0)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +623,10 @@ def test_arguments_from_the_command_line_are_text() -> None:
         ({"registry": "r", "name": "n", "devise": "cpu"}, "devise"),
         ({"registry": "r", "name": "n", "street": {"max_batch": 64}}, "max_batch=64"),
         ({"registry": "r", "name": "n", "search": {"min_replicas": 3}}, "min_replicas=3"),
+        ({"registry": "r", "name": "n", "ingress": {"min_replicas": 0}}, "ingress.min_replicas=0"),
+        ({"registry": "r", "name": "n", "tokens": [{"name": "a", "sha256": "secret"}]}, "sha256"),
+        ({"registry": "r", "name": "n", "tokens": [TOKEN, TOKEN]}, "a name of its own"),
+        ({"checkpoint": "c", "index": "i", "follow": "best"}, "follow=best"),
     ],
 )
 def test_arguments_that_contradict(arguments: dict[str, Any], words: str) -> None:
@@ -355,7 +662,7 @@ def test_build_serves_a_release_of_a_registry_or_two_uris(tmp_path: Path) -> Non
     by_name = resolve(ServeArgs(registry=root, name="demo"))
     by_uri = resolve(ServeArgs(checkpoint=checkpoint, index=index))
     assert by_name.id == by_uri.id == release.id
-    assert (by_name.checkpoint_uri, by_name.index_uri) == (release.checkpoint_uri, release.index_uri)
+    assert by_name.key == ReleaseKey(release.id, release.checkpoint_uri, str(release.index_uri))
     assert by_name.geometry == ViewGeometry(TINY.height, TINY.width)
     assert by_name.description.metrics == {"psnr": None}
     assert isinstance(build(ServeArgs(registry=root, name="demo")), Application)
@@ -387,15 +694,27 @@ def test_metrics_that_json_does_not_have_become_null() -> None:
 
 def test_accelerator_faults_fail_the_health_check() -> None:
     replica = StreetEmbedding.__new__(StreetEmbedding)
-    replica._fault = None
+    replica._fault, replica._metrics = None, SimpleNamespace(batch=lambda _size: None)
+    replica._slots = SimpleNamespace(release_idle=lambda _seconds: None)
     replica.check_health()
 
-    def lost(_views: torch.Tensor) -> Any:
+    def lost(_model: Any, _views: torch.Tensor) -> Any:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
 
-    replica._infer = lost  # type: ignore[method-assign]
-    unbatched = StreetEmbedding._batched.__wrapped__  # type: ignore[attr-defined]
+    replica._infer = lost
+    unbatched = StreetEmbedding._batched.__wrapped__
     with pytest.raises(torch.AcceleratorError):
-        asyncio.run(unbatched(replica, [np.zeros((3, HEIGHT, WIDTH), np.uint8)]))
+        asyncio.run(unbatched(replica, [(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
     with pytest.raises(RuntimeError, match=r"the accelerator failed: .*CUDA error"):
         replica.check_health()
+
+
+def test_one_batch_answers_each_call_from_its_own_release() -> None:
+    replica = StreetEmbedding.__new__(StreetEmbedding)
+    sizes: list[int] = []
+    replica._metrics = SimpleNamespace(batch=sizes.append)
+    replica._infer = lambda model, views: np.stack([views[:, 0, 0, 0].numpy(), np.full(len(views), model)], axis=1)
+    calls = [(model, np.full((3, 2, 2), place, np.uint8)) for place, model in enumerate((10, 20, 10, 20, 20))]
+    found = asyncio.run(StreetEmbedding._batched.__wrapped__(replica, calls))
+    assert [one.answer.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
+    assert sizes == [2, 3]

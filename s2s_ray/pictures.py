@@ -1,0 +1,114 @@
+"""Pictures that travel with an index, so that a page can show what was found without the data set.
+
+`thumbnails.arrow` has one small JPEG per tile, in the order of the vectors; `examples.arrow` a few panoramas of
+the data set with their tiles. Both are read memory-mapped.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from s2s_ray.data.images import encode
+from s2s_ray.data.schema import Pixels
+
+if TYPE_CHECKING:
+    from s2s_ray.data.dataset import PairDataset
+
+THUMBNAILS_FILE = "thumbnails.arrow"
+EXAMPLES_FILE = "examples.arrow"
+THUMBNAIL_PX = 96
+EXAMPLES = 6
+_THUMBNAILS = pa.schema([("jpeg", pa.binary())])
+_EXAMPLES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("street", pa.binary()),
+        ("tile", pa.binary()),
+    ]
+)
+_CHUNK = 256
+
+
+class Example(NamedTuple):
+    """A place of the data set: JPEG of the panorama as the model takes it (north in the middle) and of the tile.
+
+    The tile is polar where the data set keeps no north-up ones.
+    """
+
+    id: str
+    latitude: float | None
+    longitude: float | None
+    street: bytes
+    tile: bytes
+
+
+class Pictures:
+    """The pictures of one index; where it was built without, there are none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._thumbnails = _mapped(folder / THUMBNAILS_FILE)
+        self._examples = _mapped(folder / EXAMPLES_FILE)
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """JPEG of a tile."""
+        if self._thumbnails is None:
+            return None
+        picture: bytes = self._thumbnails.column("jpeg")[row].as_py()
+        return picture
+
+    def examples(self) -> list[Example]:
+        """All examples."""
+        return [] if self._examples is None else [Example(**row) for row in self._examples.to_pylist()]
+
+
+def write_pictures(dataset: PairDataset, folder: Path) -> None:
+    """Write both files for all pairs of a data set."""
+    with pa.OSFile(str(folder / THUMBNAILS_FILE), "wb") as file, pa.ipc.new_file(file, _THUMBNAILS) as writer:
+        for start in range(0, len(dataset), _CHUNK):
+            rows = range(start, min(start + _CHUNK, len(dataset)))
+            writer.write_batch(pa.record_batch([[_small(_tile(dataset, row)) for row in rows]], schema=_THUMBNAILS))
+    chosen = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, EXAMPLES)})
+    examples = [
+        {
+            "id": dataset.ids[row],
+            "latitude": _known(dataset.latlon[row, 0]),
+            "longitude": _known(dataset.latlon[row, 1]),
+            "street": encode(dataset[row].street.permute(1, 2, 0).numpy(), "jpeg"),
+            "tile": encode(_tile(dataset, row), "jpeg"),
+        }
+        for row in chosen
+    ]
+    with pa.OSFile(str(folder / EXAMPLES_FILE), "wb") as file, pa.ipc.new_file(file, _EXAMPLES) as writer:
+        writer.write_table(pa.Table.from_pylist(examples, schema=_EXAMPLES))
+
+
+def _tile(dataset: PairDataset, row: int) -> Pixels:
+    tile = dataset.tile(row)
+    if tile is not None:
+        return tile
+    polar: Pixels = dataset[row].polar.permute(1, 2, 0).numpy()
+    return polar
+
+
+def _small(pixels: Pixels) -> bytes:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.thumbnail((2 * THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _mapped(path: Path) -> pa.Table | None:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all() if path.is_file() else None

@@ -1,0 +1,99 @@
+"""What is known beforehand about where a panorama was taken: a circle or a box, WGS 84 degrees and metres."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pyproj import Geod
+
+_METRES_PER_DEGREE = 110_500.0  # of latitude, a little less than anywhere on the ellipsoid
+LARGEST_RADIUS_M = 20_100_000.0  # half way around
+
+
+class PriorError(ValueError):
+    """An area that is none; the message names the value and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """All points within `radius_m` metres, along the ellipsoid, of a point."""
+
+    latitude: float
+    longitude: float
+    radius_m: float
+
+    def __post_init__(self) -> None:
+        check_position(self.latitude, self.longitude)
+        if not 0 < self.radius_m <= LARGEST_RADIUS_M:
+            raise PriorError(f"radius {self.radius_m:g} m: expected above 0 and at most {LARGEST_RADIUS_M:,.0f}")
+
+    def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of N points lie inside; points that are not known (NaN) do not."""
+        # The band of latitude costs little and spares the geodesic of nearly all points.
+        inside = np.abs(latitudes - self.latitude) <= self.radius_m / _METRES_PER_DEGREE
+        rows = np.flatnonzero(inside & np.isfinite(longitudes))
+        metres = distances_m(self.latitude, self.longitude, latitudes[rows], longitudes[rows])
+        inside[:] = False
+        inside[rows[metres <= self.radius_m]] = True
+        return inside
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """All points between two meridians and two parallels; `west` > `east` spans the date line."""
+
+    west: float
+    south: float
+    east: float
+    north: float
+
+    def __post_init__(self) -> None:
+        check_position(self.south, self.west)
+        check_position(self.north, self.east)
+        if self.south > self.north:
+            raise PriorError(f"south={self.south:g} is above north={self.north:g}: expected west,south,east,north")
+
+    def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which of N points lie inside or on the edge; points that are not known (NaN) do not."""
+        east_of, west_of = longitudes >= self.west, longitudes <= self.east
+        across = east_of & west_of if self.west <= self.east else east_of | west_of
+        inside: NDArray[np.bool_] = across & (latitudes >= self.south) & (latitudes <= self.north)
+        return inside
+
+
+Prior = Circle | Box
+
+
+def check_position(latitude: float, longitude: float) -> None:
+    """Raises PriorError for what is no position on Earth."""
+    if not -90 <= latitude <= 90:
+        raise PriorError(f"latitude {latitude:g}: expected -90 to 90")
+    if not -180 <= longitude <= 180:
+        raise PriorError(f"longitude {longitude:g}: expected -180 to 180")
+
+
+def distances_m(
+    latitude: float, longitude: float, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Metres along the WGS 84 ellipsoid from a point to N others; NaN where one is not known."""
+    count = len(latitudes)
+    known = np.isfinite(latitudes) & np.isfinite(longitudes)
+    metres = np.full(count, math.nan)
+    if known.any():
+        here = np.full(int(known.sum()), longitude), np.full(int(known.sum()), latitude)
+        metres[known] = _ellipsoid().inv(*here, longitudes[known], latitudes[known])[2]
+    return metres
+
+
+@lru_cache(maxsize=1)
+def _ellipsoid() -> Geod:
+    from pyproj import Geod  # here: its import costs every process that never asks for metres
+
+    return Geod(ellps="WGS84")

@@ -1,0 +1,89 @@
+"""How answers leave: embeddings, views and matches in the media types that callers ask for."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
+from s2s_ray.data.images import Encoding, encode
+from s2s_ray.data.schema import Pixels
+from s2s_ray.index import Descriptors
+from s2s_ray.prior import distances_m
+from serve.requests import Uploads
+
+JSON, NPY, GEOJSON = "application/json", "application/x-npy", "application/geo+json"
+ENCODINGS: dict[str, Encoding] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+EMBEDDING_TYPES = (JSON, NPY)
+LOCALIZATION_TYPES = (JSON, GEOJSON)
+SYNTHESIS_TYPES = (*ENCODINGS, JSON)
+SEVERAL_SYNTHESIS_TYPES = (JSON,)
+
+
+def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: str) -> Response:
+    """Descriptors B x D, one per upload, as JSON or as a `.npy` file of float32."""
+    if kind == NPY:
+        buffer = io.BytesIO()
+        np.save(buffer, descriptors, allow_pickle=False)
+        return Response(buffer.getvalue(), media_type=NPY)
+    lists = [{"descriptor": descriptor.tolist()} for descriptor in descriptors]
+    return JSONResponse(_one_or_many(release, uploads, lists))
+
+
+def localizations(release: str, uploads: Uploads, found: list[list[dict[str, Any]]], kind: str) -> Response:
+    """Matches of each upload as JSON or GeoJSON."""
+    if kind == JSON:
+        return JSONResponse(_one_or_many(release, uploads, [{"matches": matches} for matches in found]))
+    features = [
+        _feature(match, image.name) for image, matches in zip(uploads.images, found, strict=True) for match in matches
+    ]
+    return JSONResponse({"type": "FeatureCollection", "release": release, "features": features}, media_type=GEOJSON)
+
+
+def matches(found: list[dict[str, Any]], truth: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """The fields of `Match` as the interface gives them, with metres from the true position where it is known."""
+    kept = [
+        {key: match[key] for key in ("rank", "id", "latitude", "longitude", "descriptor_distance")} for match in found
+    ]
+    metres: list[float | None] = [None] * len(kept)
+    if truth is not None:
+        places = np.array([[match["latitude"], match["longitude"]] for match in kept], np.float64).reshape(-1, 2)
+        metres = [None if np.isnan(m) else float(m) for m in distances_m(*truth, places[:, 0], places[:, 1])]
+    return [{**match, "distance_m": distance} for match, distance in zip(kept, metres, strict=True)]
+
+
+def view(pixels: Pixels, kind: str) -> Response:
+    """One street view as an image file."""
+    return Response(encode(pixels, ENCODINGS[kind]), media_type=kind)
+
+
+def views(release: str, uploads: Uploads, streets: list[Pixels], polars: list[Pixels]) -> Response:
+    """Street views and the polar images they were drawn from, as base64 of PNG files in JSON."""
+    images = [
+        {
+            "name": image.name,
+            "content_type": "image/png",
+            "street": base64.b64encode(encode(street, "png")).decode("ascii"),
+            "polar": base64.b64encode(encode(polar, "png")).decode("ascii"),
+        }
+        for image, street, polar in zip(uploads.images, streets, polars, strict=True)
+    ]
+    return JSONResponse({"release": release, "images": images})
+
+
+def _one_or_many(release: str, uploads: Uploads, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    if not uploads.form:
+        return {"release": release, **answers[0]}
+    named = [{"name": image.name, **answer} for image, answer in zip(uploads.images, answers, strict=True)]
+    return {"release": release, "images": named}
+
+
+def _feature(match: dict[str, Any], query: str | None) -> dict[str, Any]:
+    place = None
+    if match["latitude"] is not None and match["longitude"] is not None:
+        place = {"type": "Point", "coordinates": [match["longitude"], match["latitude"]]}
+    return {"type": "Feature", "geometry": place, "properties": {"query": query, **match}}

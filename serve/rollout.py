@@ -1,0 +1,138 @@
+"""How the release that requests are stamped with changes while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from s2s_ray import registry, storage
+from serve.releases import ReleaseKey, ReleaseNotLoadedError, ServedRelease, candidates, resolve
+from serve.settings import ServeArgs
+
+log = logging.getLogger("s2s_ray.serve")
+
+PREPARE_S = 600.0  # longest wait for all replicas to load a release
+RETRY_FAULTY_S = 30.0
+FRESH_S = 2.0
+
+
+class Replicas(Protocol):
+    """All replicas of a deployment; Serve's `DeploymentHandle` is one."""
+
+    def broadcast(self, method_name: str, *args: Any) -> Any: ...
+
+
+class Rollout:
+    """Follows the registry: the next release is loaded everywhere, then it is the one of all new requests.
+
+    Each ingress replica does this by itself; a release is loaded once per replica however often it is asked for.
+    """
+
+    def __init__(
+        self, args: ServeArgs, deployments: dict[str, Replicas], changed: Callable[[ServedRelease, str | None], None]
+    ) -> None:
+        """`changed` is told each release that takes over, and the id of the one before."""
+        self.current: ServedRelease | None = None
+        self.next: str | None = None
+        self.fault: str | None = None
+        self._args = args
+        self._deployments = deployments
+        self._required = {name for name in deployments if getattr(args, name).min_replicas > 0}
+        self._changed = changed
+        self._faulty: dict[str | None, float] = {}
+        self._held: tuple[float, dict[str, int]] = (-FRESH_S, {})
+        self._counting = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Follow the registry until cancelled."""
+        while True:
+            try:
+                await self.step()
+            except Exception:  # the registry may be away for a while; what is served goes on
+                log.exception("the registry could not be followed; trying again")
+            first = self.current is None
+            await asyncio.sleep(min(0.2, self._args.poll_s) if first else self._args.poll_s)
+
+    async def step(self) -> None:
+        """Take over the release that the registry names, if it is another one and can be loaded."""
+        if self.current is None:
+            for release in await asyncio.to_thread(candidates, self._args):
+                if await self._take_over(release):
+                    return
+            return
+        if not self._args.follows:
+            return
+        wanted = await asyncio.to_thread(self._wanted)
+        if wanted is None or wanted == self.current.id:
+            self.next = self.fault = None
+        else:
+            await self._take_over(wanted)
+
+    async def replicas(self) -> dict[str, int]:
+        """How many replicas of each deployment hold the current release; not older than two seconds."""
+        async with self._counting:
+            asked, held = self._held
+            if time.monotonic() - asked > FRESH_S:
+                counts = await asyncio.gather(*map(self._count, self._deployments))
+                held = dict(zip(self._deployments, counts, strict=True))
+                self._held = time.monotonic(), held
+            return held
+
+    async def ready(self) -> bool:
+        """Whether a release is loaded on every deployment that may not stand at zero."""
+        if self.current is None:
+            return False
+        held = await self.replicas()
+        return all(held[name] for name in self._required)
+
+    def _wanted(self) -> str | None:
+        assert self._args.registry is not None
+        assert self._args.name is not None
+        root = storage.absolute(self._args.registry)
+        if self._args.follow == "best":
+            return registry.promote_best(root, self._args.name, self._args.best_metric)
+        return registry.current(root, self._args.name)
+
+    async def _take_over(self, wanted: str | None) -> bool:
+        if time.monotonic() - self._faulty.get(wanted, -RETRY_FAULTY_S) < RETRY_FAULTY_S:
+            return False
+        self.next = wanted
+        try:
+            release = await asyncio.to_thread(resolve, self._args, wanted)
+            await asyncio.gather(*(self._prepare(name, release.key) for name in self._deployments))
+        except (RayActorError, DeploymentUnavailableError, TimeoutError) as error:
+            log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
+            self.fault = "It is not loaded on all replicas yet."
+            return False
+        except (ValueError, ReleaseNotLoadedError) as error:
+            log.error("release %s cannot be served: %s", wanted, error)
+            self._faulty[wanted] = time.monotonic()
+            self.fault = str(error)
+            return False
+        before, self.current = self.current, release
+        self.next = self.fault = None
+        self._held = (-FRESH_S, {})
+        self._changed(release, None if before is None else before.id)
+        log.info("release %s takes over from %s", release.id, before and before.id)
+        return True
+
+    async def _prepare(self, name: str, key: ReleaseKey) -> None:
+        try:
+            await self._deployments[name].broadcast("prepare", key).results_async(timeout_s=PREPARE_S)
+        except DeploymentUnavailableError:
+            if name in self._required:
+                raise
+
+    async def _count(self, name: str) -> int:
+        assert self.current is not None
+        try:
+            held = await self._deployments[name].broadcast("held").results_async(timeout_s=5, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError):
+            return 0
+        return sum(isinstance(one, list) and self.current.id in one for one in held)

@@ -1,0 +1,111 @@
+"""What the service counts and logs.
+
+The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` hands on what all nodes
+export (`serve.exporter`), so that they are right whichever ingress answers. The log has one JSON line per request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Protocol
+
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+STAGES = ("queue", "decode", "transform", "model", "search", "encode")
+_SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+_SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
+
+
+class Recorder(Protocol):
+    """Where the ingress tells what happened."""
+
+    def request(self, endpoint: str, status: int, seconds: float, images: int) -> None: ...
+    def stage(self, stage: str, seconds: float) -> None: ...
+    def retried(self, deployment: str) -> None: ...
+    def serving(self, release: str, before: str | None, tiles: int) -> None: ...
+
+
+class ProcessMetrics:
+    """The figures of any replica."""
+
+    def __init__(self) -> None:
+        self._start = Gauge("s2s_replica_start_seconds", "From a replica's process to its first release loaded.")
+
+    def started(self, seconds: float) -> None:
+        self._start.set(seconds)
+
+
+class IngressMetrics(ProcessMetrics):
+    """The figures of an ingress replica."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        labels: Any = ("endpoint", "status")  # Ray's annotation knows one label only
+        self._requests = Counter("s2s_requests", "Answered requests.", labels)
+        self._seconds = Histogram(
+            "s2s_request_seconds", "Time from a request's arrival to its answer.", _SECONDS, ("endpoint",)
+        )
+        self._stages = Histogram("s2s_stage_seconds", "Time of one stage of one request.", _SECONDS, ("stage",))
+        self._images = Counter("s2s_images", "Images in answered requests.", ("endpoint",))
+        self._retries = Counter("s2s_retries", "Calls repeated after a replica was lost.", ("called",))
+        self._release = Gauge("s2s_release", "1 for the release that requests are stamped with.", ("release",))
+        self._tiles = Gauge("s2s_index_tiles", "Tiles in the index of the served release.")
+        self._changes = Counter("s2s_release_changes", "Releases that took over.")
+
+    def request(self, endpoint: str, status: int, seconds: float, images: int) -> None:
+        self._requests.inc(1, {"endpoint": endpoint, "status": str(status)})
+        self._seconds.observe(seconds, {"endpoint": endpoint})
+        if images and status < 400:
+            self._images.inc(images, {"endpoint": endpoint})
+
+    def stage(self, stage: str, seconds: float) -> None:
+        assert stage in STAGES, stage
+        self._stages.observe(seconds, {"stage": stage})
+
+    def retried(self, deployment: str) -> None:
+        self._retries.inc(1, {"called": deployment})
+
+    def serving(self, release: str, before: str | None, tiles: int) -> None:
+        if before is not None:
+            self._release.set(0, {"release": before})
+            self._changes.inc(1)
+        self._release.set(1, {"release": release})
+        self._tiles.set(tiles)
+
+
+class ModelMetrics(ProcessMetrics):
+    """The figures of a replica that runs a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches = Histogram("s2s_batch_size", "Images in one call of a model.", _SIZES)
+
+    def batch(self, size: int) -> None:
+        self._batches.observe(size)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def log_in_json(access: bool) -> None:
+    """Send the service's log to standard error, which Ray keeps and Serve tags with the replica, as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logger = logging.getLogger("s2s_ray.serve")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logging.getLogger("s2s_ray.serve.access").disabled = not access
