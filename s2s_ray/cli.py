@@ -16,6 +16,7 @@ from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
 from s2s_ray.cluster import StoppedError, log_plainly, ray_cluster
 from s2s_ray.config import Config, ConfigError, load_config, preset_names
+from s2s_ray.inference_cli import app as inference_app
 from s2s_ray.version import code_version
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(inference_app)
 
 INTERRUPTED = 130  # exit code of work that Ctrl-C stopped, as a shell gives it
 

@@ -137,7 +137,7 @@ def wait_until_it_answers(http: httpx.Client, process: subprocess.Popen[bytes], 
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         with suppress(httpx.TransportError):
-            if http.get("/healthz").status_code == 200:
+            if http.get("/readyz").status_code == 200:
                 return
         time.sleep(0.3)
     raise AssertionError(f"no answer within 180 s:\n{log.read_text()}")

@@ -1,0 +1,83 @@
+"""The application over plain classes in this process, without Ray: for what is about HTTP alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from s2s_ray.index import ReferenceIndex
+from s2s_ray.inference import Embedder, Synthesizer
+from serve.exchange import Service
+from serve.ingress import create_api
+from serve.releases import resolve
+from serve.rollout import Rollout
+from serve.settings import ServeArgs
+
+
+class Direct:
+    """A deployment handle that calls a function of this process."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    async def remote(self, _key: Any, *args: Any) -> tuple[Any, float]:
+        started = time.perf_counter()
+        return await asyncio.to_thread(self._call, *args), time.perf_counter() - started
+
+    def broadcast(self, _method: str, *_args: Any) -> Any:
+        raise AssertionError("there is nothing to follow")
+
+
+class Silent:
+    """A recorder of nothing."""
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_args, **_options: None
+
+
+def application(args: ServeArgs) -> FastAPI:
+    """The whole application over the release that the arguments name."""
+    release = resolve(args)
+    embedder = Embedder.load(release.key.checkpoint_uri)
+    synthesizer = Synthesizer(embedder.model, embedder.geometry)
+    index = ReferenceIndex.load(release.key.index_uri)
+    assert index.pictures is not None
+    pictures = index.pictures
+    search: Any = Direct(lambda one, k, prior: [match._asdict() for match in index.search(one[None], k, prior)[0]])
+    search.thumbnail = Direct(lambda id: None if (row := index.row(id)) is None else pictures.thumbnail(row))
+    search.examples = Direct(lambda: [example._asdict() for example in pictures.examples()])
+    handles = {
+        "street": Direct(lambda view: embedder.embed_street(torch.from_numpy(view)[None])[0]),
+        "satellite": Direct(lambda view: embedder.embed_satellite(torch.from_numpy(view)[None])[0]),
+        "synthesis": Direct(lambda view: synthesizer.synthesize(torch.from_numpy(view)[None])[0]),
+        "search": search,
+    }
+    rollout = Rollout(args, handles, lambda _release, _before: None)
+    rollout.current = release
+    recorder: Any = Silent()
+    return create_api(Service(args, rollout, handles, ThreadPoolExecutor(2), recorder))
+
+
+@contextmanager
+def listening(api: FastAPI) -> Iterator[str]:
+    """The application on a free port of the loopback interface, in a thread; gives its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(api, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()

@@ -1,0 +1,251 @@
+"""The page in a real browser (Debian's chromium), over the real application with a real model in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from s2s_ray import registry, storage
+from s2s_ray.checkpoint import save_model
+from s2s_ray.config import ModelConfig
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.images import encode
+from s2s_ray.data.prepare import prepare
+from s2s_ray.index import build_index
+from s2s_ray.model.s2s import S2S
+from serve.page import VENDOR
+from serve.settings import ServeArgs
+from tests.conftest import PairFolder
+from tests.integration.direct import application, listening
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+CHROMIUM = shutil.which("chromium")
+TILES = 7
+SECRET = "let-me-in"
+DESKTOP, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
+    """An index with pictures of a few places around one point, and a random model."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("page")
+    pairs = PairFolder(folder / "pairs")
+    for number in range(TILES):
+        place = {"latitude": 48.1 + 0.001 * number, "longitude": 11.5 + 0.001 * (number % 3)}
+        pairs.add(f"place-{number}", "test", tile=64, **place)
+    config = pairs.config(folder / "data", keep_tiles=True)
+    prepare(config)
+    torch.manual_seed(1)
+    tiny = ModelConfig(
+        height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
+    )
+    model = S2S(tiny).eval()
+    save_model(model, {"run": "page", "step": 1, "metrics": {}}, folder / "local")
+    storage.publish(folder / "local", str(folder / "checkpoint"))
+    mark = registry.fingerprint(str(folder / "checkpoint"))
+    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=mark, split="test")
+    index.save(str(folder / "index"))
+    return ServeArgs(checkpoint=str(folder / "checkpoint"), index=str(folder / "index"))
+
+
+@pytest.fixture(scope="module")
+def url(arguments: ServeArgs) -> Iterator[str]:
+    with listening(application(arguments)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(arguments: ServeArgs) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """The page at desktop size; it may ask no other host and print no error."""
+    opened = browser.new_page(viewport=DESKTOP)
+    faults: list[str] = []
+    opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("request", lambda asked: faults.append(asked.url) if not local(asked.url, url) else None)
+    opened.goto(url)
+    expect(opened.locator("#served")).to_contain_text(f"{TILES} tiles")
+    yield opened
+    opened.close()
+    expected = "Failed to load resource: the server responded with a status of 4"
+    assert [fault for fault in faults if not fault.startswith(expected)] == []
+
+
+def local(asked: str, url: str) -> bool:
+    return asked.startswith((url, "data:", "blob:"))
+
+
+def keep(page: Page, name: str) -> None:
+    """A screenshot to look at, where S2S_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("S2S_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+def panorama(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (60, 120, 3), dtype=np.uint8)
+    return encode(pixels, "png")
+
+
+def upload(page: Page, field: str, content: bytes, kind: str = "image/png") -> None:
+    page.locator(f"#{field}").set_input_files({"name": "mine.png", "mimeType": kind, "buffer": content})
+
+
+def test_an_example_is_found_and_shown_on_the_map(page: Page) -> None:
+    page.locator("#panorama-examples button").first.click()
+    expect(page.locator("#matches li")).to_have_count(TILES)
+    expect(page.locator("#matches li").first).to_contain_text("from the true place")
+    expect(page.locator("#map .pin")).to_have_count(TILES)
+    expect(page.locator("#map .truth")).to_have_count(1)
+    expect(page.locator("#localize-status")).to_contain_text(f"of {TILES} tiles")
+    page.wait_for_function("[...document.querySelectorAll('#matches img, .pin img')].every(i => i.naturalWidth > 0)")
+    keep(page, "localize")
+
+
+def test_a_tile_is_drawn_beside_its_polar_image(page: Page) -> None:
+    page.locator("#tile-examples button").nth(1).click()
+    expect(page.locator("#drawn")).to_be_visible()
+    sizes = page.evaluate("['polar', 'street'].map(id => document.getElementById(id)).map(c => [c.width, c.height])")
+    assert sizes == [[40, 32], [40, 32]]
+    before = page.evaluate("document.getElementById('street').toDataURL()")
+    page.locator("#turn").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#turn-value")).to_have_text("N 5°")
+    assert page.evaluate("document.getElementById('street').toDataURL()") != before
+    keep(page, "synthesize")
+
+
+def test_the_heading_is_turned_and_asked_for_by_keyboard_alone(page: Page) -> None:
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.closest('#panorama-examples') !== null"):
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("#matches li")).to_have_count(TILES)
+    page.keyboard.press("Tab")
+    while page.evaluate("document.activeElement.id") != "heading":
+        page.keyboard.press("Tab")
+    with page.expect_request(lambda asked: "/v1/localize" in asked.url) as asked:
+        for _ in range(3):
+            page.keyboard.press("ArrowLeft")
+    assert parse_qs(urlsplit(asked.value.url).query)["heading"] == ["-15"]
+    expect(page.locator("#heading-value")).to_have_text("N 345°")
+    expect(page.locator("#matches li").first).to_be_visible()
+    page.locator("#matches li").first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.tagName") == "LI"
+
+
+def test_files_are_chosen_or_dropped(page: Page) -> None:
+    upload(page, "panorama-file", panorama())
+    expect(page.locator("#matches li")).to_have_count(TILES)
+    expect(page.locator("#localize-error")).to_be_empty()
+    page.evaluate(
+        """async (bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], 'tile.png', {type: 'image/png'}));
+            const zone = document.querySelector('label[for=tile-file]');
+            zone.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}));
+        }""",
+        list(encode(np.zeros((50, 50, 3), np.uint8), "png")),
+    )
+    expect(page.locator("#drawn")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "words"),
+    [
+        ("panorama-file", b"not an image at all", "is not a JPEG, PNG, WebP"),
+        ("panorama-file", encode(np.zeros((90, 50, 3), np.uint8), "png"), "at least twice as wide as high"),
+        ("tile-file", encode(np.zeros((90, 50, 3), np.uint8), "png"), "expected a square north-up tile"),
+        ("tile-file", b"", "The image is empty"),
+    ],
+)
+def test_what_is_refused_is_said_in_words(page: Page, field: str, content: bytes, words: str) -> None:
+    upload(page, field, content)
+    alert = page.locator(f"#{'localize' if field.startswith('panorama') else 'synthesize'}-error")
+    expect(alert).to_contain_text(words)
+    assert alert.get_attribute("role") == "alert"
+    keep(page, f"error-{field}")
+
+
+def test_it_fits_a_phone(browser: Browser, url: str) -> None:
+    phone = browser.new_page(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
+    phone.goto(url)
+    phone.locator("#panorama-examples button").first.tap()
+    expect(phone.locator("#matches li")).to_have_count(TILES)
+    phone.locator("#tile-examples button").first.tap()
+    expect(phone.locator("#drawn")).to_be_visible()
+    assert phone.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    smallest = phone.evaluate("Math.min(...[...document.querySelectorAll('button, input[type=range]')]"
+                              ".filter(e => e.offsetParent).map(e => e.getBoundingClientRect().height))")  # fmt: skip
+    assert smallest >= 32, "fingers need something to meet"
+    keep(phone, "phone")
+    phone.close()
+
+
+def test_without_the_map_library_it_says_so_and_works(browser: Browser, url: str) -> None:
+    bare = browser.new_page(viewport=DESKTOP)
+    bare.route("**/vendor/leaflet*", lambda route: route.abort())
+    bare.goto(url)
+    bare.locator("#panorama-examples button").first.click()
+    expect(bare.locator("#matches li")).to_have_count(TILES)
+    expect(bare.locator("#no-map")).to_contain_text("There is no map")
+    expect(bare.locator("#map")).to_be_hidden()
+    bare.close()
+
+
+def test_a_service_that_does_not_answer_is_said_in_words(page: Page) -> None:
+    page.route("**/v1/localize*", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, body="Busy"))
+    upload(page, "panorama-file", panorama())
+    expect(page.locator("#localize-error")).to_contain_text("answered 503: Busy (In 2 s it may go.)")
+
+
+def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    closed = arguments.model_copy(update={"tokens": ServeArgs(
+        checkpoint="c", index="i", tokens=[{"name": "visitor", "sha256": digest}]  # type: ignore[list-item]
+    ).tokens})  # fmt: skip
+    with listening(application(closed)) as address:
+        page = browser.new_page(viewport=DESKTOP)
+        page.goto(address)
+        expect(page.locator("#served")).to_contain_text("A token is needed")
+        page.locator("#access summary").click()
+        page.locator("#token").fill(SECRET)
+        page.locator("#use-token").click()
+        page.locator("#panorama-examples button").first.click()
+        expect(page.locator("#matches li")).to_have_count(TILES)
+        page.wait_for_function("[...document.querySelectorAll('#matches img')].every(i => i.naturalWidth > 0)")
+        page.close()
+
+
+def test_the_documentation_works_offline(browser: Browser, url: str) -> None:
+    if not VENDOR.is_dir():
+        pytest.skip("serve/static/vendor is empty: `make setup` fetches it where npm is installed")
+    page = browser.new_page(viewport=DESKTOP)
+    others: list[Any] = []
+    page.on("request", lambda asked: others.append(asked.url) if not local(asked.url, url) else None)
+    page.goto(f"{url}/docs")
+    expect(page.locator(".swagger-ui .opblock-post").first).to_be_visible()
+    assert page.locator(".swagger-ui .opblock-post").count() == 6
+    assert others == []
+    keep(page, "docs")
+    page.close()

@@ -1,0 +1,167 @@
+"""Releases that change while requests come in, over replicas that are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from s2s_ray.data.views import ViewGeometry
+from s2s_ray.registry import RegistryError
+from serve import rollout as module
+from serve.releases import MOST_HELD, ReleaseKey, ReleaseNotLoadedError, ReleaseSlots, ServedRelease
+from serve.rollout import Rollout
+from serve.schemas import IndexDescription, ModelInfo
+from serve.settings import ModelScaling, ServeArgs
+
+ARGS = ServeArgs(registry="r", name="n", satellite=ModelScaling(min_replicas=0))
+NAMES = ("street", "satellite", "synthesis", "search")
+
+
+def release(id: str) -> ServedRelease:
+    info = ModelInfo(
+        release=id, run=None, step=None, epoch=None, metrics={}, height=1, width=1, descriptor_size=1,
+        panorama_rows=None, index=IndexDescription(kind="flat", count=1, dataset="", split=None),
+    )  # fmt: skip
+    return ServedRelease(ReleaseKey(id, id, id), ViewGeometry(1, 1), info)
+
+
+class Deployment:
+    """Replicas that load what they are told to, or raise."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+        self.fault: Callable[[str], Exception | None] = lambda _id: None
+
+    def broadcast(self, method: str, *args: Any) -> Any:
+        async def results_async(**_options: Any) -> list[Any]:
+            if method == "held":
+                return [list(self.held)]
+            if fault := self.fault(args[0].id):
+                raise fault
+            self.held.append(args[0].id)
+            return [None]
+
+        return type("Answer", (), {"results_async": staticmethod(results_async)})()
+
+
+class World:
+    """A registry that says what is current, and deployments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *lineage: str) -> None:
+        self.lineage = list(lineage)
+        self.broken: set[str | None] = set()
+        self.told: list[tuple[str, str | None]] = []
+        self.deployments = {name: Deployment() for name in NAMES}
+        self.rollout = Rollout(ARGS, dict(self.deployments), lambda new, old: self.told.append((new.id, old)))
+        monkeypatch.setattr(module, "candidates", lambda _args: self.lineage)
+        monkeypatch.setattr(module, "resolve", lambda _args, id: self._resolve(id))
+        monkeypatch.setattr(module.registry, "current", lambda *_: self.lineage[0])
+
+    def _resolve(self, id: str) -> ServedRelease:
+        if id in self.broken:
+            raise RegistryError(f"{id} is damaged")
+        return release(id)
+
+    def step(self) -> str | None:
+        asyncio.run(self.rollout.step())
+        return self.rollout.current and self.rollout.current.id
+
+
+def test_the_next_release_is_loaded_everywhere_before_it_is_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "a")
+    assert world.step() == "a"
+    world.lineage = ["b", "a"]
+    world.deployments["search"].fault = lambda _id: RayActorError()
+    assert world.step() == "a", "one deployment has not loaded it"
+    assert world.rollout.next == "b"
+    assert "not loaded on all replicas" in str(world.rollout.fault)
+    world.deployments["search"].fault = lambda _id: None
+    assert world.step() == "b", "what may pass is tried again at once"
+    assert all("b" in deployment.held for deployment in world.deployments.values())
+    assert world.told == [("a", None), ("b", "a")]
+    assert (world.rollout.next, world.rollout.fault) == (None, None)
+
+
+def test_a_damaged_release_changes_nothing_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "a")
+    world.step()
+    world.lineage, world.broken = ["b", "a"], {"b"}
+    assert world.step() == "a"
+    assert world.rollout.fault == "b is damaged"
+    world.broken = set()
+    assert world.step() == "a", "it is not hammered"
+    assert world.rollout.fault == "b is damaged"
+    world.lineage = ["a"]
+    assert world.step() == "a"
+    assert world.rollout.fault is None
+    world.lineage = ["c", "a"]
+    world.deployments["street"].fault = lambda _id: ReleaseNotLoadedError("no memory")
+    assert (world.step(), world.rollout.fault) == ("a", "no memory")
+
+
+def test_a_start_with_a_damaged_current_release_serves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "b", "a")
+    world.broken = {"b"}
+    assert world.step() == "a"
+
+
+def test_only_deployments_that_may_not_stand_at_zero_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "a")
+    world.deployments["satellite"].fault = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
+    assert world.step() == "a"
+    assert asyncio.run(world.rollout.ready())
+    assert asyncio.run(world.rollout.replicas()) == {"street": 1, "satellite": 0, "synthesis": 1, "search": 1}
+    world = World(monkeypatch, "a")
+    world.deployments["street"].fault = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
+    assert world.step() is None
+    assert not asyncio.run(world.rollout.ready())
+
+
+def key(id: str) -> ReleaseKey:
+    return ReleaseKey(id, "c", "i")
+
+
+def test_a_replica_loads_each_release_once_and_holds_two() -> None:
+    loaded: list[str] = []
+
+    def load(one: ReleaseKey) -> str:
+        loaded.append(one.id)
+        return one.id.upper()
+
+    async def scenario() -> None:
+        slots = ReleaseSlots(load)
+        assert await asyncio.gather(*(slots.get(key("a")) for _ in range(5))) == ["A"] * 5
+        assert await asyncio.gather(slots.get(key("b")), slots.get(key("a"))) == ["B", "A"]
+        assert loaded == ["a", "b"]
+        await slots.get(key("a"))
+        await slots.get(key("c"))
+        assert (slots.held(), MOST_HELD) == (["a", "c"], 2)
+        slots.release_idle(1000)
+        assert slots.held() == ["a", "c"]
+        slots.release_idle(0)
+        assert slots.held() == ["c"], "the newest stays"
+
+    asyncio.run(scenario())
+
+
+def test_a_release_that_cannot_be_loaded_does_not_stay() -> None:
+    faults = [ValueError("damaged")]
+
+    def load(one: ReleaseKey) -> str:
+        if faults:
+            raise faults.pop()
+        return one.id
+
+    async def scenario() -> None:
+        slots = ReleaseSlots(load)
+        with pytest.raises(ReleaseNotLoadedError, match="release a cannot be loaded: damaged"):
+            await slots.get(key("a"))
+        assert slots.held() == []
+        assert await slots.get(key("a")) == "a"
+
+    asyncio.run(scenario())
