@@ -4,16 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve test test-fast check docs format clean
+.PHONY: setup demo serve test test-fast fuzz audit check docs format clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml serve/vendor.py
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "s2s-ray needs Python 3.11 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true # on all cores; some packages' templates are no Python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m serve.vendor
 	touch $@
 
 demo: $(STAMP) ## a city, a trained model and a service that says where you are, below ./demo
@@ -30,6 +31,13 @@ test: $(STAMP) ## everything
 
 test-fast: $(STAMP) ## unit tests but the slowest, and one end-to-end run
 	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py tests/unit
+
+fuzz: $(STAMP) ## 20,000 damaged uploads against the application in process
+	S2S_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/unit/test_serve_fuzz.py
+
+audit: $(STAMP) ## known vulnerabilities of the locked dependencies; asks an online database
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/audit pip-audit
+	PYTHONPATH=$(VENV)/audit $(BIN)/python -m pip_audit --no-deps --disable-pip -r requirements.lock
 
 check: $(STAMP) docs
 	$(BIN)/ruff check .

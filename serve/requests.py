@@ -99,8 +99,11 @@ async def _files(body: bytes, request: Request, options: dict[bytes, bytes]) -> 
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    if b"boundary" not in options:
+    boundary = options.get(b"boundary")
+    if not boundary:
         raise RequestError(400, "The form has no boundary in its Content-Type.")
+    if b"--" + boundary + b"--" not in body:  # the parser takes the end of the body for the end of the form
+        raise RequestError(400, "The form is cut short: its closing boundary is missing.")
     most = request.app.state.service.args.max_images
     parser = MultiPartParser(request.headers, stream(), max_files=most, max_fields=0)
     try:
@@ -115,12 +118,14 @@ async def _files(body: bytes, request: Request, options: dict[bytes, bytes]) -> 
         raise RequestError(400, f"The form cannot be read: {error.message.rstrip('.')}.") from None
     except (ValueError, KeyError, LookupError) as error:
         raise RequestError(400, f"The form cannot be read: {error}.") from None
-    files = [part for _, part in fields.multi_items() if isinstance(part, UploadFile)]
-    try:
-        images = [Image(part.filename or "", await part.read()) for part in files]
     finally:
-        for part in files:
-            await part.close()
+        files = parser._files_to_close_on_error  # every file it has opened, also those whose part never ended
+    try:
+        parts = [part for _, part in fields.multi_items() if isinstance(part, UploadFile)]
+        images = [Image(part.filename or "", await part.read()) for part in parts]
+    finally:
+        for file in files:
+            file.close()
     if not images:
         raise RequestError(400, "The form has no image; send each as a part with a filename.")
     return images

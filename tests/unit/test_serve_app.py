@@ -8,7 +8,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,103 +39,18 @@ from s2s_ray.prior import Box, Circle
 from serve import answers
 from serve.app import build
 from serve.deployments import StreetEmbedding
-from serve.exchange import Service
 from serve.ingress import create_api
-from serve.releases import ReleaseKey, ReleaseNotLoadedError, ServedRelease, resolve
+from serve.releases import ReleaseKey, ReleaseNotLoadedError, resolve
 from serve.requests import negotiate
-from serve.rollout import Rollout
-from serve.schemas import IndexDescription, ModelInfo, finite
+from serve.schemas import finite
 from serve.settings import ModelScaling, ServeArgs
+from tests.serve_fakes import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
 )
-HEIGHT, WIDTH, COUNT = 32, 72, 12
-GEOMETRY = ViewGeometry(HEIGHT, WIDTH)
-RELEASE = ServedRelease(
-    ReleaseKey("run-7-abcdef01", "checkpoint", "index"),
-    GEOMETRY,
-    ModelInfo(
-        release="run-7-abcdef01", run="run", step=7, epoch=1, metrics={"recall_at_1": None},
-        height=HEIGHT, width=WIDTH, descriptor_size=4, panorama_rows=None,
-        index=IndexDescription(kind="flat", count=COUNT, dataset="d", split="test"),
-    ),
-)  # fmt: skip
 SECRET = "correct-horse"
 TOKEN = {"name": "a", "sha256": "0" * 64}
-
-
-class Fake:
-    """A deployment handle that answers from a function and remembers what it was asked."""
-
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        self.answer = answer
-        self.calls: list[tuple[Any, ...]] = []
-
-    async def remote(self, key: ReleaseKey, *args: Any) -> Any:
-        assert key == RELEASE.key
-        self.calls.append(args)
-        answer = self.answer(*args)
-        return await answer if asyncio.iscoroutine(answer) else (answer, 0.25)
-
-    def broadcast(self, method: str, *_args: Any) -> Any:
-        class Answer:
-            async def results_async(self, **_options: Any) -> list[Any]:
-                return [[RELEASE.id]] if method == "held" else [None]
-
-        return Answer()
-
-
-class FakeRecorder:
-    """Figures, kept."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, int, int]] = []
-        self.stages: dict[str, float] = {}
-        self.retries: list[str] = []
-
-    def request(self, endpoint: str, status: int, seconds: float, images: int) -> None:
-        assert 0 <= seconds < 60
-        self.requests.append((endpoint, status, images))
-
-    def stage(self, stage: str, seconds: float) -> None:
-        self.stages[stage] = seconds
-
-    def retried(self, deployment: str) -> None:
-        self.retries.append(deployment)
-
-    def serving(self, release: str, before: str | None, tiles: int) -> None: ...
-
-
-class Fakes:
-    """All deployments: descriptors say which one made them, synthesis gives the view back."""
-
-    def __init__(self) -> None:
-        self.street = Fake(lambda _view: np.array([1, 0, 0, 0], np.float32))
-        self.satellite = Fake(lambda _view: np.array([0, 1, 0, 0], np.float32))
-        self.synthesis = Fake(lambda view: view.transpose(1, 2, 0))
-        self.search: Any = Fake(lambda _descriptor, k, _prior: [match(rank) for rank in range(1, k + 1)])
-        self.search.thumbnail = Fake(lambda id: b"jpeg" if id == "tile-1" else None)
-        self.search.examples = Fake(
-            lambda: [{"id": "e", "latitude": 1.0, "longitude": None, "street": b"street", "tile": b"tile"}]
-        )
-        self.recorder = FakeRecorder()
-        self.settings: dict[str, Any] = {}
-        self.current: ServedRelease | None = RELEASE
-
-    def service(self, decoders: ThreadPoolExecutor) -> Service:
-        limits = {"max_upload_mb": 0.01, "max_megapixels": 0.1, "max_images": 3, "retry_after_s": 1.5}
-        args = ServeArgs(checkpoint="c", index="i", **{**limits, **self.settings})
-        handles = {name: getattr(self, name) for name in ("street", "satellite", "synthesis", "search")}
-        rollout = Rollout(args, handles, lambda _release, _before: None)
-        rollout.current = self.current
-        return Service(args, rollout, handles, decoders, self.recorder)
-
-
-def match(rank: int) -> dict[str, Any]:
-    place = {"latitude": 50.0, "longitude": None if rank == 1 else 7.0}
-    metres = {"easting": 1.0, "northing": 2.0, "zone": 32632}
-    return {"rank": rank, "id": f"tile-{rank}", **place, **metres, "descriptor_distance": 0.1 * rank}
 
 
 @pytest.fixture
@@ -168,12 +83,6 @@ def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> 
 def form(fakes: Fakes, path: str, *images: NDArray[np.uint8], **options: Any) -> httpx.Response:
     files = [("image", (f"{place}.png", encode(pixels, "png"))) for place, pixels in enumerate(images)]
     return ask(fakes, "POST", path, files=files, **options)
-
-
-def flat(height: int, width: int) -> NDArray[np.uint8]:
-    """Compressible pixels that differ along both axes."""
-    rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1).astype(np.uint8)
 
 
 def sentence(response: httpx.Response) -> str:
@@ -327,7 +236,8 @@ def test_model_health_and_documentation(fakes: Fakes) -> None:
         (encode(flat(400, 400), "webp"), {}, 413, "400 x 400 pixels, more than 100,000"),
         (b"x" * 10_001, {}, 413, "larger than 10,000 bytes"),
         (b"{}", {"content-type": "application/json"}, 415, "'application/json' is not taken"),
-        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form cannot be read"),
+        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form is cut short"),
+        (b"x--b--", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form cannot be read"),
         (b"x", {"content-type": "multipart/form-data"}, 400, "no boundary"),
         (b"--b--\r\n", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form has no image"),
         (encode(flat(60, 40), "png"), {}, 422, "40 x 60 pixels"),

@@ -1,0 +1,45 @@
+"""Damaged uploads against the application in process: each gets an answer, and none is a failure of the service.
+
+`make fuzz` sends 20,000 of them; `make test` the first 500 of the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from serve.ingress import create_api
+from tests.mutations import uploads
+from tests.serve_fakes import Fakes
+
+COUNT = int(os.environ.get("S2S_FUZZ", "500"))
+DOCUMENTED = {200, 400, 406, 413, 415, 422}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what Pillow says of damaged TIFF and EXIF
+def test_no_upload_makes_the_service_fail() -> None:
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a line for each damaged form
+    statuses: Counter[int] = Counter()
+
+    async def send() -> None:
+        with ThreadPoolExecutor(2) as decoders:
+            transport = httpx.ASGITransport(create_api(Fakes().service(decoders)))
+            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+                for number, (path, params, headers, content) in enumerate(uploads(0, COUNT)):
+                    answer = await client.post(path, params=params, headers=headers, content=content)
+                    statuses[answer.status_code] += 1
+                    assert answer.status_code in DOCUMENTED, (number, answer.status_code, answer.text)
+                    if answer.status_code != 200:
+                        assert answer.json()["error"].endswith("."), (number, answer.text)
+
+    asyncio.run(send())
+    print(f"\n{COUNT} uploads: {dict(sorted(statuses.items()))}")
+    assert set(statuses) >= {200, 400, 415, 422}, "the damage is of all kinds"
+    assert statuses[200] > COUNT // 20
