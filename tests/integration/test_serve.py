@@ -2,145 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import numpy as np
-import pyarrow as pa
 import pytest
-import torch
-import yaml
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
-from s2s_ray import registry, storage
-from s2s_ray.checkpoint import save_model
-from s2s_ray.config import ModelConfig
 from s2s_ray.data.images import decode, encode
-from s2s_ray.index import IndexInfo, ReferenceIndex
-from s2s_ray.inference import Embedder, Localizer, Synthesizer
-from s2s_ray.model.s2s import S2S
+from s2s_ray.inference import Synthesizer
+from tests.integration.served import TILES, TINY, Running, noise, replicas, running_in
+from tests.mutations import uploads
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
-TILES = 7
-
-
-class Running(NamedTuple):
-    """The service and what it serves."""
-
-    http: httpx.Client
-    release: registry.Release
-    localizer: Localizer
-    started_after_s: float
-
-
-def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def release_in(folder: Path) -> registry.Release:
-    """A randomly initialised model with an index of noise tiles, published and promoted."""
-    torch.manual_seed(5)
-    model = S2S(TINY).eval()
-    checkpoint, index = str(folder / "checkpoint"), str(folder / "index")
-    geometry = {"height": 32, "width": 72, "panorama_rows": [0.25, 0.75]}
-    meta = {"run": "tiny", "step": 3, "epoch": 1, "metrics": {"recall_at_1": 0.5}, "dataset": {"geometry": geometry}}
-    save_model(model, meta, folder / "local")
-    storage.publish(folder / "local", checkpoint)
-    mark = registry.fingerprint(checkpoint)
-    info = IndexInfo(
-        dimension=TINY.descriptor_size, count=TILES, checkpoint=mark, dataset="noise", dataset_digest="-", split="test"
-    )
-    columns: dict[str, Any] = {"id": [f"tile-{row}" for row in range(TILES)]}
-    columns |= {name: [50.0 + row for row in range(TILES)] for name in ("latitude", "longitude", "easting", "northing")}
-    table = pa.table({**columns, "zone": pa.array([32632] * TILES, pa.int32())})
-    descriptors = Embedder(model).satellite([noise(48, 48, row) for row in range(TILES)])
-    ReferenceIndex.build(info, descriptors, table).save(index)
-    release = registry.publish(str(folder / "registry"), "demo", checkpoint, index)
-    return registry.promote(str(folder / "registry"), "demo", release.id)
-
-
-def configuration(folder: Path, port: int) -> Path:
-    """The project's own `serve/config.yaml`, on a free port, with queues short enough to overflow."""
-    tree = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
-    tree["http_options"]["port"] = port
-    [application] = tree["applications"]
-    application["args"] |= {"registry": str(folder / "registry"), "name": "demo", "max_upload_mb": 0.5}
-    application["args"]["synthesis"] = {
-        "num_cpus": 0.2, "max_replicas": 1, "max_batch": 1, "max_ongoing_requests": 1, "max_queued_requests": 1,
-    }  # fmt: skip
-    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("service")
-    release = release_in(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ray_folder = tempfile.mkdtemp(prefix="s2s")  # short: Ray's socket names have a limit of 107 bytes
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": ray_folder,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(ROOT),
+    """The service with a queue short enough to overflow."""
+    synthesis = {
+        "num_cpus": 0.2,
+        "max_replicas": 1,
+        "max_batch": 1,
+        "max_ongoing_requests": 1,
+        "max_queued_requests": 1,
     }
-    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local"]
-    log = (folder / "serve.log").open("wb")
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [*command, str(configuration(folder, port))],
-        cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-        # Ctrl-C is ignored in what a shell runs in the background, and that is inherited
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
-            wait_until_it_answers(http, process, folder / "serve.log")
-            assert release.index_uri is not None
-            localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
-            yield Running(http, release, localizer, time.monotonic() - started)
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.close()
-        shutil.rmtree(ray_folder, ignore_errors=True)
-
-
-def wait_until_it_answers(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        with suppress(httpx.TransportError):
-            if http.get("/readyz").status_code == 200:
-                return
-        time.sleep(0.3)
-    raise AssertionError(f"no answer within 180 s:\n{log.read_text()}")
+    with running_in(tmp_path_factory.mktemp("service"), max_upload_mb=0.5, synthesis=synthesis) as service:
+        yield service
 
 
 def post(running: Running, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx.Response:
@@ -228,6 +121,84 @@ def test_overload_is_answered_at_once_and_the_service_goes_on(running: Running) 
             assert answer.headers["retry-after"] == "1"
             assert "try again later" in answer.json()["error"]
     assert post(running, "/v1/synthesize", tile).status_code == 200
+
+
+def figures(running: Running) -> Counter[tuple[str, ...]]:
+    """Sums over all replicas: requests by path and status, counted latencies by path, batched images."""
+    sums: Counter[tuple[str, ...]] = Counter()
+    for family in text_string_to_metric_families(running.http.get("/metrics").text):
+        for sample in family.samples:
+            label = sample.labels.get
+            if sample.name == "ray_s2s_requests_total":
+                sums["requests", label("endpoint", ""), label("status", "")] += int(sample.value)
+            elif sample.name == "ray_s2s_request_seconds_count":
+                sums["timed", label("endpoint", "")] += int(sample.value)
+            elif sample.name == "ray_s2s_batch_size_sum":
+                sums["batched", label("deployment", "")] += int(sample.value)
+            elif sample.name == "ray_s2s_release" and sample.value == 1:
+                sums["release", label("release", "")] = 1
+            elif sample.name == "ray_s2s_index_tiles":
+                sums["tiles",] = max(sums["tiles",], int(sample.value))
+    return sums
+
+
+def settled(running: Running) -> Counter[tuple[str, ...]]:
+    """The figures once they no longer change but for the scraping itself."""
+    before = figures(running)
+    for _ in range(20):
+        time.sleep(2.5)
+        after = figures(running)
+        if {key: value for key, value in after.items() if "/metrics" not in key} == {
+            key: value for key, value in before.items() if "/metrics" not in key
+        }:
+            return after
+        before = after
+    raise AssertionError("the figures never rest")
+
+
+def test_the_figures_agree_with_what_clients_count(running: Running) -> None:
+    before = settled(running)
+    panorama, tile = noise(60, 120, 1), noise(48, 48, 2)
+    asked = [("/v1/localize", panorama)] * 12 + [("/v1/embed/satellite", tile)] * 9 + [("/v1/embed/street", tile)] * 5
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: (one[0], post(running, *one).status_code), asked))
+    counted = Counter(("requests", path, str(status)) for path, status in answers)
+    assert counted["requests", "/v1/embed/street", "422"] == 5
+    after = settled(running)
+    grown = {key: after[key] - before[key] for key in counted}
+    assert grown == dict(counted)
+    for path in ("/v1/localize", "/v1/embed/satellite", "/v1/embed/street"):
+        total = sum(count for key, count in counted.items() if key[1] == path)
+        assert after["timed", path] - before["timed", path] == total
+    batched = {
+        name: after["batched", name] - before["batched", name] for name in ("StreetEmbedding", "SatelliteEmbedding")
+    }
+    assert batched == {"StreetEmbedding": 12, "SatelliteEmbedding": 9}
+    assert after["release", running.release.id] == 1
+    assert after["tiles",] == TILES
+
+
+def test_damaged_uploads_kill_nothing(running: Running) -> None:
+    names = ("Ingress", "StreetEmbedding", "SatelliteEmbedding", "Synthesis", "Search")
+    before = {name: replicas(running, name) for name in names}
+    statuses: Counter[int] = Counter()
+    for path, params, headers, content in uploads(7, 500):
+        statuses[running.http.post(path, params=params, headers=headers, content=content).status_code] += 1
+    print(f"\n500 damaged uploads through Serve: {dict(sorted(statuses.items()))}")
+    assert set(statuses) <= {200, 400, 406, 413, 415, 422}
+    assert {name: replicas(running, name) for name in names} == before
+
+
+def test_a_deadline_drops_what_has_not_begun(running: Running) -> None:
+    """Twenty callers with no patience, then one with: it does not wait for the twenty."""
+    tile = noise(48, 48, 0)
+    with ThreadPoolExecutor(20) as pool:
+        impatient = list(
+            pool.map(lambda _: post(running, "/v1/embed/satellite", tile, headers={"s2s-timeout": "0.002"}), range(20))
+        )
+    assert {answer.status_code for answer in impatient} <= {200, 504}
+    assert 504 in {answer.status_code for answer in impatient}
+    assert post(running, "/v1/embed/satellite", tile).status_code == 200
 
 
 def test_it_starts_in_well_under_a_minute(running: Running) -> None:

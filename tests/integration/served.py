@@ -1,0 +1,163 @@
+"""`serve run` of the project's own configuration as a process, for the tests of the service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from s2s_ray import registry, storage
+from s2s_ray.checkpoint import save_model
+from s2s_ray.config import ModelConfig
+from s2s_ray.index import IndexInfo, ReferenceIndex
+from s2s_ray.inference import Embedder, Localizer
+from s2s_ray.model.s2s import S2S
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ModelConfig(
+    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
+)
+TILES = 7
+
+
+class Running(NamedTuple):
+    """The service, its process and what it serves."""
+
+    http: httpx.Client
+    url: str
+    root: str
+    release: registry.Release
+    localizer: Localizer
+    process: subprocess.Popen[bytes]
+    started_after_s: float
+
+
+def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def publish(folder: Path, seed: int, root: str) -> registry.Release:
+    """A randomly initialised model with an index of noise tiles, published as a release of `demo`."""
+    folder = folder / str(seed)
+    torch.manual_seed(seed)
+    model = S2S(TINY).eval()
+    checkpoint, index = str(folder / "checkpoint"), str(folder / "index")
+    geometry = {"height": 32, "width": 72, "panorama_rows": [0.25, 0.75]}
+    meta: dict[str, Any] = {
+        "run": "tiny",
+        "step": 3,
+        "epoch": 1,
+        "metrics": {"recall_at_1": 0.5},
+        "dataset": {"geometry": geometry},
+    }
+    save_model(model, meta, folder / "local")
+    storage.publish(folder / "local", checkpoint)
+    mark = registry.fingerprint(checkpoint)
+    info = IndexInfo(
+        dimension=TINY.descriptor_size, count=TILES, checkpoint=mark, dataset="noise", dataset_digest="-", split="test"
+    )
+    columns: dict[str, Any] = {"id": [f"tile-{row}" for row in range(TILES)]}
+    columns |= {name: [50.0 + row for row in range(TILES)] for name in ("latitude", "longitude", "easting", "northing")}
+    table = pa.table({**columns, "zone": pa.array([32632] * TILES, pa.int32())})
+    descriptors = Embedder(model).satellite([noise(48, 48, row) for row in range(TILES)])
+    ReferenceIndex.build(info, descriptors, table).save(index)
+    return registry.publish(root, "demo", checkpoint, index)
+
+
+def configuration(folder: Path, port: int, root: str, changes: dict[str, Any]) -> Path:
+    """The project's own `serve/config.yaml`, on a free port, with some arguments changed."""
+    tree = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
+    tree["http_options"]["port"] = port
+    [application] = tree["applications"]
+    application["args"] |= {"registry": root, "name": "demo", **changes}
+    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def running_in(folder: Path, **changes: Any) -> Iterator[Running]:
+    """`serve run` of the configuration on a private cluster, until the block ends."""
+    root = str(folder / "registry")
+    release = publish(folder, 5, root)
+    registry.promote(root, "demo", release.id)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray_folder = tempfile.mkdtemp(prefix="s2s")  # short: Ray's socket names have a limit of 107 bytes
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": ray_folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # figures and autoscaling that do not keep the tests waiting
+        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local"]
+    log = (folder / "serve.log").open("wb")
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [*command, str(configuration(folder, port, root, changes))],
+        cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        # Ctrl-C is ignored in what a shell runs in the background, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        url = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+            wait_until_it_answers(http, process, folder / "serve.log")
+            assert release.index_uri is not None
+            localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
+            yield Running(http, url, root, release, localizer, process, time.monotonic() - started)
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.close()
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def wait_until_it_answers(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        with suppress(httpx.TransportError):
+            if http.get("/readyz").status_code == 200:
+                return
+        time.sleep(0.3)
+    raise AssertionError(f"no answer within 180 s:\n{log.read_text()}")
+
+
+def replicas(running: Running, deployment: str) -> list[int]:
+    """Process ids of the replicas of a deployment."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            session = int(stat.read_text().rpartition(")")[2].split()[3])
+            if session == running.process.pid and command.startswith(f"ray::ServeReplica:s2s:{deployment}"):
+                found.append(int(stat.parent.name))
+    return sorted(found)
