@@ -27,18 +27,18 @@ async function ask(path, options = {}) {
     + (wait && answer.status === 503 ? ` (In ${wait} s it may go.)` : ""));
 }
 
-const pictures = new Map();  // by path: promises of object URLs, since an <img> cannot send a token
+const pictures = new Map();  // by path: promises of blobs, since an <img> cannot send a token
 function picture(path) {
   if (!pictures.has(path)) {
-    const url = ask(path).then(async (answer) => URL.createObjectURL(await answer.blob()));
-    url.catch(() => pictures.delete(path));
-    pictures.set(path, url);
+    const blob = ask(path).then((answer) => answer.blob());
+    blob.catch(() => pictures.delete(path));
+    pictures.set(path, blob);
   }
   return pictures.get(path);
 }
 
 function show(image, path) {
-  picture(path).then((url) => { image.src = url; }).catch(() => { image.hidden = true; });
+  picture(path).then((blob) => { image.src = URL.createObjectURL(blob); }).catch(() => { image.hidden = true; });
 }
 
 function degrees(value) {
@@ -241,7 +241,7 @@ function exampleButton(place, kind, open) {
   image.alt = `${kind === "street" ? "Panorama" : "Tile"} of ${place.id}`;
   show(image, place[kind]);
   button.append(image);
-  button.addEventListener("click", async () => open(await (await fetch(await picture(place[kind]))).blob(), place));
+  button.addEventListener("click", async () => open(await picture(place[kind]), place));
   return button;
 }
 

@@ -45,6 +45,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
     for number in range(TILES):
         place = {"latitude": 48.1 + 0.001 * number, "longitude": 11.5 + 0.001 * (number % 3)}
         pairs.add(f"place-{number}", "test", tile=64, **place)
+    for number in range(2):  # a data set has these too
+        pairs.add(f"train-{number}", "train")
+        pairs.add(f"val-{number}", "val")
     config = pairs.config(folder / "data", keep_tiles=True)
     prepare(config)
     torch.manual_seed(1)
