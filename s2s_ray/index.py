@@ -1,7 +1,7 @@
 """The reference index: descriptors of a region's satellite tiles and where the tiles are, searched by descriptor.
 
-A saved index is a published directory: `index.faiss`, `entries.parquet` (one row per tile, in the order of the
-vectors) and `index.json`, which names the checkpoint whose descriptors these are; the pictures of
+A saved index is a published directory: the files of its `s2s_ray.vectors`, `entries.parquet` (one row per tile, in
+the order of the vectors) and `index.json`, which names the checkpoint whose descriptors these are; the pictures of
 `s2s_ray.pictures` where it was built from a data set.
 """
 
@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,9 +23,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from s2s_ray import storage
+from s2s_ray import storage, vectors
 from s2s_ray.pictures import Pictures, write_pictures
 from s2s_ray.prior import Prior
+from s2s_ray.vectors import INDEX_FILE as INDEX_FILE
+from s2s_ray.vectors import Descriptors as Descriptors
+from s2s_ray.vectors import Kind, Vectors
 
 if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
     from s2s_ray.data.dataset import PairDataset
@@ -35,11 +37,9 @@ if TYPE_CHECKING:  # a process that only searches needs neither the model nor th
     from s2s_ray.data.views import ViewGeometry
     from s2s_ray.model.s2s import S2S
 
-INDEX_FILE = "index.faiss"
 ENTRIES_FILE = "entries.parquet"
 INFO_FILE = "index.json"
 
-Descriptors = NDArray[np.float32]
 _COLUMNS = pa.schema(
     [
         ("id", pa.string()),
@@ -79,7 +79,7 @@ class IndexInfo(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     format: Literal[1] = 1
-    kind: Literal["flat"] = "flat"
+    kind: Kind = "flat"
     dimension: int
     count: int
     checkpoint: str
@@ -108,19 +108,18 @@ class IndexInfo(BaseModel):
 
 
 class ReferenceIndex:
-    """Exact search by inner product over unit descriptors, with the place of each."""
+    """Unit descriptors that are searched by inner product, with the place of each."""
 
-    def __init__(
-        self, info: IndexInfo, vectors: faiss.Index, entries: pa.Table, pictures: Pictures | None = None
-    ) -> None:
+    def __init__(self, info: IndexInfo, found_by: Vectors, entries: pa.Table, pictures: Pictures | None = None) -> None:
         """`entries` has one row per vector, in their order, with the columns of `entries.parquet`."""
-        if not (vectors.d == info.dimension and vectors.ntotal == entries.num_rows == info.count):
+        count, dimension = found_by.shape
+        if not (dimension == info.dimension and count == entries.num_rows == info.count):
             raise ReferenceIndexError(
-                f"{INDEX_FILE} has {vectors.ntotal} vectors of {vectors.d} numbers and {ENTRIES_FILE} has "
+                f"{INDEX_FILE} has {count} vectors of {dimension} numbers and {ENTRIES_FILE} has "
                 f"{entries.num_rows} rows, but {INFO_FILE} says {info.count} of {info.dimension}"
             )
         self.info = info
-        self._vectors = vectors
+        self._vectors = found_by
         self._entries = entries.combine_chunks()
         self._latitudes, self._longitudes = (_floats(entries.column(name)) for name in ("latitude", "longitude"))
         self.pictures = pictures
@@ -128,10 +127,25 @@ class ReferenceIndex:
 
     @classmethod
     def build(cls, info: IndexInfo, descriptors: Descriptors, entries: pa.Table) -> Self:
-        """Index unit descriptors, count x dimension."""
-        vectors = faiss.IndexFlatIP(info.dimension)
-        vectors.add(np.ascontiguousarray(descriptors, dtype=np.float32))
-        return cls(info, vectors, entries)
+        """Index unit descriptors, count x dimension; `info.kind` becomes what suits their number."""
+        built = vectors.build(descriptors)
+        return cls(info.model_copy(update={"kind": built.kind}), built, entries)
+
+    def with_more(self, descriptors: Descriptors, entries: pa.Table, folder: Path) -> Self:
+        """A new index with more tiles at the end, without training again; pictures are not carried over.
+
+        Args:
+            descriptors: n x dimension, of the same checkpoint.
+            entries: n rows with the columns of `entries.parquet`; ids that are in the index already are refused.
+            folder: where files go that are too large for memory; it must outlive the index.
+        """
+        known = set(self._entries.column("id").to_pylist())
+        twice = [id for id in entries.column("id").to_pylist() if id in known]
+        if twice:
+            raise ReferenceIndexError(f"{len(twice)} tiles are in the index already: {', '.join(twice[:5])}")
+        more = self._vectors.with_more(descriptors, folder)
+        info = self.info.model_copy(update={"count": self.info.count + len(descriptors)})
+        return type(self)(info, more, pa.concat_tables([self._entries, entries.cast(self._entries.schema)]))
 
     def __len__(self) -> int:
         return self.info.count
@@ -168,21 +182,11 @@ class ReferenceIndex:
         k = k if inside is None else min(k, len(inside))
         if not k:
             return [[] for _ in queries]
-        similarities, rows = self._nearest(queries, k, inside)
+        similarities, rows = self._vectors.search(queries, k, inside)
         distances = np.clip(2 - 2 * similarities.astype(np.float64), 0, 4)
         order = np.lexsort((rows, distances), axis=1)
         rows, distances = np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
         return [self._matches(*one) for one in zip(rows, distances, strict=True)]
-
-    def _nearest(
-        self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        chosen = None
-        if inside is not None:
-            chosen = faiss.SearchParameters()
-            chosen.sel = selector = faiss.IDSelectorBatch(inside)  # noqa: F841 - FAISS keeps no reference of its own
-        similarities, rows = self._vectors.search(queries, k, params=chosen)
-        return similarities, rows
 
     def _matches(self, rows: NDArray[np.int64], distances: NDArray[np.float64]) -> list[Match]:
         places = self._entries.take(pa.array(rows)).to_pylist()
@@ -195,7 +199,7 @@ class ReferenceIndex:
         """Publish the index at a URI. Raises StorageError."""
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            faiss.write_index(self._vectors, str(directory / INDEX_FILE))
+            self._vectors.save(directory)
             pq.write_table(self._entries, directory / ENTRIES_FILE)
             (directory / INFO_FILE).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
             if self._write_pictures is not None:
@@ -221,9 +225,8 @@ class ReferenceIndex:
             if missing:
                 raise storage.NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")
             info = _parse_info(json.loads((directory / INFO_FILE).read_bytes()), uri)
-            vectors = faiss.read_index(str(directory / INDEX_FILE))
             entries = pq.read_table(directory / ENTRIES_FILE, schema=_COLUMNS)
-            return cls(info, vectors, entries, Pictures(directory))
+            return cls(info, vectors.load(info.kind, directory), entries, Pictures(directory))
 
 
 def read_info(uri: str) -> IndexInfo:

@@ -25,6 +25,7 @@ from s2s_ray.index import (
     read_info,
 )
 from s2s_ray.model.s2s import S2S
+from s2s_ray.prior import Box
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
@@ -193,3 +194,27 @@ class Tiles:
 
     def __getitem__(self, row: int) -> SimpleNamespace:
         return SimpleNamespace(polar=self._polar[row])
+
+
+def test_only_tiles_inside_the_prior_are_found() -> None:
+    """Tile r lies at 50 + r degrees; tile 1 nowhere."""
+    box = Box(0, 51.5, 90, 55.5)
+    for k in (1, 3, 9):
+        found = {match.id for match in index().search(unit(1, 6), k, box)[0]}
+        assert found <= {f"tile-{row}" for row in (2, 3, 4, 5)}
+        assert len(found) == min(k, 4)
+    [matches] = index().search(unit(1, 6), 9, box)
+    everywhere = [match for match in index().search(unit(1, 6), 9)[0] if match.id in {one.id for one in matches}]
+    assert [match.id for match in matches] == [match.id for match in everywhere]
+    assert index().search(unit(2, 6), 3, Box(0, 0, 1, 1)) == [[], []]
+
+
+def test_tiles_are_added_without_building_again(tmp_path: Path) -> None:
+    more = entries(2).set_column(0, "id", pa.array(["new-0", "new-1"]))
+    longer = index().with_more(unit(2, 6, seed=9), more, tmp_path)
+    assert (len(index()), len(longer)) == (9, 11)
+    assert longer.search(unit(2, 6, seed=9), 1)[1][0].id == "new-1"
+    longer.save(str(tmp_path / "longer"))
+    assert ReferenceIndex.load(str(tmp_path / "longer")).search(unit(1, 6), 4) == longer.search(unit(1, 6), 4)
+    with pytest.raises(ReferenceIndexError, match="1 tiles are in the index already: tile-1"):
+        longer.with_more(unit(1, 6), entries(2).slice(1), tmp_path)

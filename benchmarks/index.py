@@ -1,0 +1,161 @@
+"""Approximate search against exact search: recall, time of one query on one thread, memory, time to build.
+
+    python benchmarks/index.py                              1,000,000 x 2048 made-up descriptors
+    python benchmarks/index.py --count 100000               fewer
+    python benchmarks/index.py --descriptors FILE.npy       N x D real ones, the last 500 rows being the queries
+
+The made-up ones lie on a sphere of 64 dimensions turned into 2048, with noise in all of them; a query is its match
+turned away until their cosine is between 0.5 and 0.8, half of the way within the 64 dimensions and half in all.
+The measurement runs in a process of its own that has only loaded the index; the file's pages are dropped from memory
+first for the cold figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from s2s_ray.vectors import HALVES_FILE, CompressedVectors
+
+DIMENSION, INTRINSIC, NOISE = 2048, 64, 0.1
+QUERIES, CHUNK, K = 200, 20_000, 10
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class Made:
+    """Descriptors by row, without holding them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        generator = np.random.default_rng(0)
+        self._turn = np.linalg.qr(generator.normal(size=(DIMENSION, INTRINSIC)))[0].T.astype(np.float32)
+
+    def chunk(self, start: int) -> np.ndarray:
+        generator = np.random.default_rng([1, start])
+        size = min(CHUNK, self.count - start)
+        latent = unit(generator.standard_normal((size, INTRINSIC), np.float32))
+        noise = generator.standard_normal((size, DIMENSION), np.float32) * np.float32(NOISE / DIMENSION**0.5)
+        return unit(latent @ self._turn + noise)
+
+    def queries(self) -> np.ndarray:
+        generator = np.random.default_rng(2)
+        matches = self.chunk(0)[:QUERIES]
+        inner = unit(generator.normal(size=(QUERIES, INTRINSIC)) @ self._turn)
+        away = unit(inner + unit(generator.normal(size=(QUERIES, DIMENSION))))
+        away = unit(away - (away * matches).sum(1, keepdims=True) * matches)
+        cosines = generator.uniform(0.5, 0.8, (QUERIES, 1))
+        return (cosines * matches + np.sqrt(1 - cosines**2) * away).astype(np.float32)
+
+
+def exact(chunks, queries: np.ndarray) -> np.ndarray:
+    """Rows of the K nearest, by full-precision inner products."""
+    best, rows = np.full((len(queries), K), -2.0, np.float32), np.zeros((len(queries), K), np.int64)
+    for start, chunk in chunks:
+        similarities = np.concatenate([best, queries @ chunk.T], axis=1)
+        ids = np.concatenate(
+            [rows, np.broadcast_to(np.arange(start, start + len(chunk)), (len(queries), len(chunk)))], 1
+        )
+        top = np.argpartition(-similarities, K, axis=1)[:, :K]
+        best, rows = np.take_along_axis(similarities, top, 1), np.take_along_axis(ids, top, 1)
+    return rows
+
+
+def memory() -> dict[str, int]:
+    """This process's memory in kB, by the names of /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("Rss", "VmHWM"))}
+
+
+def build(folder: Path, count: int, file: str | None) -> None:
+    """Write the index, the queries and the exact answers."""
+    if file is None:
+        made = Made(count)
+        queries = made.queries()
+        chunks = ((start, made.chunk(start)) for start in range(0, count, CHUNK))
+        shape = (count, DIMENSION)
+    else:
+        real = np.load(file).astype(np.float32)
+        queries, real = real[-500:], real[:-500]
+        chunks = ((start, real[start : start + CHUNK]) for start in range(0, len(real), CHUNK))
+        shape = real.shape
+    halves = np.memmap(folder / HALVES_FILE, np.float16, "w+", shape=shape)
+
+    def written():
+        for start, chunk in chunks:
+            halves[start : start + len(chunk)] = chunk
+            yield start, chunk
+
+    started = time.monotonic()
+    truth = exact(written(), queries)
+    made_s = time.monotonic() - started
+    halves.flush()
+    np.save(folder / "queries.npy", queries)
+    np.save(folder / "truth.npy", truth)
+    started = time.monotonic()
+    index = CompressedVectors.build(np.memmap(folder / HALVES_FILE, np.float16, "r", shape=shape))
+    faiss.write_index(index._index, str(folder / "index.faiss"))
+    peak = memory()["VmHWM"] / 1e6
+    print(f"{shape[0]:,} x {shape[1]}: built in {time.monotonic() - started:.0f} s "
+          f"(made and searched exactly in {made_s:.0f} s), peak {peak:.1f} GB with the mapped file")  # fmt: skip
+
+
+def measure(folder: Path) -> None:
+    """In a process of its own: load, ask, print JSON."""
+    faiss.omp_set_num_threads(1)
+    with (folder / HALVES_FILE).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    index = CompressedVectors.load(folder)
+    queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npy")
+    times: dict[str, list[float]] = {"cold": [], "warm": []}
+    for name in times:
+        hits = 0
+        for query, right in zip(queries, truth, strict=True):
+            started = time.perf_counter()
+            rows = index.search(query[None], K, None)[1][0]
+            times[name].append(time.perf_counter() - started)
+            hits += len(set(rows) & set(right))
+    status = memory()
+    figures = {
+        "recall_at_10": hits / truth.size,
+        **{f"{name}_median_ms": 1000 * float(np.median(taken)) for name, taken in times.items()},
+        **{f"{name}_p95_ms": 1000 * float(np.quantile(taken, 0.95)) for name, taken in times.items()},
+        "anonymous_mb": status["RssAnon"] / 1000,
+        "mapped_mb": status["RssFile"] / 1000,
+    }
+    print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--descriptors")
+    parser.add_argument("--folder", type=Path, help="Where the index is kept; default: a temporary folder.")
+    parser.add_argument("--measure", action="store_true", help="Only measure what the folder has.")
+    options = parser.parse_args()
+    if options.measure:
+        measure(options.folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        build(folder, options.count, options.descriptors)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--measure", "--folder", str(folder)]
+        subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

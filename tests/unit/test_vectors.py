@@ -1,0 +1,88 @@
+"""Compressed search against exact search, on a few thousand vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from s2s_ray import vectors
+from s2s_ray.vectors import CompressedVectors, FlatVectors
+
+COUNT, DIMENSION, K = 6000, 96, 10
+
+
+def unit(count: int, seed: int) -> NDArray[np.float32]:
+    """Unit vectors of a sphere of 24 dimensions, turned into 96, with some noise."""
+    turn = np.random.default_rng(0).normal(size=(24, DIMENSION))
+    generator = np.random.default_rng(seed)
+    drawn = generator.normal(size=(count, 24)) @ turn + 0.3 * generator.normal(size=(count, DIMENSION))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def descriptors() -> NDArray[np.float32]:
+    return unit(COUNT, 1)
+
+
+@pytest.fixture(scope="module")
+def compressed(descriptors: NDArray[np.float32]) -> CompressedVectors:
+    return CompressedVectors.build(descriptors.astype(np.float16))
+
+
+def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, right, strict=True)]))
+
+
+@pytest.mark.slow
+def test_nearly_all_of_the_nearest_are_found(descriptors: NDArray[np.float32], compressed: CompressedVectors) -> None:
+    queries = unit(50, 2)
+    right = FlatVectors.build(descriptors).search(queries, K, None)
+    found = compressed.search(queries, K, None)
+    assert recall(found[1], right[1]) > 0.95
+    same = found[1] == right[1]
+    np.testing.assert_allclose(found[0][same], right[0][same], atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exact_rows", [20_000, 100], ids=["exactly", "by candidates"])
+def test_an_area_is_respected(
+    descriptors: NDArray[np.float32], compressed: CompressedVectors, monkeypatch: pytest.MonkeyPatch, exact_rows: int
+) -> None:
+    monkeypatch.setattr(vectors, "_EXACT_ROWS", exact_rows)
+    inside = np.flatnonzero(np.random.default_rng(3).random(COUNT) < 0.1)
+    queries = unit(20, 4)
+    found = compressed.search(queries, K, inside)[1]
+    assert set(found.ravel()) <= set(inside)
+    right = inside[np.argsort(-(queries @ descriptors[inside].T), axis=1)[:, :K]]
+    assert recall(found, right) > 0.97
+    np.testing.assert_array_equal(np.sort(compressed.search(queries, 3, inside[:3])[1]), np.tile(inside[:3], (20, 1)))
+
+
+@pytest.mark.slow
+def test_saved_extended_and_loaded(compressed: CompressedVectors, tmp_path: Path) -> None:
+    more = unit(40, 5)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    compressed.save(tmp_path / "a")
+    longer = CompressedVectors.load(tmp_path / "a").with_more(more, tmp_path / "b")
+    assert longer.shape == (COUNT + 40, DIMENSION)
+    assert longer.search(more, 1, None)[1][:, 0].tolist() == list(range(COUNT, COUNT + 40))
+    (tmp_path / "c").mkdir()
+    longer.save(tmp_path / "c")
+    loaded = CompressedVectors.load(tmp_path / "c")
+    queries = unit(10, 6)
+    np.testing.assert_array_equal(loaded.search(queries, K, None)[1], longer.search(queries, K, None)[1])
+
+
+def test_small_galleries_are_exact() -> None:
+    few = unit(30, 7)
+    built = vectors.build(few)
+    assert built.kind == "flat"
+    similarities, rows = built.search(few[:4], 3, None)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
+    extended = built.with_more(unit(2, 8), Path())
+    assert (built.shape, extended.shape) == ((30, DIMENSION), (32, DIMENSION))
