@@ -146,7 +146,7 @@ class CompressedVectors:
         faiss.write_index(self._index, str(folder / INDEX_FILE))
         with (folder / HALVES_FILE).open("wb") as file:
             for start in range(0, len(self._halves), _CHUNK):
-                file.write(np.ascontiguousarray(self._halves[start : start + _CHUNK]))
+                file.write(self._halves[start : start + _CHUNK].tobytes())
 
     def _search_one(self, query: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         count = len(self._halves)
