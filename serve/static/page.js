@@ -133,8 +133,9 @@ function list(matches) {
     show(image, `v1/thumbnail?id=${encodeURIComponent(match.id)}&release=${encodeURIComponent(served.release)}`);
     const words = document.createElement("div");
     const place = match.latitude === null ? "position not known" : `${match.latitude.toFixed(6)}, ${match.longitude.toFixed(6)}`;
-    const far = match.distance_m === null ? "" : `, ${metres(match.distance_m)} from the true place`;
-    words.textContent = `${match.id} · ${place} · descriptor distance ${match.descriptor_distance.toFixed(3)}${far}`;
+    const lines = [match.id, place, `descriptor distance ${match.descriptor_distance.toFixed(3)}`];
+    if (match.distance_m !== null) lines.splice(1, 0, `${metres(match.distance_m)} from the true place`);
+    words.append(...lines.map((text) => Object.assign(document.createElement("p"), { textContent: text })));
     item.append(rank, image, words);
     const go = () => { if (map && match.latitude !== null) map.setView([match.latitude, match.longitude], 18); };
     item.addEventListener("click", go);
