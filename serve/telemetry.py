@@ -1,7 +1,9 @@
 """What the service counts and logs.
 
 The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` hands on what all nodes
-export (`serve.exporter`), so that they are right whichever ingress answers. The log has one JSON line per request.
+export (`serve.exporter`), so that they are right whichever ingress answers. Ray exports a histogram's counts exactly but
+makes up its sum from the middles of the buckets, so what is to be averaged is a counter beside it. The log has one
+JSON line per request.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class IngressMetrics(ProcessMetrics):
             "s2s_request_seconds", "Time from a request's arrival to its answer.", _SECONDS, ("endpoint",)
         )
         self._stages = Histogram("s2s_stage_seconds", "Time of one stage of one request.", _SECONDS, ("stage",))
+        self._spent = Counter("s2s_stage_spent_seconds", "Seconds spent in a stage, in all.", ("stage",))
         self._images = Counter("s2s_images", "Images in answered requests.", ("endpoint",))
         self._retries = Counter("s2s_retries", "Calls repeated after a replica was lost.", ("called",))
         self._release = Gauge("s2s_release", "1 for the release that requests are stamped with.", ("release",))
@@ -64,6 +67,7 @@ class IngressMetrics(ProcessMetrics):
     def stage(self, stage: str, seconds: float) -> None:
         assert stage in STAGES, stage
         self._stages.observe(seconds, {"stage": stage})
+        self._spent.inc(seconds, {"stage": stage})
 
     def retried(self, deployment: str) -> None:
         self._retries.inc(1, {"called": deployment})
@@ -82,9 +86,11 @@ class ModelMetrics(ProcessMetrics):
     def __init__(self) -> None:
         super().__init__()
         self._batches = Histogram("s2s_batch_size", "Images in one call of a model.", _SIZES)
+        self._batched = Counter("s2s_batched_images", "Images that the model was called with.")
 
     def batch(self, size: int) -> None:
         self._batches.observe(size)
+        self._batched.inc(size)
 
 
 class _JsonLines(logging.Formatter):

@@ -133,7 +133,7 @@ def figures(running: Running) -> Counter[tuple[str, ...]]:
                 sums["requests", label("endpoint", ""), label("status", "")] += int(sample.value)
             elif sample.name == "ray_s2s_request_seconds_count":
                 sums["timed", label("endpoint", "")] += int(sample.value)
-            elif sample.name == "ray_s2s_batch_size_sum":
+            elif sample.name == "ray_s2s_batched_images_total":
                 sums["batched", label("deployment", "")] += int(sample.value)
             elif sample.name == "ray_s2s_release" and sample.value == 1:
                 sums["release", label("release", "")] = 1
