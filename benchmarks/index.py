@@ -24,10 +24,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from s2s_ray.vectors import HALVES_FILE, CompressedVectors
+from s2s_ray.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors
 
 DIMENSION, INTRINSIC, NOISE = 2048, 64, 0.1
-QUERIES, CHUNK, K = 200, 20_000, 10
+QUERIES, CHUNK, K = 100, 20_000, 10
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -78,18 +78,19 @@ def memory() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("Rss", "VmHWM"))}
 
 
-def build(folder: Path, count: int, file: str | None) -> None:
-    """Write the index, the queries and the exact answers."""
+def make(folder: Path, count: int, file: str | None) -> None:
+    """Write the descriptors, the queries and the exact answers, unless they are there."""
+    if (folder / "truth.npy").is_file():
+        return
     if file is None:
         made = Made(count)
-        queries = made.queries()
+        queries, shape = made.queries(), (count, DIMENSION)
         chunks = ((start, made.chunk(start)) for start in range(0, count, CHUNK))
-        shape = (count, DIMENSION)
     else:
         real = np.load(file).astype(np.float32)
         queries, real = real[-500:], real[:-500]
-        chunks = ((start, real[start : start + CHUNK]) for start in range(0, len(real), CHUNK))
         shape = real.shape
+        chunks = ((start, real[start : start + CHUNK]) for start in range(0, len(real), CHUNK))
     halves = np.memmap(folder / HALVES_FILE, np.float16, "w+", shape=shape)
 
     def written():
@@ -99,16 +100,27 @@ def build(folder: Path, count: int, file: str | None) -> None:
 
     started = time.monotonic()
     truth = exact(written(), queries)
-    made_s = time.monotonic() - started
     halves.flush()
     np.save(folder / "queries.npy", queries)
+    (folder / "shape.json").write_text(json.dumps(shape))
     np.save(folder / "truth.npy", truth)
+    print(f"{shape[0]:,} x {shape[1]}: made and searched exactly in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def build(folder: Path) -> None:
+    """Build the index, unless it is there."""
+    if (folder / INDEX_FILE).is_file():
+        return
+    shape = tuple(json.loads((folder / "shape.json").read_text()))
     started = time.monotonic()
     index = CompressedVectors.build(np.memmap(folder / HALVES_FILE, np.float16, "r", shape=shape))
-    faiss.write_index(index._index, str(folder / "index.faiss"))
-    peak = memory()["VmHWM"] / 1e6
-    print(f"{shape[0]:,} x {shape[1]}: built in {time.monotonic() - started:.0f} s "
-          f"(made and searched exactly in {made_s:.0f} s), peak {peak:.1f} GB with the mapped file")  # fmt: skip
+    faiss.write_index(index._index, str(folder / INDEX_FILE))
+    seconds, used = time.monotonic() - started, memory()
+    print(
+        f"built in {seconds:.0f} s; at the end {used['RssAnon'] / 1e6:.1f} GB of memory, "
+        f"peak {used['VmHWM'] / 1e6:.1f} GB with the mapped file",
+        flush=True,
+    )
 
 
 def measure(folder: Path) -> None:
@@ -142,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--descriptors")
-    parser.add_argument("--folder", type=Path, help="Where the index is kept; default: a temporary folder.")
+    parser.add_argument("--folder", type=Path, help="Keeps what is made; the same command goes on there.")
     parser.add_argument("--measure", action="store_true", help="Only measure what the folder has.")
     options = parser.parse_args()
     if options.measure:
@@ -151,7 +163,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        build(folder, options.count, options.descriptors)
+        make(folder, options.count, options.descriptors)
+        build(folder)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--measure", "--folder", str(folder)]
         subprocess.run(command, env=environment, check=True)

@@ -25,7 +25,7 @@ HALVES_FILE = "vectors.f16"
 EXACT_BELOW = 50_000
 """Galleries up to this size are searched exactly."""
 
-_TRAINED_WITH = 100_000
+_TRAINED_WITH = 65_536
 _REDUCED = 128
 _CANDIDATES = 400
 _PROBED = 0.5  # of the lists

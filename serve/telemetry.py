@@ -1,9 +1,9 @@
 """What the service counts and logs.
 
 The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` hands on what all nodes
-export (`serve.exporter`), so that they are right whichever ingress answers. Ray exports a histogram's counts exactly but
-makes up its sum from the middles of the buckets, so what is to be averaged is a counter beside it. The log has one
-JSON line per request.
+export (`serve.exporter`), so that they are right whichever ingress answers. Ray exports a histogram's counts exactly
+but makes up its sum from the middles of the buckets, so what is to be averaged has a counter beside it. The log has
+one JSON line per request.
 """
 
 from __future__ import annotations

@@ -254,8 +254,8 @@ def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     accepted = np.array([answer.seconds for answer in answers if answer.status == 200])
     grown = sum(map(resident_mb, pids)) - before
     print(
-        f"\nopen loop of {RATE} requests/s: {summary(answers)}, accepted median "
-        f"{np.median(accepted):.2f} s and at most {accepted.max():.2f} s ({np.median(alone):.3f} s when alone), memory {grown:+.0f} MB"
+        f"\nopen loop of {RATE} requests/s: {summary(answers)}; accepted: median {np.median(accepted):.2f} s, at most "
+        f"{accepted.max():.2f} s; alone: {np.median(alone):.3f} s; memory {grown:+.0f} MB"
     )
     assert set(statuses) == {200, 503}
     assert statuses[503] > statuses[200]
