@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
@@ -121,8 +123,9 @@ def localize(
 ) -> None:
     """Where panoramas were taken: the nearest tiles of an index."""
     position = _position(true)
-    engine = _engine(url, checkpoint, index, device)
-    found = engine.localize(images, k, heading, _rows(rows), _prior(near, bbox), position)
+    area, kept = _prior(near, bbox), _rows(rows)
+    with _engine(url, checkpoint, index, device) as engine:
+        found = engine.localize(images, k, heading, kept, area, position)
     for image, matches in zip(images, found, strict=True):
         if as_json:
             typer.echo(json.dumps({"image": image, "matches": [match._asdict() for match in matches]}))
@@ -151,11 +154,12 @@ def embed(
     device: Device = "cpu",
 ) -> None:
     """Unit descriptors of panoramas or satellite images."""
-    engine = _engine(url, checkpoint, None, device)
-    if view == "street":
-        descriptors = engine.embed_street(images, heading, _rows(rows))
-    else:
-        descriptors = engine.embed_satellite(images, _layout(layout))
+    kept, unrolled = _rows(rows), _layout(layout)
+    with _engine(url, checkpoint, None, device) as engine:
+        if view == "street":
+            descriptors = engine.embed_street(images, heading, kept)
+        else:
+            descriptors = engine.embed_satellite(images, unrolled)
     with storage.local_faults(str(out)), out.open("wb") as file:
         np.save(file, descriptors, allow_pickle=False)
     typer.echo(f"{descriptors.shape[0]} descriptors of {descriptors.shape[1]} numbers in {out}")
@@ -174,7 +178,9 @@ def synthesize(
     targets = [out / f"{Path(storage.name(image)).stem}.png" for image in images]
     if len(set(targets)) < len(targets):
         raise OptionError("two of the images have the same name, and their views would too: draw them apart")
-    views = _engine(url, checkpoint, None, device).synthesize(images, _layout(layout))
+    unrolled = _layout(layout)
+    with _engine(url, checkpoint, None, device) as engine:
+        views = engine.synthesize(images, unrolled)
     for target, view in zip(targets, views, strict=True):
         storage.write_bytes(str(target), encode(view, "png"))
         typer.echo(str(target))
@@ -191,15 +197,18 @@ def token(
     typer.echo(f"token (shown once): {secret}\ntokens:\n  - {json.dumps(entry)}")
 
 
-def _engine(url: str | None, checkpoint: str | None, index: str | None, device: str) -> Engine:
+@contextmanager
+def _engine(url: str | None, checkpoint: str | None, index: str | None, device: str) -> Iterator[Engine]:
     if (url is None) == (checkpoint is None):
         raise OptionError("give --url of a service or --checkpoint, one of them")
     if url is not None:
         from s2s_ray.client import Client
 
-        return cast(Engine, Client(url, os.environ.get("S2S_TOKEN")))
-    assert checkpoint is not None
-    return Local(checkpoint, index, device)
+        with Client(url, os.environ.get("S2S_TOKEN")) as client:
+            yield cast(Engine, client)
+    else:
+        assert checkpoint is not None
+        yield Local(checkpoint, index, device)
 
 
 def _read(images: list[str]) -> list[Pixels]:

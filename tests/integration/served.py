@@ -48,6 +48,14 @@ class Running(NamedTuple):
     started_after_s: float
 
 
+def save_tiny(folder: Path, height: int, width: int) -> S2S:
+    """A randomly initialised model of that resolution, saved as a checkpoint's files."""
+    torch.manual_seed(1)
+    model = S2S(TINY.model_copy(update={"height": height, "width": width})).eval()
+    save_model(model, {"run": "page", "step": 1, "metrics": {}}, folder)
+    return model
+
+
 def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

@@ -11,21 +11,18 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import save_model
-from s2s_ray.config import ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.images import encode
 from s2s_ray.data.prepare import prepare
 from s2s_ray.index import build_index
-from s2s_ray.model.s2s import S2S
 from serve.page import VENDOR
 from serve.settings import ServeArgs
 from tests.conftest import PairFolder
 from tests.integration.direct import application, listening
+from tests.integration.served import save_tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -50,12 +47,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
         pairs.add(f"val-{number}", "val")
     config = pairs.config(folder / "data", keep_tiles=True)
     prepare(config)
-    torch.manual_seed(1)
-    tiny = ModelConfig(
-        height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-    )
-    model = S2S(tiny).eval()
-    save_model(model, {"run": "page", "step": 1, "metrics": {}}, folder / "local")
+    model = save_tiny(folder / "local", config.model.height, config.model.width)
     storage.publish(folder / "local", str(folder / "checkpoint"))
     mark = registry.fingerprint(str(folder / "checkpoint"))
     index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=mark, split="test")

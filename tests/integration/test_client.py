@@ -1,0 +1,187 @@
+"""The client and the verbs of `s2s` against the real application, and against the same model without it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from s2s_ray import registry, storage
+from s2s_ray.cli import main
+from s2s_ray.client import Client, ServiceError
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.images import decode, encode
+from s2s_ray.data.prepare import prepare
+from s2s_ray.index import build_index
+from s2s_ray.inference import Localizer, Synthesizer
+from s2s_ray.prior import Box, Circle
+from serve.settings import ServeArgs
+from tests.conftest import PairFolder
+from tests.integration.direct import application, listening
+from tests.integration.served import noise, save_tiny
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+TILES = 5
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
+    """A random model and an index of a few places."""
+    folder = tmp_path_factory.mktemp("client")
+    pairs = PairFolder(folder / "pairs")
+    for number in range(TILES):
+        pairs.add(f"place-{number}", "test", latitude=48.1 + 0.001 * number, longitude=11.5)
+    for split in ("train", "train", "val"):
+        pairs.add(f"{split}-{len(pairs.rows)}", split)
+    config = pairs.config(folder / "data")
+    prepare(config)
+    model = save_tiny(folder / "local", config.model.height, config.model.width)
+    storage.publish(folder / "local", str(folder / "checkpoint"))
+    mark = registry.fingerprint(str(folder / "checkpoint"))
+    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=mark, split="test")
+    index.save(str(folder / "index"))
+    return ServeArgs(checkpoint=str(folder / "checkpoint"), index=str(folder / "index"))
+
+
+@pytest.fixture(scope="module")
+def client(arguments: ServeArgs) -> Iterator[Client]:
+    with listening(application(arguments)) as url, Client(url) as asking:
+        yield asking
+
+
+@pytest.fixture(scope="module")
+def localizer(arguments: ServeArgs) -> Localizer:
+    return Localizer.load(str(arguments.checkpoint), str(arguments.index))
+
+
+@pytest.fixture(scope="module")
+def panoramas() -> list[NDArray[np.uint8]]:
+    """More than fit into one request of the client."""
+    return [noise(40, 80 + place, place) for place in range(11)]
+
+
+def test_the_client_gives_what_the_plain_classes_give(
+    client: Client, localizer: Localizer, panoramas: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    found = client.embed_street(panoramas, heading=30, rows=(0.1, 0.8))
+    np.testing.assert_allclose(found, localizer.embedder.street(panoramas, 30, (0.1, 0.8)), atol=5e-5)
+    tiles = [noise(48, 48, place) for place in range(3)]
+    # alone or three at a time, the sums of a convolution differ in their last bits
+    np.testing.assert_allclose(client.embed_satellite(tiles), localizer.embedder.satellite(tiles), atol=5e-5)
+    drawn = Synthesizer(localizer.embedder.model, localizer.embedder.geometry).street(tiles[:1])[0]
+    assert np.abs(client.synthesize(tiles[:1])[0].astype(int) - drawn.astype(int)).max() <= 1
+    path = tmp_path / "panorama.png"
+    path.write_bytes(encode(panoramas[0], "png"))
+    [expected] = localizer.street(panoramas[:1], k=TILES)
+    for image in (panoramas[0], path, str(path), path.read_bytes()):
+        [matches] = client.localize([image], k=TILES, true=(48.1, 11.5))
+        assert [match.id for match in matches] == [match.id for match in expected]
+        nearest = next(match for match in matches if match.id == "place-1")
+        assert nearest.distance_m == pytest.approx(111.2, abs=0.1)
+    assert client.release == client.model()["release"]
+    assert client.embed_street([]).shape == (0, localizer.embedder.model.config.descriptor_size)
+
+
+def test_priors_of_the_client(client: Client, panoramas: list[NDArray[np.uint8]]) -> None:
+    [near] = client.localize(panoramas[:1], k=TILES, prior=Circle(48.1, 11.5, 230))
+    assert {match.id for match in near} == {"place-0", "place-1", "place-2"}
+    [box] = client.localize(panoramas[:1], k=TILES, prior=Box(11, 48.1025, 12, 49))
+    assert {match.id for match in box} == {"place-3", "place-4"}
+
+
+def test_refusals_of_the_client(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match=r"answers 422: The panorama is 20 x 40 pixels") as refused:
+        client.localize([noise(40, 20, 0)], k=1)
+    assert refused.value.status == 422
+    with pytest.raises(ServiceError, match="answers 403: This service has no admin token"):
+        client.promote("x")
+    with pytest.raises(storage.StorageError, match="does not exist"):
+        client.embed_street([tmp_path / "nothing.png"])
+    with Client("http://127.0.0.1:9", timeout_s=0.3) as nobody, pytest.raises(ServiceError, match="does not answer"):
+        nobody.model()
+
+
+def test_the_client_asks_again() -> None:
+    """Of a server that is overloaded, then lost, then well."""
+    answers = [(503, b'{"error": "busy"}'), (500, b"lost"), (200, b'{"release": "r"}')]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, body = answers.pop(0)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            assert client.model() == {"release": "r"}
+        server.shutdown()
+        thread.join()
+    assert answers == []
+
+
+@pytest.mark.parametrize("way", ["url", "checkpoint"])
+def test_the_verbs(
+    way: str, client: Client, arguments: ServeArgs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    panorama, tile = tmp_path / "panorama.png", tmp_path / "tile.png"
+    panorama.write_bytes(encode(noise(40, 80, 1), "png"))
+    tile.write_bytes(encode(noise(48, 48, 2), "png"))
+    source = ["--url", client.url] if way == "url" else ["--checkpoint", str(arguments.checkpoint)]
+    index = [] if way == "url" else ["--index", str(arguments.index)]
+    question = ["localize", str(panorama), "-k", "2", "--true", "48.1,11.5", "--near", "48.1,11.5,230"]
+    run([*question, *source, *index])
+    printed = capsys.readouterr().out
+    assert printed.startswith(str(panorama))
+    assert " m away" in printed
+    run([*question, *source, *index, "--json"])
+    [first, second] = json.loads(capsys.readouterr().out)["matches"]
+    assert (first["rank"], second["rank"], first["id"] in printed) == (1, 2, True)
+    run(["embed", "satellite", str(tile), "--out", str(tmp_path / "d.npy"), *source])
+    assert np.load(tmp_path / "d.npy").shape[0] == 1
+    run(["synthesize", str(tile), "--out", str(tmp_path / "views"), *source])
+    assert decode((tmp_path / "views" / "tile.png").read_bytes()).shape == (32, 40, 3)
+
+
+def run(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["localize", "a.png"], "give --url of a service or --checkpoint"),
+        (["localize", "a.png", "--url", "http://x", "--near", "1"], "--near 1: expected 3 numbers"),
+        (["localize", "a.png", "--url", "http://x", "--true", "91,0"], "latitude 91"),
+        (["synthesize", "a/t.png", "b/t.png", "--out", "o", "--url", "http://x"], "the same name"),
+        (["embed", "satellite", "a.png", "--out", "o", "--url", "http://x", "--layout", "round"], "--layout round"),
+    ],
+)
+def test_options_that_are_refused(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_tokens_are_made(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["token", "ops", "--admin"])
+    printed = capsys.readouterr().out
+    entry = json.loads(printed.partition("  - ")[2])
+    assert ServeArgs(checkpoint="c", index="i", tokens=[entry]).tokens[0].admin  # type: ignore[list-item]
+    assert printed.splitlines()[0].split(": ")[1] not in str(entry)
