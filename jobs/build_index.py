@@ -1,4 +1,4 @@
-"""`s2s build-index` as an entry script: `ray job submit --working-dir . -- python jobs/build_index.py --config ...`."""
+"""`s2s build-index --parallel` as a script: `ray job submit --working-dir . -- python jobs/build_index.py ...`."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 from s2s_ray.cli import main
 
 if __name__ == "__main__":
-    main(["build-index", *sys.argv[1:]])
+    main(["build-index", "--parallel", *sys.argv[1:]])

@@ -202,6 +202,9 @@ def build_index(
         bool,
         typer.Option("--tiles", help="Index the tiles of the manifest `source` itself: no panoramas, no data set."),
     ] = False,
+    parallel: Annotated[
+        bool, typer.Option("--parallel", help="Embed with Ray Data, in parts; the same command goes on after a stop.")
+    ] = False,
     config: ConfigOption = "paper",
     overrides: SetOption = None,
 ) -> None:
@@ -212,6 +215,9 @@ def build_index(
 
     settings = load_config(config, overrides or ())
     uri = find_checkpoint(checkpoint)
+    if parallel and not tiles:
+        _build_in_parts(settings, uri, out)
+        return
     model = load_checkpoint(uri, _device(settings))
     if tiles:
         _index_tiles(settings, uri, model, out)
@@ -227,6 +233,21 @@ def build_index(
     )
     index.save(out)
     typer.echo(f"{len(index)} tiles indexed in {out}")
+
+
+def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
+    from s2s_ray.index_build import Build, build_in_parts
+
+    build = Build(
+        storage.absolute(checkpoint),
+        storage.absolute(settings.data.uri),
+        settings.evaluation.split,
+        storage.absolute(out),
+        None if settings.data.cache_dir is None else str(settings.data.cache_dir),
+        settings.evaluation.batch,
+        _device(settings),
+    )
+    typer.echo(f"{build_in_parts(build, parallel=True)} tiles indexed in {out}")
 
 
 def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str) -> None:

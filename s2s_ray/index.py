@@ -126,7 +126,7 @@ class ReferenceIndex:
         self._write_pictures: Callable[[Path], None] | None = None
 
     @classmethod
-    def build(cls, info: IndexInfo, descriptors: Descriptors, entries: pa.Table) -> Self:
+    def build(cls, info: IndexInfo, descriptors: Descriptors | NDArray[np.float16], entries: pa.Table) -> Self:
         """Index unit descriptors, count x dimension; `info.kind` becomes what suits their number."""
         built = vectors.build(descriptors)
         return cls(info.model_copy(update={"kind": built.kind}), built, entries)

@@ -179,11 +179,11 @@ class CompressedVectors:
         return similarities[best], rows[best]
 
 
-def build(descriptors: Descriptors) -> FlatVectors | CompressedVectors:
-    """Exact search for small galleries, compressed for larger ones."""
+def build(descriptors: Descriptors | NDArray[np.float16]) -> FlatVectors | CompressedVectors:
+    """Exact search for small galleries, compressed for larger ones; half precision is taken as it is, mapped or not."""
     if len(descriptors) <= EXACT_BELOW:
-        return FlatVectors.build(descriptors)
-    return CompressedVectors.build(descriptors.astype(np.float16))
+        return FlatVectors.build(descriptors.astype(np.float32))
+    return CompressedVectors.build(descriptors.astype(np.float16, copy=False))
 
 
 def load(kind: Kind, folder: Path) -> FlatVectors | CompressedVectors:

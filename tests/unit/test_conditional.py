@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import boto3
 import pytest
+from moto import mock_aws
 
 from s2s_ray import conditional, storage
 
@@ -46,3 +48,25 @@ def test_no_change_of_many_at_once_is_lost(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert storage.read_bytes(uri) == b"40"
+
+
+def test_the_condition_is_s3s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    uri = "s3://bucket/deep/pointer.json"
+    with mock_aws():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        assert conditional.read(uri) == (None, None)
+        conditional.write(uri, b"one", None)
+        content, version = conditional.read(uri)
+        assert content == b"one"
+        with pytest.raises(conditional.ConflictError):
+            conditional.write(uri, b"two", None)
+        conditional.write(uri, b"two", version)
+        with pytest.raises(conditional.ConflictError):
+            conditional.write(uri, b"three", version)
+        assert conditional.read(uri)[0] == b"two"
+        with pytest.raises(storage.StorageError, match=r"s3://nothing/x: .*NoSuchBucket"):
+            conditional.read("s3://nothing/x")
