@@ -2,7 +2,9 @@
 
     python benchmarks/index.py                              1,000,000 x 2048 made-up descriptors
     python benchmarks/index.py --count 100000               fewer
-    python benchmarks/index.py --descriptors FILE.npy       N x D real ones, the last 500 rows being the queries
+    python benchmarks/index.py --checkpoint demo/runs/demo --data demo/data
+                                                            real ones of a trained model: every tile of the data set
+                                                            at 13 headings, panoramas of its test split as queries
 
 The made-up ones lie on a sphere of 64 dimensions turned into 2048, with noise in all of them; a query is its match
 turned away until their cosine is between 0.5 and 0.8, half of the way within the 64 dimensions and half in all.
@@ -23,11 +25,16 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import torch
 
+from s2s_ray.checkpoint import load_checkpoint
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.training.run import find_checkpoint
 from s2s_ray.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors
 
 DIMENSION, INTRINSIC, NOISE = 2048, 64, 0.1
 QUERIES, CHUNK, K = 100, 20_000, 10
+HEADINGS = 13
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -78,19 +85,37 @@ def memory() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("Rss", "VmHWM"))}
 
 
-def make(folder: Path, count: int, file: str | None) -> None:
+def real(checkpoint: str, data: str) -> tuple[np.ndarray, np.ndarray]:
+    """Descriptors of all tiles, turned around their centre in steps, and of the test split's panoramas."""
+    model = load_checkpoint(find_checkpoint(checkpoint))
+    tiles, queries = [], []
+    with torch.inference_mode():
+        for split in ("train", "val", "test"):
+            dataset = PairDataset(data, split)
+            for start in range(0, len(dataset), 32):
+                samples = [dataset[row] for row in range(start, min(start + 32, len(dataset)))]
+                polar = torch.stack([sample.polar for sample in samples])
+                # The polar image of a turned tile is the polar image, shifted.
+                for step in range(HEADINGS):
+                    shift = round(step * polar.shape[-1] / HEADINGS)
+                    tiles.append(model.embed_satellite(polar.roll(shift, -1)).numpy())
+                if split == "test":
+                    queries.append(model.embed_street(torch.stack([sample.street for sample in samples])).numpy())
+    return np.concatenate(tiles), np.concatenate(queries)
+
+
+def make(folder: Path, count: int, checkpoint: str | None, data: str | None) -> None:
     """Write the descriptors, the queries and the exact answers, unless they are there."""
     if (folder / "truth.npy").is_file():
         return
-    if file is None:
+    if checkpoint is None or data is None:
         made = Made(count)
         queries, shape = made.queries(), (count, DIMENSION)
         chunks = ((start, made.chunk(start)) for start in range(0, count, CHUNK))
     else:
-        real = np.load(file).astype(np.float32)
-        queries, real = real[-500:], real[:-500]
-        shape = real.shape
-        chunks = ((start, real[start : start + CHUNK]) for start in range(0, len(real), CHUNK))
+        gallery, queries = real(checkpoint, data)
+        shape = gallery.shape
+        chunks = ((start, gallery[start : start + CHUNK]) for start in range(0, len(gallery), CHUNK))
     halves = np.memmap(folder / HALVES_FILE, np.float16, "w+", shape=shape)
 
     def written():
@@ -153,7 +178,8 @@ def measure(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
-    parser.add_argument("--descriptors")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data")
     parser.add_argument("--folder", type=Path, help="Keeps what is made; the same command goes on there.")
     parser.add_argument("--measure", action="store_true", help="Only measure what the folder has.")
     options = parser.parse_args()
@@ -163,7 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        make(folder, options.count, options.descriptors)
+        make(folder, options.count, options.checkpoint, options.data)
         build(folder)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--measure", "--folder", str(folder)]

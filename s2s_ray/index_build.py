@@ -126,13 +126,10 @@ def _with_ray(build: Build, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         most = int(resources.get("GPU" if gpus else "CPU", 1))
         workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, len(todo))))
         parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
-        yield from parts.map(
-            cast(Any, PartWriter),
-            fn_constructor_args=(build,),
-            compute=workers,
-            num_cpus=0 if gpus else 1,
-            num_gpus=gpus,
-        ).iter_rows()
+        writers = parts.map(
+            cast(Any, PartWriter), fn_constructor_args=(build,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
+        )
+        yield from writers.iter_rows()
 
 
 def _put_together(build: Build, dataset: PairDataset, folder: str, count: int, local: Path) -> ReferenceIndex:
