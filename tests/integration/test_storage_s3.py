@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from s2s_ray import filesystem, storage
+from s2s_ray import conditional, filesystem, storage
 from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
@@ -176,3 +176,17 @@ def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) ->
         kept = [path.stat().st_size for path in (tmp_path / "cache").glob("*.arrow")]
         assert len(remote.shard_sizes) > len(kept)
         assert sum(kept) <= 2 * largest
+
+
+def test_the_second_of_two_promoters_is_refused_by_the_server(root: str) -> None:
+    uri = storage.join(root, "registry", "current.json")
+    assert conditional.read(uri) == (None, None)
+    conditional.write(uri, b"one", None)
+    content, version = conditional.read(uri)
+    assert content == storage.read_bytes(uri) == b"one"
+    with pytest.raises(conditional.ConflictError):
+        conditional.write(uri, b"two", None)
+    conditional.write(uri, b"two", version)
+    with pytest.raises(conditional.ConflictError):
+        conditional.write(uri, b"three", version)
+    assert storage.read_bytes(uri) == b"two"
