@@ -220,7 +220,7 @@ class ReferenceIndex:
         """
         # What is mapped into memory stays there after its file has lost its name.
         with tempfile.TemporaryDirectory() as folder:
-            directory = storage.fetch(uri, Path(folder))
+            directory = storage.on_this_machine(uri, Path(folder))
             missing = [name for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE) if not (directory / name).is_file()]
             if missing:
                 raise storage.NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")

@@ -54,6 +54,7 @@ __all__ = [
     "local_path",
     "modified",
     "name",
+    "on_this_machine",
     "open_input",
     "parent",
     "publish",
@@ -366,6 +367,22 @@ def fetch(uri: str, into: Path, only: Collection[str] | None = None) -> Path:
     if only is None:
         download(join(uri, MANIFEST), into / MANIFEST)
     return into
+
+
+def on_this_machine(uri: str, into: Path) -> Path:
+    """A published directory as local files, every one checked: itself where it is local, else fetched to `into`.
+
+    Raises `StorageError` naming the file that is missing or fails its checksum.
+    """
+    if not is_local(uri):
+        return fetch(uri, into)
+    for relative, (length, digest) in _published(uri).items():
+        path = local_path(uri) / relative
+        if not path.is_file():
+            raise NotFoundError(f"{path} does not exist, though {MANIFEST} beside it lists it: publish {uri} again")
+        if path.stat().st_size != length or sha256(path) != digest:
+            raise StorageError(f"{path} fails its checksum: it is damaged, publish {uri} again")
+    return local_path(uri)
 
 
 def _published(uri: str) -> dict[str, tuple[int, str]]:

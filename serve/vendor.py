@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from s2s_ray.cli import run
+
 VENDOR = Path(__file__).with_name("static") / "vendor"
 
 
@@ -44,12 +46,16 @@ PACKAGES = (
 )
 
 
-class VendorError(ValueError):
-    """A package that could not be fetched, or is not the one that was pinned."""
+class FetchError(ValueError):
+    """A package that could not be fetched."""
+
+
+class TamperedError(ValueError):
+    """A package that is not the one that was pinned."""
 
 
 def fetch(package: Package, npm: str, into: Path) -> None:
-    """Bring the files of one package into a folder. Raises VendorError."""
+    """Bring the files of one package into a folder. Raises FetchError, TamperedError."""
     with tempfile.TemporaryDirectory() as folder:
         pinned = f"{package.name}@{package.version}"
         done = subprocess.run(
@@ -57,10 +63,10 @@ def fetch(package: Package, npm: str, into: Path) -> None:
         )
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
-            raise VendorError(f"npm could not fetch {pinned}: {done.stderr.strip() or done.stdout.strip()}")
+            raise FetchError(f"npm could not fetch {pinned}: {done.stderr.strip() or done.stdout.strip()}")
         found = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
         if found != package.sha512:
-            raise VendorError(f"{pinned} has sha512-{found}, expected sha512-{package.sha512}: it is not used")
+            raise TamperedError(f"{pinned} has sha512-{found}, expected sha512-{package.sha512}: it is not used")
         with tarfile.open(archives[0]) as archive:
             for name in package.files:
                 content = archive.extractfile(f"package/{name}")
@@ -86,11 +92,11 @@ def main() -> None:
     try:
         for package in PACKAGES:
             fetch(package, npm, VENDOR)
-    except VendorError as error:
+    except FetchError as error:
         print(f"{error}; the page will have no map, /docs will not be interactive", file=sys.stderr)
         return
     stamp.write_text(wanted)
 
 
 if __name__ == "__main__":
-    main()
+    run("vendor", main)

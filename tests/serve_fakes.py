@@ -90,7 +90,7 @@ class Fakes:
 
     def service(self, decoders: ThreadPoolExecutor) -> Service:
         limits = {"max_upload_mb": 0.01, "max_megapixels": 0.1, "max_images": 3, "retry_after_s": 1.5}
-        args = ServeArgs(checkpoint="c", index="i", **{**limits, **self.settings})
+        args = ServeArgs.model_validate({"checkpoint": "c", "index": "i", **limits, **self.settings})
         handles = {name: getattr(self, name) for name in ("street", "satellite", "synthesis", "search")}
         rollout = Rollout(args, handles, lambda _release, _before: None)
         rollout.current = self.current

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +165,38 @@ def test_names_stay_inside_the_registry(root: str, first: str, name: str) -> Non
         registry.publish(root, name, first)
     with pytest.raises(RegistryError, match="expected letters, digits"):
         registry.resolve(root, "demo", name)
+
+
+def test_the_best_release_is_promoted_only_where_it_is_better(root: str, tmp_path: Path) -> None:
+    def published(step: int, recall: float | None, indexed: bool = True) -> str:
+        torch.manual_seed(step)
+        metrics = {} if recall is None else {"recall_at_1": recall}
+        save_model(S2S(TINY), {"run": "city", "step": step, "metrics": metrics}, tmp_path / f"m-{step}")
+        uri = str(tmp_path / f"c-{step}")
+        storage.publish(tmp_path / f"m-{step}", uri)
+        return registry.publish(root, "demo", uri, index(tmp_path, uri) if indexed else None).id
+
+    def best() -> str | None:
+        return registry.promote_best(root, "demo", "recall_at_1")
+
+    first = published(1, 0.4)
+    assert best() == first, "where none is current the best one is"
+    published(2, 0.9, indexed=False)
+    published(3, None)
+    assert best() == first
+    better = published(4, 0.6)
+    assert best() == best() == better
+    assert registry.lineage(root, "demo") == (better, first)
+    published(5, 0.5)
+    assert best() == better
+
+
+def test_promoters_at_once_take_their_turns(root: str, first: str, second: str) -> None:
+    for checkpoint_uri in (first, second):
+        registry.publish(root, "demo", checkpoint_uri, index(Path(checkpoint_uri).parent, checkpoint_uri))
+    ids = [release.id for release in registry.list_releases(root, "demo")]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda turn: registry.promote(root, "demo", ids[turn % 2]), range(24)))
+    history = registry.lineage(root, "demo")
+    assert len(history) <= 24
+    assert all(one != other for one, other in pairwise(history)), "every change saw the one before"

@@ -468,6 +468,29 @@ def test_tokens(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
         assert ask(fakes, "GET", path).status_code == 200
 
 
+def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Path) -> None:
+    root, secret = str(tmp_path / "registry"), {"authorization": f"Bearer {SECRET}"}
+    checkpoint, index = stored_model(tmp_path)
+    for name in ("first", "second"):
+        registry.publish(root, "demo", checkpoint, index, release=name)
+    registry.promote(root, "demo", "first")
+    token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
+    fakes.settings = {"registry": root, "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
+    answer = ask(fakes, "POST", "/v1/releases/second/promote", headers=secret)
+    assert (answer.status_code, answer.json()) == (200, {"release": RELEASE.id, "current": "second"})
+    listed = ask(fakes, "GET", "/v1/releases", headers=secret).json()["releases"]
+    assert [(one["release"], one["current"], one["indexed"]) for one in listed] == [
+        ("first", False, True),
+        ("second", True, True),
+    ]
+    assert ask(fakes, "POST", "/v1/releases/rollback", headers=secret).json()["current"] == "first"
+    assert registry.current(root, "demo") == "first"
+    for path in ("/v1/releases/rollback", "/v1/releases/third/promote", "/v1/releases/.hidden/promote"):
+        answer = ask(fakes, "POST", path, headers=secret)
+        assert answer.status_code == 404, path
+        sentence(answer)
+
+
 def test_no_other_page_may_ask_unless_configured(fakes: Fakes) -> None:
     origin = {"origin": "https://elsewhere.example"}
     assert "access-control-allow-origin" not in post(fakes, "/v1/embed/street", flat(40, 100), headers=origin).headers
