@@ -29,8 +29,6 @@ from s2s_ray.vectors import HALVES_FILE
 
 log = logging.getLogger(__name__)
 
-PART = 1024  # tiles
-
 
 @dataclass(frozen=True, slots=True)
 class Build:
@@ -43,11 +41,13 @@ class Build:
     cache_dir: str | None = None
     batch: int = 64
     device: str = "cpu"
+    part: int = 1024
+    """Tiles in a part; part of its folder's name, since parts of another size are others."""
 
     def parts(self, dataset: PairDataset) -> str:
         """The folder of this build's parts."""
         mark = registry.fingerprint(self.checkpoint)
-        return storage.join(f"{self.out}.parts", f"{mark[:16]}-{dataset.manifest.digest[:16]}-{self.split}")
+        return storage.join(f"{self.out}.parts", f"{mark[:16]}-{dataset.manifest.digest[:16]}-{self.split}-{self.part}")
 
     def open_dataset(self) -> PairDataset:
         return PairDataset(self.dataset, self.split, cache_dir=self.cache_dir)
@@ -65,7 +65,8 @@ class PartWriter:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the part `row["item"]`; gives its number and how many tiles it has."""
         part = int(row["item"])
-        rows = range(part * PART, min((part + 1) * PART, len(self._dataset)))
+        size = self._build.part
+        rows = range(part * size, min((part + 1) * size, len(self._dataset)))
         descriptors = np.concatenate(
             [self._embed(rows[start : start + self._build.batch]) for start in range(0, len(rows), self._build.batch)]
         )
@@ -94,7 +95,7 @@ def build_in_parts(build: Build, *, parallel: bool, progress: ProgressFactory = 
     if not len(dataset):
         raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {build.split})")
     folder = build.parts(dataset)
-    count = -(-len(dataset) // PART)
+    count = -(-len(dataset) // build.part)
     there = set(storage.list_names(folder))
     todo = [part for part in range(count) if storage.name(_file(folder, part)) not in there]
     if len(todo) < count:
@@ -138,7 +139,7 @@ def _put_together(build: Build, dataset: PairDataset, folder: str, count: int, l
     # In a file: a million descriptors do not fit into memory beside what is made of them.
     halves = np.memmap(local / HALVES_FILE, np.float16, "w+", shape=shape)
     for part in range(count):
-        halves[part * PART : (part + 1) * PART] = first if part == 0 else _read(folder, part)
+        halves[part * build.part : (part + 1) * build.part] = first if part == 0 else _read(folder, part)
     info = IndexInfo(
         dimension=shape[1],
         count=shape[0],

@@ -7,16 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from s2s_ray.config import Config
+from s2s_ray import storage
+from s2s_ray.checkpoint import save_model
+from s2s_ray.config import Config, ModelConfig
 from s2s_ray.data.manifest import DatasetError
 from s2s_ray.data.prepare import prepare
+from s2s_ray.index import ReferenceIndex
+from s2s_ray.index_build import Build, PartWriter, build_in_parts
+from s2s_ray.model.s2s import S2S
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
@@ -168,3 +174,35 @@ def wait_for_the_end_of(session: int) -> None:
     while left := [name for _, name, _ in processes(session) if "Agent" not in name]:
         assert time.monotonic() < deadline, f"the killed job leaves processes running: {left}"
         time.sleep(0.5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_index_is_built_in_parts_by_ray_and_goes_on(filled: PairFolder, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    prepare(filled.config(data, parallel=False))
+    tiny = ModelConfig(
+        height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
+    )
+    save_model(S2S(tiny).eval(), {"run": "r", "step": 1, "metrics": {}}, tmp_path / "local")
+    storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
+    with_ray = Build(str(tmp_path / "checkpoint"), data, "train", str(tmp_path / "with-ray"), part=4)
+    kept = PartWriter(with_ray)({"item": 1})  # as if an earlier run had been stopped
+    written = Path(with_ray.parts(with_ray.open_dataset())) / "000001.npy"
+    before = written.stat().st_mtime_ns
+    seen: list[int] = []
+
+    @contextmanager
+    def watched(total: int, _label: str, _unit: str) -> Iterator[Callable[[int], None]]:
+        assert total == 3, "one of four parts is there"
+        yield seen.append
+        assert written.stat().st_mtime_ns == before
+
+    assert build_in_parts(with_ray, parallel=True, progress=watched) == 15
+    assert (kept["tiles"], sum(seen)) == (4, 3)
+    plain = Build(with_ray.checkpoint, data, "train", str(tmp_path / "plain"), part=4)
+    build_in_parts(plain, parallel=False)
+    first, second = (ReferenceIndex.load(one.out) for one in (with_ray, plain))
+    queries = np.eye(tiny.descriptor_size, dtype=np.float32)[:3]
+    assert [[m.id for m in one] for one in first.search(queries, 5)] == [
+        [m.id for m in one] for one in second.search(queries, 5)
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2s_ray import index_build, registry, storage
+from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint, save_model
 from s2s_ray.config import ModelConfig
 from s2s_ray.data.dataset import PairDataset
@@ -24,8 +24,7 @@ TILES = 7
 
 
 @pytest.fixture
-def build(pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    monkeypatch.setattr(index_build, "PART", 3)
+def build(pairs: PairFolder, tmp_path: Path) -> Build:
     for number in range(TILES):
         pairs.add(f"t{number}", "test", latitude=48 + number, longitude=11)
     for name in ("a", "b"):
@@ -34,7 +33,7 @@ def build(pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     prepare(pairs.config(tmp_path / "data"))
     save_model(S2S(TINY).eval(), {"run": "r", "step": 1, "metrics": {}}, tmp_path / "local")
     storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
-    return Build(str(tmp_path / "checkpoint"), str(tmp_path / "data"), "test", str(tmp_path / "index"), batch=2)
+    return Build(str(tmp_path / "checkpoint"), str(tmp_path / "data"), "test", str(tmp_path / "index"), batch=2, part=3)
 
 
 def test_parts_make_the_same_index(build: Build) -> None:
