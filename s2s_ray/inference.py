@@ -29,9 +29,8 @@ Use = Literal["street", "satellite", "synthesis"]
 _SPARE: dict[Use, tuple[str, ...]] = {
     "street": ("discriminator", "generator"),
     "satellite": ("discriminator", "generator.decoder", "retrieval.street_encoder"),
-    "synthesis": ("discriminator", "retrieval"),
+    "synthesis": ("discriminator", "retrieval.street_encoder"),
 }
-_CALLS: dict[Use, str] = {"street": "embed_street", "satellite": "embed_satellite", "synthesis": "synthesize"}
 
 
 class _Inference:
@@ -43,7 +42,6 @@ class _Inference:
         self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {})
         self._batch = batch
         self._half = False
-        self._compiled: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
     def load(cls, checkpoint: str, device: str | torch.device = "cpu") -> Self:
@@ -55,26 +53,19 @@ class _Inference:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def specialise(self, use: Use, precision: Literal["float32", "bfloat16"] = "float32", *, compiled: bool) -> None:
-        """Let go of the networks that one use does not need; every other use raises from here on.
+    def specialise(self, use: Use, precision: Literal["float32", "bfloat16"] = "float32") -> None:
+        """Let go of the networks that one use does not need; the other uses raise from here on.
 
         Args:
             precision: of the arithmetic; what comes out is float32 all the same.
-            compiled: call the model through `torch.compile`, compiled before this returns for batches of any size.
         """
         for name in _SPARE[use]:
             owner, _, part = name.rpartition(".")
             delattr(self.model.get_submodule(owner), part)
         self._half = precision == "bfloat16"
-        if compiled:
-            self._compiled = torch.compile(getattr(self.model, _CALLS[use]), dynamic=True)
-            shape = (3, self.geometry.height, self.geometry.width)
-            for count in (1, 2, 3):  # a batch of one is compiled apart
-                self._run(self._compiled, torch.zeros((count, *shape), dtype=torch.uint8))
 
     @torch.inference_mode()
     def _run(self, call: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
-        call = self._compiled or call
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             return call(views.to(self.device, non_blocking=True)).float().cpu()
 

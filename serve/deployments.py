@@ -116,7 +116,7 @@ class StreetEmbedding(_ModelReplica[Embedder]):
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
-        embedder.specialise("street", self._scaling.precision, compiled=self._scaling.compile)
+        embedder.specialise("street", self._scaling.precision)
         return embedder
 
     def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
@@ -128,7 +128,7 @@ class SatelliteEmbedding(_ModelReplica[Embedder]):
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
-        embedder.specialise("satellite", self._scaling.precision, compiled=self._scaling.compile)
+        embedder.specialise("satellite", self._scaling.precision)
         return embedder
 
     def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
@@ -140,7 +140,7 @@ class Synthesis(_ModelReplica[Synthesizer]):
 
     def _load(self, key: ReleaseKey) -> Synthesizer:
         synthesizer = Synthesizer.load(key.checkpoint_uri, self._device)
-        synthesizer.specialise("synthesis", self._scaling.precision, compiled=self._scaling.compile)
+        synthesizer.specialise("synthesis", self._scaling.precision)
         return synthesizer
 
     def _infer(self, model: Synthesizer, views: Tensor) -> NDArray[np.uint8]:

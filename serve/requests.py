@@ -18,6 +18,7 @@ from s2s_ray.prior import Box, Circle, Prior, PriorError, check_position
 LARGEST_K = 100
 DEFAULT_K = 10
 _IMAGES = ("image/jpeg", "image/png", "image/webp", "image/tiff")
+_UNSPECIFIC = (b"application/octet-stream", b"application/x-www-form-urlencoded")  # the latter: curl's own default
 _BINARY = {"type": "string", "format": "binary"}
 IMAGE_BODY = {
     "requestBody": {
@@ -62,7 +63,7 @@ class Uploads(NamedTuple):
 async def _uploads(request: Request) -> Uploads:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     form = kind == b"multipart/form-data"
-    if kind and not form and not kind.startswith(b"image/") and kind != b"application/octet-stream":
+    if kind and not form and not kind.startswith(b"image/") and kind not in _UNSPECIFIC:
         raise RequestError(
             415,
             f"Content-Type {kind.decode('latin-1')!r} is not taken: send one image as the raw body with image/jpeg, "

@@ -44,7 +44,6 @@ class ModelScaling(Scaling):
     max_batch: int = Field(16, ge=1, description="images in one call of the model")
     batch_wait_s: NonNegative = Field(0.005, description="longest wait for a batch to fill")
     precision: Precision = Field("float32", description="of the model's arithmetic; descriptors stay float32")
-    compile: bool = Field(False, description="torch.compile, warmed up before the replica is ready")
 
     @model_validator(mode="after")
     def _batches_can_fill(self) -> Self:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from s2s_ray.checkpoint import save_model
 from s2s_ray.config import ModelConfig
 from s2s_ray.data.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
 from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
-from s2s_ray.inference import Embedder, Localizer, Synthesizer
+from s2s_ray.inference import Embedder, Localizer, Synthesizer, Use
 from s2s_ray.model.s2s import S2S
 
 TINY = ModelConfig(
@@ -120,3 +122,31 @@ def test_an_index_of_another_size_is_refused(model: S2S) -> None:
     wide = S2S(TINY.model_copy(update={"masks": 3})).eval()
     with pytest.raises(ReferenceIndexError, match="the model makes 96"):
         Localizer(wide, panorama_index(model, [noise(40, 100)]))
+
+
+@pytest.mark.parametrize("use", ["street", "satellite", "synthesis"])
+def test_a_process_for_one_use_keeps_what_that_needs(model: S2S, use: Use) -> None:
+    view = torch.from_numpy(noise(32, 72)).permute(2, 0, 1)[None]
+    calls = {
+        "street": lambda one: one.embed_street(view),
+        "satellite": lambda one: one.embed_satellite(view),
+        "synthesis": lambda one: one.synthesize(view),
+    }
+    special: Any = (Synthesizer if use == "synthesis" else Embedder)(copy.deepcopy(model))
+    expected = calls[use](special)
+    before = sum(parameter.numel() for parameter in special.model.parameters())
+    special.specialise(use)
+    assert sum(parameter.numel() for parameter in special.model.parameters()) < before
+    np.testing.assert_array_equal(calls[use](special), expected)
+    other = "satellite" if use == "street" else "street"
+    with pytest.raises(AttributeError):
+        calls[other](Embedder(special.model))
+    half: Any = type(special)(copy.deepcopy(model))
+    half.specialise(use, "bfloat16")
+    rounded = calls[use](half)
+    assert rounded.dtype == expected.dtype
+    assert not np.array_equal(rounded, expected)
+    if use == "synthesis":
+        assert np.abs(rounded.astype(float) - expected).mean() < 3
+    else:
+        assert float((rounded * expected).sum()) > 0.99, "the cosine of two unit descriptors"

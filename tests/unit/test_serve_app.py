@@ -251,6 +251,12 @@ def test_bad_uploads(fakes: Fakes, path: str, body: bytes, headers: Any, status:
     assert fakes.street.calls == fakes.satellite.calls == fakes.synthesis.calls == []
 
 
+def test_what_curl_calls_a_form_is_taken_for_an_image(fakes: Fakes) -> None:
+    """`curl --data-binary @file` without a header says application/x-www-form-urlencoded."""
+    kind = {"content-type": "application/x-www-form-urlencoded"}
+    assert ask(fakes, "POST", "/v1/localize", content=encode(flat(40, 100), "png"), headers=kind).status_code == 200
+
+
 def test_a_body_without_its_length_is_counted(fakes: Fakes) -> None:
     async def chunks() -> Any:
         for _ in range(3):
