@@ -211,7 +211,7 @@ def test_without_the_map_library_it_says_so_and_works(browser: Browser, url: str
 def test_a_service_that_does_not_answer_is_said_in_words(page: Page) -> None:
     page.route("**/v1/localize*", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, body="Busy"))
     upload(page, "panorama-file", panorama())
-    expect(page.locator("#localize-error")).to_contain_text("answered 503: Busy (In 2 s it may go.)")
+    expect(page.locator("#localize-error")).to_contain_text("answered 503: Busy. (In 2 s it may go.)")
 
 
 def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
