@@ -66,8 +66,8 @@ def in_thread(work: Callable[[], T]) -> T:
         except BaseException as error:  # whatever it is, it is raised by `result` below
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="ray-work", daemon=True).start()
     with _termination_as_interrupt():
+        threading.Thread(target=run, name="ray-work", daemon=True).start()
         return outcome.result()
 
 

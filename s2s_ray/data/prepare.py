@@ -128,7 +128,9 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
 
         shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
-        written = shards.map(write, num_cpus=resources.get("CPU"), num_gpus=resources.get("GPU"), resources=others)
+        written = shards.map(
+            write, num_cpus=resources.get("CPU"), num_gpus=resources.get("GPU"), resources=others or None
+        )
         for row in written.iter_rows():
             if row["fault"]:
                 raise DatasetError(row["fault"])

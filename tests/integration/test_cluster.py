@@ -33,6 +33,7 @@ from s2s_ray.training.checkpoint import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+HERE = {"env_vars": {"PYTHONPATH": str(ROOT)}}
 EPOCHS = 4
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -72,7 +73,6 @@ class LocalCluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
             f"--metrics-export-port={self.metrics_port}",
-            f"--temp-dir={self.folder}",
             *options,
         )
         wait_for("dashboard", lambda: self._answers(f"{self.dashboard}/api/version"))
@@ -106,14 +106,21 @@ class LocalCluster:
             text=True,
         )
 
-    def submit(self, name: str, script: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """`ray job submit`, which streams the job's log and ends with it unless told otherwise."""
-        submission = ("job", "submit", "--address", self.dashboard, "--submission-id", name, "--working-dir", ".")
-        return self.ray(*submission, *options, "--", "python", f"jobs/{script}.py", *arguments)
+    def submit(
+        self, name: str, script: str, *arguments: str, options: tuple[str, ...] = (), travels: bool = True
+    ) -> subprocess.Popen[str]:
+        """`ray job submit`, which streams the job's log and ends with it unless told otherwise.
+
+        The code `travels` with the submission, or is used where it is.
+        """
+        place = "jobs" if travels else str(ROOT / "jobs")
+        code = ("--working-dir", ".") if travels else ("--runtime-env-json", json.dumps(HERE))
+        submission = ("job", "submit", "--address", self.dashboard, "--submission-id", name, *code)
+        return self.ray(*submission, *options, "--", "python", f"{place}/{script}.py", *arguments)
 
     def metrics(self) -> str:
         """What Prometheus would get from all nodes together."""
-        targets = json.loads((self.folder / "session_latest" / "prom_metrics_service_discovery.json").read_text())
+        targets = json.loads((self.folder / "0" / "session_latest" / "prom_metrics_service_discovery.json").read_text())
         pages = []
         for target in targets[0]["targets"]:
             try:
@@ -144,7 +151,10 @@ class LocalCluster:
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         # One machine: ports of the workers are chosen by the system, or the nodes would take each other's.
         ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
-        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *ports, *options]
+        # A folder each: an agent that unpacks a working directory throws away the one that is there.
+        temporary = self.folder / str(len(self.nodes))
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={temporary}"]
+        command += [*ports, *options]
         with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
             node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         self.nodes.append(node)
@@ -325,7 +335,7 @@ def served(cluster: LocalCluster, releases: Path, folder: Path) -> Iterator[str]
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     config["http_options"]["port"] = port
     [application] = config["applications"]
-    application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    application["runtime_env"] = HERE
     application["args"] |= {"registry": str(releases), "name": "city"}
     (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
     command = [str(BIN / "serve"), "deploy", "--address", cluster.dashboard, str(folder / "deploy.yaml")]
@@ -364,7 +374,8 @@ def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tm
         train += [f"train.storage={tmp_path / 'runs'}", "train.name=far", "train.log_every_s=0.001"]
         train += [f"train.checkpoint_every={EVERY}"]
         began = time.monotonic()
-        finished(cluster.submit("far", "train", *options(*train), options=("--no-wait",)))
+        # These nodes share a folder, where each would unpack the code anew.
+        finished(cluster.submit("far", "train", *options(*train), options=("--no-wait",), travels=False))
         wait_for("two more nodes", lambda: len(cluster.alive()) == 3)
         came = time.monotonic() - began
         store = CheckpointStore(str(tmp_path / "runs" / "far" / "checkpoints"))
