@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from s2s_ray.config import load_config
-from serve.schemas import ServeArgs
+from serve.settings import ServeArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kuberay"
