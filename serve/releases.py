@@ -85,6 +85,7 @@ def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
         height=config.height,
         width=config.width,
         descriptor_size=config.descriptor_size,
+        synthesizes=config.synthesizes,
         panorama_rows=geometry.panorama_rows,
         index=IndexDescription(kind=info.kind, count=info.count, dataset=info.dataset, split=info.split),
     )

@@ -152,10 +152,13 @@ async def embed_satellite(request: Request, api: Api, body: Images, layout: Layo
         "The street view, by Accept as PNG, JPEG or WebP; of several images, or with application/json, all views "
         "with their polar images",
         **dict.fromkeys(answers.ENCODINGS, _BINARY),
-    ),
+    )
+    | _errors({409: "The release was trained without a generator"}),
 )
 async def synthesize(request: Request, api: Api, body: Images, layout: LayoutOf = "auto") -> Response:
     """The street views that the model expects at the middle of satellite images, north in the middle column."""
+    if not api.release.description.synthesizes:
+        raise RequestError(409, f"Release {api.release.id} was trained without a generator: it synthesises no views.")
     kind = accepted(request, answers.SEVERAL_SYNTHESIS_TYPES if body.form else answers.SYNTHESIS_TYPES)
     polars = await _views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
     streets = await asyncio.gather(*(api.ask("synthesis", "model", view) for view in polars))

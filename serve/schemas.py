@@ -172,6 +172,7 @@ class ModelInfo(BaseModel):
     height: int
     width: int
     descriptor_size: int
+    synthesizes: bool = Field(True, description="false: trained without a generator, so there is no /v1/synthesize")
     panorama_rows: tuple[float, float] | None
     index: IndexDescription
 

@@ -12,8 +12,8 @@ from s2s_ray.data.manifest import read_manifest
 
 # What may differ when trials are continued: it changes no trial's result.
 TRAIN_FREE = (
-    "name", "storage", "workers", "use_gpu", "resources_per_worker", "threads", "micro_batch", "loader_workers",
-    "log_every_s", "keep_checkpoints", "max_failures", "checkpoint_every", "trackers",
+    "name", "storage", "workers", "min_workers", "resize_every_s", "use_gpu", "resources_per_worker", "threads",
+    "micro_batch", "loader_workers", "log_every_s", "keep_checkpoints", "max_failures", "checkpoint_every", "trackers",
 )  # fmt: skip
 DATA_FREE = ("uri", "cache_dir", "cache_gb")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import hashlib
 import io
 import math
@@ -657,3 +658,14 @@ def test_one_batch_answers_each_call_from_its_own_release() -> None:
     found = asyncio.run(StreetEmbedding._batched.__wrapped__(replica, calls))
     assert [one.answer.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
     assert sizes == [2, 3]
+
+
+def test_a_release_without_a_generator_says_so(fakes: Fakes) -> None:
+    description = RELEASE.description.model_copy(update={"synthesizes": False})
+    fakes.current = dataclasses.replace(RELEASE, description=description)
+    response = post(fakes, "/v1/synthesize", flat(50, 50))
+    assert response.status_code == 409
+    assert response.json() == {
+        "error": f"Release {RELEASE.id} was trained without a generator: it synthesises no views."
+    }
+    assert post(fakes, "/v1/embed/satellite", flat(50, 50)).status_code == 200
