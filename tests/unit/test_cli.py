@@ -13,6 +13,7 @@ from PIL import Image
 
 from s2s_ray import cli, storage
 from s2s_ray.checkpoint import save_model
+from s2s_ray.cli import pipeline
 from s2s_ray.cluster import StoppedError
 from s2s_ray.config import EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
@@ -48,7 +49,7 @@ def test_work_cut_short(
     def cut_short(config: object) -> None:
         raise fault
 
-    monkeypatch.setattr(cli, "ray_cluster", nullcontext)
+    monkeypatch.setattr(pipeline, "ray_cluster", nullcontext)
     monkeypatch.setattr(ray_train, "train", cut_short)
     monkeypatch.setattr(sweep, "sweep", cut_short)
     with pytest.raises(SystemExit) as ended:

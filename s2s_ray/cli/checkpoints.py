@@ -1,0 +1,119 @@
+"""`s2s checkpoint ...`: checkpoints and the registry of releases."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from s2s_ray import registry, storage
+from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
+from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
+from s2s_ray.config import load_config
+
+app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
+
+
+@app.command("import")
+def import_released(
+    file: Annotated[str, typer.Argument(help="One of the authors' published checkpoints.")],
+    out: Annotated[str, typer.Option(help="Where the checkpoint goes.")],
+    strict: Annotated[bool, typer.Option(help="Refuse generator keys that the model has no place for.")] = False,
+    trained_on: Annotated[
+        str | None, typer.Option(help="cvusa or cvact: its treatment of images goes into the checkpoint, for serving.")
+    ] = None,
+) -> None:
+    """Turn one of the authors' published files into a checkpoint."""
+    import tempfile
+    from pathlib import Path
+
+    from s2s_ray.data.sources import published_geometry
+    from s2s_ray.model.released import ReleasedCheckpointError, read_released
+
+    meta = {"run": "released", "step": 0, "source": storage.name(file)}
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "released"
+        storage.download(file, local)
+        model, unused = read_released(local)
+        if unused and strict:
+            raise ReleasedCheckpointError(f"{file}: keys without a place: {', '.join(unused)}")
+        if trained_on is not None:
+            geometry = published_geometry(trained_on, model.config.height, model.config.width)
+            meta["dataset"] = {"uri": trained_on, "digest": "", "geometry": geometry.model_dump(mode="json")}
+        save_model(model, meta, Path(folder) / "checkpoint")
+        storage.publish(Path(folder) / "checkpoint", out)
+    typer.echo(f"{out} written" + (f"; not used: {', '.join(unused)}" if unused else ""))
+
+
+@app.command("verify")
+def verify_checkpoint(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a run: its best one is taken.")],
+    data: Annotated[str, typer.Option(help="The data set to measure on.")],
+    expect: Annotated[list[str] | None, typer.Option(help="A recall in percent: r1=92.5, r5, r10 or r1%.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Points that the measured recall may lie below.")] = 0.5,
+    overrides: SetOption = None,
+) -> None:
+    """Measure a checkpoint's recall on a data set again. Exit code 1 if it is lower than expected.
+
+    The protocol is that of evaluation.split and evaluation.radius_m, as `--set` gives them.
+    """
+    import torch
+
+    from s2s_ray.data.dataset import PairDataset
+    from s2s_ray.evaluation.expectation import Expectation, check_geometry, measure_recall
+    from s2s_ray.training.run import find_checkpoint
+
+    expected = [Expectation.parse(text) for text in expect or ()]
+    settings = load_config("paper", [*(overrides or ()), f"data.uri={json.dumps(data)}"])
+    uri, device = find_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_checkpoint(uri, device)
+    dataset = PairDataset(data, settings.evaluation.split, cache_dir=settings.data.cache_dir)
+    check_geometry(uri, read_meta(uri), dataset.manifest.geometry)
+    result = measure_recall(model, dataset, settings.evaluation, device)
+    for key, value in result.recall.items():
+        typer.echo(f"R@{key} {100 * value:.2f}% of {result.gallery:,} tiles")
+    missed = [line for each in expected if (line := each.missed(result, tolerance)) is not None]
+    for line in missed:
+        typer.echo(line, err=True)
+    if missed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    checkpoint: CheckpointOption,
+    index: Annotated[str, typer.Option(help="The index built with this checkpoint.")],
+    registry_uri: RegistryOption,
+    name: NameOption,
+) -> None:
+    """Put a checkpoint and its index into the registry as a release; `promote` puts it in service."""
+    from s2s_ray.training.run import find_checkpoint
+
+    release = registry.publish(registry_uri, name, find_checkpoint(checkpoint), index)
+    typer.echo(f"release {release.id} of {name}")
+
+
+@app.command()
+def promote(
+    release: Annotated[str, typer.Argument(help="The release's id.")],
+    registry_uri: RegistryOption,
+    name: NameOption,
+) -> None:
+    """Make a release the current one."""
+    typer.echo(f"{name} is now {registry.promote(registry_uri, name, release).id}")
+
+
+@app.command()
+def rollback(registry_uri: RegistryOption, name: NameOption) -> None:
+    """Go back to the release that was current before."""
+    typer.echo(f"{name} is now {registry.rollback(registry_uri, name).id}")
+
+
+@app.command("list")
+def list_releases(registry_uri: RegistryOption, name: NameOption) -> None:
+    """List the releases of a name; the current one is marked."""
+    releases = registry.list_releases(registry_uri, name)
+    current = registry.current(registry_uri, name) if releases else None
+    for release in releases:
+        typer.echo(f"{'*' if release.id == current else ' '} {release.id}  step {release.step}  {release.source}")
