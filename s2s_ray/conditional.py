@@ -76,7 +76,7 @@ def _read_s3(uri: str) -> tuple[bytes | None, str | None]:
     bucket, key = _place(uri)
     try:
         found = _client().get_object(Bucket=bucket, Key=key)
-        return found["Body"].read(), str(found["ETag"])
+        return found["Body"].read(), str(found["ETag"]).strip('"')  # Ceph compares it without the quotes
     except ClientError as error:
         if _code(error) == "NoSuchKey":
             return None, None

@@ -46,6 +46,8 @@ _TRANSIENT = (
     "ContentSHA256Mismatch",  # the upload was changed on its way, and the server noticed
     "BadDigest",
     "ended early",
+    "UNKNOWN (HTTP status 400) during PutObject",  # an upload that was cut short on its way; real refusals have a name
+    "UNKNOWN (HTTP status 400) during UploadPart",
 )
 _REFUSED = (
     "ACCESS_DENIED",

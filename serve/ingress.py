@@ -78,13 +78,17 @@ class Ingress:
         metrics = IngressMetrics()
         handles = {"street": street, "satellite": satellite, "synthesis": synthesis, "search": search}
 
-        def changed(release: ServedRelease, before: str | None) -> None:
-            metrics.serving(release.id, before, release.description.index.count)
+        def changed(_release: ServedRelease, before: str | None) -> None:
             if before is None:
                 metrics.started(time.monotonic() - started)
+            else:
+                metrics.changed(before)
+
+        def serving(release: ServedRelease) -> None:
+            metrics.serving(release.id, release.description.index.count)
 
         decoders = ThreadPoolExecutor(args.decode_threads, thread_name_prefix="decode")
-        self._service = Service(args, Rollout(args, handles, changed), handles, decoders, metrics)
+        self._service = Service(args, Rollout(args, handles, changed, serving), handles, decoders, metrics)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this after the constructor."""

@@ -35,9 +35,15 @@ class Rollout:
     """
 
     def __init__(
-        self, args: ServeArgs, deployments: dict[str, Replicas], changed: Callable[[ServedRelease, str | None], None]
+        self,
+        args: ServeArgs,
+        deployments: dict[str, Replicas],
+        changed: Callable[[ServedRelease, str | None], None],
+        serving: Callable[[ServedRelease], None] = lambda _release: None,
     ) -> None:
-        """`changed` is told each release that takes over, and the id of the one before."""
+        """`changed` is told each release that takes over, and the id of the one before; `serving` the current one,
+        at every look at the registry.
+        """
         self.current: ServedRelease | None = None
         self.next: str | None = None
         self.fault: str | None = None
@@ -45,6 +51,7 @@ class Rollout:
         self._deployments = deployments
         self._required = {name for name in deployments if getattr(args, name).min_replicas > 0}
         self._changed = changed
+        self._serving = serving
         self._faulty: dict[str | None, float] = {}
         self._held: tuple[float, dict[str, int]] = (-FRESH_S, {})
         self._counting = asyncio.Lock()
@@ -56,6 +63,8 @@ class Rollout:
                 await self.step()
             except Exception:  # the registry may be away for a while; what is served goes on
                 log.exception("the registry could not be followed; trying again")
+            if self.current is not None:
+                self._serving(self.current)
             first = self.current is None
             await asyncio.sleep(min(0.2, self._args.poll_s) if first else self._args.poll_s)
 

@@ -27,7 +27,9 @@ class Recorder(Protocol):
     def request(self, endpoint: str, status: int, seconds: float, images: int) -> None: ...
     def stage(self, stage: str, seconds: float) -> None: ...
     def retried(self, deployment: str) -> None: ...
-    def serving(self, release: str, before: str | None, tiles: int) -> None: ...
+    def changed(self, before: str) -> None: ...
+
+    def serving(self, release: str, tiles: int) -> None: ...
 
 
 class ProcessMetrics:
@@ -72,10 +74,12 @@ class IngressMetrics(ProcessMetrics):
     def retried(self, deployment: str) -> None:
         self._retries.inc(1, {"called": deployment})
 
-    def serving(self, release: str, before: str | None, tiles: int) -> None:
-        if before is not None:
-            self._release.set(0, {"release": before})
-            self._changes.inc(1)
+    def changed(self, before: str) -> None:
+        self._release.set(0, {"release": before})
+        self._changes.inc(1)
+
+    def serving(self, release: str, tiles: int) -> None:
+        """To be told again and again: Ray forgets a gauge that is not set for some time."""
         self._release.set(1, {"release": release})
         self._tiles.set(tiles)
 

@@ -69,7 +69,9 @@ class FakeRecorder:
     def retried(self, deployment: str) -> None:
         self.retries.append(deployment)
 
-    def serving(self, release: str, before: str | None, tiles: int) -> None: ...
+    def changed(self, before: str) -> None: ...
+
+    def serving(self, release: str, tiles: int) -> None: ...
 
 
 class Fakes:

@@ -173,7 +173,8 @@ def test_the_results_query_by_query(model: S2S, dataset: PairDataset, tmp_path: 
     assert [row["correct_tiles"] for row in rows] == [2, 2, 1, 1, 1, 1, 1]
     for query, row in enumerate(rows):
         assert row["top_ids"] == [dataset.ids[tile] for tile in order[query]]
-        assert row["top_descriptor_distances"] == pytest.approx(table[query][order[query]].tolist(), abs=1e-5)
+        # float32 descriptors of single images and of batches: some hundred roundings apart
+        assert row["top_descriptor_distances"] == pytest.approx(table[query][order[query]].tolist(), rel=3e-5)
         for tile, metres in zip(order[query], row["top_metres"], strict=True):
             if (query == PAIRS - 1) != (tile == PAIRS - 1):
                 assert metres is None  # another zone
