@@ -45,7 +45,6 @@ class Running(NamedTuple):
     release: registry.Release
     localizer: Localizer
     process: subprocess.Popen[bytes]
-    started_after_s: float
 
 
 def save_tiny(folder: Path, height: int, width: int) -> S2S:
@@ -135,8 +134,9 @@ def running_in(folder: Path, **changes: Any) -> Iterator[Running]:
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
             wait_until_it_answers(http, process, folder / "serve.log")
             assert release.index_uri is not None
+            print(f"\nservice ready after {time.monotonic() - started:.1f} s")
             localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
-            yield Running(http, url, root, release, localizer, process, time.monotonic() - started)
+            yield Running(http, url, root, release, localizer, process)
     finally:
         process.send_signal(signal.SIGINT)
         try:

@@ -199,8 +199,3 @@ def test_a_deadline_drops_what_has_not_begun(running: Running) -> None:
     assert {answer.status_code for answer in impatient} <= {200, 504}
     assert 504 in {answer.status_code for answer in impatient}
     assert post(running, "/v1/embed/satellite", tile).status_code == 200
-
-
-def test_it_starts_in_well_under_a_minute(running: Running) -> None:
-    print(f"\nservice ready after {running.started_after_s:.1f} s")
-    assert running.started_after_s < 150  # shared machines: a guard against a hang, not a benchmark

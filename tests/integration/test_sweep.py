@@ -22,7 +22,7 @@ from s2s_ray.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def command(script: str, *settings: str) -> list[str]:
 
 
 def run(script: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *settings), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(script, *settings), capture_output=True, text=True, timeout=600)
 
 
 def trials(root: Path | str) -> list[dict[str, Any]]:

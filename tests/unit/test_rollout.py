@@ -72,6 +72,24 @@ class World:
         return self.rollout.current and self.rollout.current.id
 
 
+def test_what_is_served_is_told_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets gauges that are not set for some time."""
+    World(monkeypatch, "a")
+    told: list[str] = []
+    args = ARGS.model_copy(update={"poll_s": 0.01})
+    deployments = {name: Deployment() for name in NAMES}
+    rollout = Rollout(args, dict(deployments), lambda _new, _old: None, lambda one: told.append(one.id))
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(rollout.watch())
+        while len(told) < 5:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert set(told) == {"a"}
+
+
 def test_the_next_release_is_loaded_everywhere_before_it_is_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "a")
     assert world.step() == "a"
