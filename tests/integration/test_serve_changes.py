@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 PANORAMA = noise(60, 120, 3)
 BODY = encode(PANORAMA, "png")
 CALLERS = 4
+MANY = 16
 FLOOD, RATE = 500, 250
 
 
@@ -100,6 +101,18 @@ def raw(running: Running) -> Callable[[], Answer]:
         assert answer.headers["s2s-release"] == tree["release"]
         first = tree["matches"][0]
         return Answer(200, tree["release"], (first["id"], first["descriptor_distance"]), seconds)
+
+    return ask
+
+
+def many_at_once(running: Running) -> Callable[[], Answer]:
+    """One request with many panoramas: the street replica is what it waits for, not the ingress."""
+    parts = [("image", (f"{place}.png", BODY, "image/png")) for place in range(MANY)]
+
+    def ask() -> Answer:
+        started = time.monotonic()
+        status = running.http.post("/v1/embed/street", files=parts).status_code
+        return Answer(status, None, None, time.monotonic() - started)
 
     return ask
 
@@ -217,8 +230,9 @@ def test_replicas_are_added_under_load_and_removed_to_zero_where_allowed(running
     answer = running.http.post("/v1/embed/satellite", content=tile, headers={"content-type": "image/png"})
     assert answer.status_code == 200
     print(f"\nfrom zero: answered after {time.monotonic() - started:.1f} s")
-    with load(raw(running)):
+    with load(many_at_once(running)) as answers:
         up = until(lambda: held(running)["street"] == 2, 90, "no replica was added")
+    assert {answer.status for answer in answers} == {200}, summary(answers)
     down = until(lambda: held(running)["street"] == 1, 90, "no replica was removed")
     until(lambda: held(running)["satellite"] == 0, 60, "satellite embedding does not go back to zero")
     print(f"second replica after {up:.1f} s of load, gone {down:.1f} s after it")
