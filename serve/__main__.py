@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +28,24 @@ def main(
     settings: Annotated[
         Path | None, typer.Option(help="YAML with more of what serve/config.yaml has below `args`.")
     ] = None,
+    haproxy: Annotated[
+        bool, typer.Option(help="Answer through Ray's HAProxy: several times the requests (docs/service.md).")
+    ] = False,
 ) -> None:
     """Serve the current release of NAME over HTTP, and whichever becomes current."""
     import yaml
 
     tree = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
     given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
-    with ray_cluster():
+    with ExitStack() as stack:
+        if haproxy:
+            from serve.haproxy import environment
+
+            # before Ray is imported, which reads it once
+            os.environ.update(
+                environment(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2s-haproxy-"))))
+            )
+        stack.enter_context(ray_cluster())
         from serve.local import serving
         from serve.settings import ServeArgs
 

