@@ -78,27 +78,42 @@ def _threads(count: int, work) -> Iterator[None]:
 
 
 def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
-    """Each caller asks as soon as it is answered; counted is what was asked and answered within the time."""
-    taken: list[float] = []
+    """Each caller asks as soon as it is answered. Counting starts when all have been answered once.
+
+    Answers come in batches: the rate is that between the last answer before the window and the last one in it.
+    """
+    told: list[tuple[float, float]] = []
     refused = [0] * callers
-    begin = time.perf_counter() + 0.05
-    end = begin + seconds
+    answered: list[float] = []
+    window = threading.Event()
+    end = float("inf")
 
     def call(number: int) -> None:
+        nonlocal end
         caller, turn = Caller(url, question), number
         while (asked := time.perf_counter()) < end:
             status = caller.ask(turn)
-            answered = time.perf_counter()
+            now = time.perf_counter()
+            if turn == number:
+                answered.append(now)
+                if len(answered) == callers:
+                    end = now + seconds
+                    window.set()
             turn += 1
             if status == 503:
                 refused[number] += 1
-            elif asked >= begin and answered <= end:
-                taken.append(answered - asked)
+            else:
+                told.append((now, now - asked))
         caller.close()
 
     with _threads(callers, call):
-        pass
-    return Told(len(taken) / seconds, taken, sum(refused))
+        window.wait()
+    begin = end - seconds
+    counted = [taken for now, taken in told if begin < now <= end]
+    if not counted:
+        raise RuntimeError(f"no answer of {question.path} within {seconds} s: measure for longer")
+    last = max(now for now, _ in told if now <= end)
+    return Told(len(counted) / (last - begin), counted, sum(refused))
 
 
 def opened(url: str, question: Question, rate: float, seconds: float, callers: int = 64) -> Told:

@@ -6,16 +6,18 @@
     python benchmarks/serve.py start               from no replica to the first answer
 
 Images are JPEGs of a procedural city in CVUSA's sizes: panoramas 224 x 1232, tiles 750 x 750. The model has random
-weights. `python -m serve` runs as it would for a user, with one replica of each deployment, behind Ray's HAProxy unless
-`--proxy python` is given. Arms alternate, and a ratio is the median of the rounds'. "Bare" is what the deployments
-call, with as many threads and as many images at a time, on views that are ready; localisation adds the search. The
-service is up while the bare model is measured, and what it takes of the cores at rest is printed.
+weights. `python -m serve` runs as it would for a user, behind Ray's HAProxy unless `--proxy python` is given, with one
+PyTorch thread to a replica and a replica for each core of the deployment that is measured (one of each for `overhead`).
+"Bare" is what a replica calls, in as many processes with as many threads and images at a time, on views that are ready;
+localisation adds the search. The service is up while it is measured; what it takes of the cores at rest is printed.
+Arms alternate, and a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -46,7 +48,7 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.registry import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
-TILES, IMAGES, WAIT_S = 1000, 8, 0.02
+TILES, IMAGES = 1000, 8
 GOAL, ADDED_MS = 0.9, {"embed/street": 5.0, "embed/satellite": 5.0, "localize?k=5": 12.0}
 JPEG = {"content-type": "image/jpeg"}
 
@@ -55,10 +57,18 @@ class Work(NamedTuple):
     """An endpoint and the work behind it."""
 
     question: Question
+    deployment: str
     views: torch.Tensor
     bare: Callable[[torch.Tensor], Any]
     whole: Callable[[bytes], Any]
     """From the JPEG to the answer, in this process."""
+
+
+class Images(NamedTuple):
+    """JPEGs."""
+
+    panoramas: list[bytes]
+    tiles: list[bytes]
 
 
 class Release(NamedTuple):
@@ -93,8 +103,9 @@ class Release(NamedTuple):
         return made
 
 
-def works(release: Release, panoramas: list[bytes], tiles: list[bytes]) -> dict[str, Work]:
+def works(release: Release, images: Images) -> dict[str, Work]:
     """The endpoints by name, each beside what it does without HTTP."""
+    panoramas, tiles = images
     embedder, synthesizer = Embedder.load(release.checkpoint), Synthesizer.load(release.checkpoint)
     index = ReferenceIndex.load(release.index)
     geometry = embedder.geometry
@@ -108,24 +119,28 @@ def works(release: Release, panoramas: list[bytes], tiles: list[bytes]) -> dict[
     return {
         "embed/street": Work(
             Question("/v1/embed/street", panoramas, npy),
+            "street",
             street,
             embedder.embed_street,
             lambda body: embedder.street([decode(body)]),
         ),
         "embed/satellite": Work(
             Question("/v1/embed/satellite", tiles, npy),
+            "satellite",
             polar,
             embedder.embed_satellite,
             lambda body: embedder.satellite([decode(body)]),
         ),
         "synthesize": Work(
             Question("/v1/synthesize", tiles, {**JPEG, "accept": "image/jpeg"}),
+            "synthesis",
             polar,
             synthesizer.synthesize,
             lambda body: encode(synthesizer.street([decode(body)])[0], "jpeg"),
         ),
         "localize?k=5": Work(
             Question("/v1/localize?k=5", panoramas, JPEG),
+            "street",
             street,
             located,
             lambda body: index.search(embedder.street([decode(body)]), 5),
@@ -160,12 +175,16 @@ def process(command: list[str], url: str, path: str) -> Iterator[subprocess.Pope
 
 
 @contextlib.contextmanager
-def service(folder: Path, release: Release, options: argparse.Namespace, **changes: Any) -> Iterator[str]:
-    """`python -m serve`; gives its URL."""
-    model = {"num_cpus": 0.1, "max_replicas": 1, "max_batch": options.batch, "batch_wait_s": WAIT_S}
-    single = {"num_cpus": 0.1, "max_replicas": 1}
-    deployments = {"street": model, "satellite": model, "synthesis": model, "search": single, "ingress": single}
-    tree = {**release._asdict(), "threads": options.threads, "access_log": False, **deployments, **changes}
+def service(
+    folder: Path, release: Release, options: argparse.Namespace, many: str | None = None, **changes: Any
+) -> Iterator[str]:
+    """`python -m serve` with several replicas of the deployment `many`; gives its URL."""
+    single = {"num_cpus": 0.05, "max_replicas": 1}
+    tree: dict[str, Any] = {**release._asdict(), "threads": 1, "access_log": False, "search": single, "ingress": single}
+    for name in ("street", "satellite", "synthesis"):
+        count = options.replicas if name == many else 1
+        tree[name] = {**single, "min_replicas": count, "max_replicas": count, "max_batch": options.batch}
+        tree[name] |= changes.get(name, {})
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(tree), encoding="utf-8")
     port = free_port()
@@ -188,37 +207,65 @@ def idle_share(seconds: float = 5) -> float:
     return (busy() - before) / seconds
 
 
-def bare_rate(work: Work, batch: int, seconds: float) -> float:
-    """Images a second of the model alone, in batches."""
+class Bare:
+    """Processes that run the model alone, one thread each."""
+
+    def __init__(self, release: Release, images: Images, options: argparse.Namespace) -> None:
+        self._options = options
+        # forked: the models are shared, and no OpenMP thread has been started yet
+        self._pool = multiprocessing.get_context("fork").Pool(options.replicas, _load, (release, images))
+
+    def rate(self, name: str) -> float:
+        """Images a second of all of them together."""
+        options = self._options
+        begin = time.perf_counter()
+        done = self._pool.starmap(_batches, [(name, options.batch, begin, options.seconds)] * options.replicas, 1)
+        return sum(done) / (time.perf_counter() - begin)
+
+
+_loaded: dict[str, Work] = {}
+
+
+def _load(release: Release, images: Images) -> None:
+    torch.set_num_threads(1)
+    _loaded.update(works(release, images))
+
+
+def _batches(name: str, batch: int, begin: float, seconds: float) -> int:
+    """Batches until the time is over; gives the number of images."""
+    work, count = _loaded[name], 0
     views = work.views.repeat(-(-batch // len(work.views)), 1, 1, 1)[:batch]
-    begin, count = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
+    while time.perf_counter() < begin + seconds:
         work.bare(views)
         count += batch
-    return count / (time.perf_counter() - begin)
+    return count
 
 
-def throughput(work: dict[str, Work], url: str, options: argparse.Namespace) -> bool:
-    """Every endpoint with enough callers to fill two batches, then at four fifths of that rate."""
-    print(f"the service at rest takes {idle_share():.2f} of a core")
-    print("endpoint          bare, /s   HTTP, /s   share (goal 0.9)   p50    p95   open loop at 0.8: p50    p95, ms")
-    met = True
-    for name, one in work.items():
-        closed(url, one.question, 2 * options.batch, options.seconds / 2)
-        bare_rate(one, options.batch, 1)
-        rounds = []
-        for _ in range(options.repetitions):
-            alone = bare_rate(one, options.batch, options.seconds)
-            rounds.append((alone, closed(url, one.question, 2 * options.batch, options.seconds)))
-        share = statistics.median(told.rate / alone for alone, told in rounds)
-        rate = statistics.median(told.rate for _, told in rounds)
-        told, alone = rounds[-1][1], statistics.median(alone for alone, _ in rounds)
-        steady = opened(url, one.question, 0.8 * rate, options.seconds)
+def throughput(folder: Path, release: Release, images: Images, options: argparse.Namespace) -> bool:
+    """Every endpoint with callers for four batches a replica, then at four fifths of that rate."""
+    bare, met = Bare(release, images, options), True
+    callers = 4 * options.batch * options.replicas
+    print(
+        "endpoint          at rest, cores   bare, /s   HTTP, /s   share (goal 0.9)"
+        "     p50    p95 ms   at 0.8: p50    p95 ms"
+    )
+    for name, one in works(release, images).items():
+        with service(folder, release, options, one.deployment) as url:
+            idle = idle_share()
+            closed(url, one.question, callers, 1)
+            rounds = []
+            for _ in range(options.repetitions):
+                alone = bare.rate(name)
+                rounds.append((alone, closed(url, one.question, callers, options.seconds)))
+            share = statistics.median(told.rate / alone for alone, told in rounds)
+            rate = statistics.median(told.rate for _, told in rounds)
+            told, alone = rounds[-1][1], statistics.median(alone for alone, _ in rounds)
+            steady = opened(url, one.question, 0.8 * rate, options.seconds)
         times = [told.milliseconds(50), told.milliseconds(95), steady.milliseconds(50), steady.milliseconds(95)]
+        refused = sum(told.refused for _, told in rounds) + steady.refused
         print(
-            f"{name:16s} {alone:9.2f} {rate:10.2f} {share:18.2f} {times[0]:5.0f} {times[1]:6.0f} "
-            f"{times[2]:23.0f} {times[3]:6.0f}"
-            + (f"   {told.refused + steady.refused} refused" if told.refused + steady.refused else ""),
+            f"{name:16s} {idle:15.2f} {alone:10.2f} {rate:10.2f} {share:18.2f} {times[0]:7.0f} {times[1]:9.0f} "
+            f"{times[2]:13.0f} {times[3]:9.0f}" + f"   {refused} refused" * (refused > 0),
             flush=True,
         )
         met &= share >= GOAL
@@ -227,7 +274,7 @@ def throughput(work: dict[str, Work], url: str, options: argparse.Namespace) -> 
 
 def overhead(work: dict[str, Work], url: str, options: argparse.Namespace) -> bool:
     """One caller: the median over HTTP less that of the same work, from JPEG to answer, in this process."""
-    print(f"the service at rest takes {idle_share():.2f} of a core")
+    print(f"at rest the service takes {idle_share():.2f} of a core")
     print("endpoint          in process, ms   HTTP, ms   added, ms   goal")
     met = True
     for name, one in work.items():
@@ -251,19 +298,19 @@ def overhead(work: dict[str, Work], url: str, options: argparse.Namespace) -> bo
 
 
 def litserve(release: Release, panoramas: list[bytes], url: str, options: argparse.Namespace) -> bool:
-    """Street embedding as JSON from multipart forms, by both."""
+    """Street embedding as JSON from multipart forms, by both, with as many replicas."""
     port, boundary = free_port(), "x" * 24
     disposition = 'Content-Disposition: form-data; name="image"; filename="a.jpg"'
     head = f"--{boundary}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     bodies = [head + body + f"\r\n--{boundary}--\r\n".encode() for body in panoramas]
     form = {"content-type": f"multipart/form-data; boundary={boundary}"}
     program = str(ROOT / "benchmarks" / "serve_litserve.py")
-    command = [sys.executable, program, release.checkpoint, str(port), str(options.batch), str(WAIT_S)]
+    command = [sys.executable, program, release.checkpoint, str(port), str(options.batch), str(options.replicas)]
     theirs = f"http://127.0.0.1:{port}"
-    with process([*command, str(options.threads)], theirs, "/health"):
+    with process(command, theirs, "/health"):
         print("callers   ours, /s   LitServe, /s   ratio (goal 1)   ours p50, ms   LitServe p50, ms")
         met = True
-        for callers in (1, 2 * options.batch):
+        for callers in (1, 4 * options.batch * options.replicas):
             rounds = []
             for turn in range(options.repetitions + 1):
                 arms = [(url, Question("/v1/embed/street", bodies, form)), (theirs, Question("/predict", bodies, form))]
@@ -281,19 +328,13 @@ def litserve(release: Release, panoramas: list[bytes], url: str, options: argpar
     return met
 
 
-def start(work: dict[str, Work], url: str) -> bool:
+def start(question: Question, url: str) -> None:
     """Satellite embedding stands at zero; the first request has to wait for a replica."""
     while httpx.get(url + "/readyz", trust_env=False).json()["deployments"]["satellite"]:
         time.sleep(0.5)
-    question = work["embed/satellite"].question
     begin = time.perf_counter()
     httpx.post(url + question.path, content=question.bodies[0], headers=JPEG, timeout=120, trust_env=False)
     print(f"from no replica to the first answer: {time.perf_counter() - begin:.1f} s")
-    figures = httpx.get(url + "/metrics", trust_env=False).text.splitlines()
-    for line in figures:
-        if line.startswith(("s2s_replica_start_seconds", "ray_s2s_replica_start_seconds")):
-            print(line)
-    return True
 
 
 def main() -> int:
@@ -302,36 +343,35 @@ def main() -> int:
     parser.add_argument("what", choices=["throughput", "overhead", "litserve", "start"])
     parser.add_argument("--preset", help="default: paper; for overhead and start tiny")
     parser.add_argument("--proxy", choices=["haproxy", "python"], default="haproxy")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="PyTorch's, of a replica and of the model")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one arm of one round")
+    parser.add_argument("--replicas", type=int, default=os.cpu_count())
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of one arm of one round")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     preset = options.preset or ("tiny" if options.what in ("overhead", "start") else "paper")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     sizes = ["source.panorama_height=224", "source.panorama_width=1232", "source.tile_px=750"]
     source = open_source(load_config("tiny", [f"source.train_pairs={IMAGES}", *sizes]).source)
     pairs = [source.read(record) for record in source.records()[:IMAGES]]
-    panoramas, tiles = ([encode(pair[side], "jpeg") for pair in pairs] for side in (1, 0))
+    images = Images([encode(one.street, "jpeg") for one in pairs], [encode(one.satellite, "jpeg") for one in pairs])
     with tempfile.TemporaryDirectory(prefix="s2s-serve-") as name:
         folder = Path(name)
         release = Release.made(preset, folder)
-        work = works(release, panoramas, tiles)
-        changes: dict[str, Any] = {}
-        if options.what == "start":
-            changes = {"satellite": {"num_cpus": 0.1, "min_replicas": 0, "max_replicas": 1, "downscale_delay_s": 2}}
-        print(f"`{preset}` on {options.threads} threads, batches of {options.batch}, {options.proxy} proxy", flush=True)
-        with service(folder, release, options, **changes) as url:
-            if options.what == "throughput":
-                met = throughput(work, url, options)
-            elif options.what == "overhead":
-                met = overhead(work, url, options)
-            elif options.what == "litserve":
-                met = litserve(release, panoramas, url, options)
-            else:
-                met = start(work, url)
-    if options.what != "start":
-        print("the goal is met" if met else "THE GOAL IS MISSED")
+        count = 1 if options.what in ("overhead", "start") else options.replicas
+        print(f"`{preset}`, {count} replicas, batches of {options.batch}, {options.proxy} proxy", flush=True)
+        if options.what == "throughput":
+            met = throughput(folder, release, images, options)
+        elif options.what == "overhead":
+            with service(folder, release, options) as url:
+                met = overhead(works(release, images), url, options)
+        elif options.what == "litserve":
+            with service(folder, release, options, "street") as url:
+                met = litserve(release, images.panoramas, url, options)
+        else:
+            with service(folder, release, options, satellite={"min_replicas": 0, "downscale_delay_s": 2}) as url:
+                start(works(release, images)["embed/satellite"].question, url)
+            return 0
+    print("the goal is met" if met else "THE GOAL IS MISSED")
     return 0 if met else 1
 
 

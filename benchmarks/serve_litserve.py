@@ -1,6 +1,6 @@
 """The street embedding of a checkpoint behind LitServe, for `serve.py litserve`: its own way of doing what ours does.
 
-python benchmarks/serve_litserve.py CHECKPOINT PORT MAX_BATCH BATCH_WAIT_S THREADS
+python benchmarks/serve_litserve.py CHECKPOINT PORT MAX_BATCH WORKERS
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from s2s_ray.inference import Embedder
 class StreetEmbedding(litserve.LitAPI):
     """POST /predict with the image in the form's field `image` -> {"embeddings": [[...]]}."""
 
-    def __init__(self, checkpoint: str, threads: int, max_batch: int, batch_wait_s: float) -> None:
-        super().__init__(max_batch_size=max_batch, batch_timeout=batch_wait_s)
-        self._checkpoint, self._threads = checkpoint, threads
+    def __init__(self, checkpoint: str, max_batch: int) -> None:
+        super().__init__(max_batch_size=max_batch, batch_timeout=0.005)
+        self._checkpoint = checkpoint
 
     def setup(self, device: str) -> None:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(1)
         self._embedder = Embedder.load(self._checkpoint, device)
         self._embedder.specialise("street")
 
@@ -44,7 +44,7 @@ class StreetEmbedding(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    checkpoint, port, max_batch, batch_wait_s, threads = sys.argv[1:]
-    api = StreetEmbedding(checkpoint, int(threads), int(max_batch), float(batch_wait_s))
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
+    checkpoint, port, max_batch, workers = sys.argv[1:]
+    api = StreetEmbedding(checkpoint, int(max_batch))
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=int(workers), timeout=120)
     server.run(host="127.0.0.1", port=int(port), num_api_servers=1, generate_client_file=False)

@@ -41,10 +41,8 @@ def main(
         if haproxy:
             from serve.haproxy import environment
 
-            # before Ray is imported, which reads it once
-            os.environ.update(
-                environment(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s2s-haproxy-"))))
-            )
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2s-haproxy-"))
+            os.environ.update(environment(Path(folder), free_ports=True))  # before Ray is imported, which reads it once
         stack.enter_context(ray_cluster())
         from serve.local import serving
         from serve.settings import ServeArgs

@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ray import serve
 from torch import Tensor
 
 from s2s_ray.data.schema import Pixels
 from s2s_ray.index import Descriptors, ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
 from s2s_ray.prior import Prior
+from serve.batching import Batcher
 from serve.releases import ReleaseKey, ReleaseSlots
 from serve.settings import ModelScaling, ServeArgs
 from serve.telemetry import ModelMetrics, ProcessMetrics
@@ -73,6 +74,7 @@ class _ModelReplica(_Replica[M]):
         torch.set_num_threads(args.threads)
         self._device, self._scaling = args.device, scaling
         self._metrics = ModelMetrics()
+        self._batched: Batcher[tuple[M, Pixels], Timed] = Batcher(self._answer)
         await self._slots.start(args)
         self._metrics.started(time.monotonic() - started)
 
@@ -82,11 +84,9 @@ class _ModelReplica(_Replica[M]):
 
     async def __call__(self, key: ReleaseKey, view: Pixels) -> Timed:
         """One answer for one view, uint8 3 H W."""
-        answer: Timed = await self._batched((await self._slots.get(key), view))
-        return answer
+        return await self._batched((await self._slots.get(key), view))
 
-    @serve.batch
-    async def _batched(self, calls: list[tuple[M, Pixels]]) -> list[Timed]:
+    async def _answer(self, calls: Sequence[tuple[M, Pixels]]) -> list[Timed]:
         answers: dict[int, Timed] = {}
         # Calls of two releases meet in one batch only while the one takes over from the other.
         for model in {id(model): model for model, _ in calls}.values():
@@ -106,9 +106,8 @@ class _ModelReplica(_Replica[M]):
 
     def reconfigure(self, batching: dict[str, float]) -> None:
         """New batch settings, without a restart: `max_batch`, `batch_wait_s`."""
-        batched = cast(Any, self._batched)
-        batched.set_max_batch_size(int(batching["max_batch"]))
-        batched.set_batch_wait_timeout_s(float(batching["batch_wait_s"]))
+        self._batched.max_batch = int(batching["max_batch"])
+        self._batched.wait_s = float(batching["batch_wait_s"])
 
 
 class StreetEmbedding(_ModelReplica[Embedder]):

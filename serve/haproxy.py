@@ -9,7 +9,9 @@ whatever host Serve is given; the program written here binds them to loopback be
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 _PROGRAM = """#!/bin/sh
@@ -22,14 +24,14 @@ exec {binary} "$@"
 """
 
 
-def environment(folder: Path, *, metrics_port: int = 9101, statistics_port: int = 8404) -> dict[str, str]:
+def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
     """Variables for `ray start` or `ray.init` on every node; Ray reads them once, when it is imported.
 
     Args:
         folder: for HAProxy's configuration, socket and state; made, and written to while Serve runs. One for each
             cluster on a machine.
-        metrics_port: of HAProxy's own Prometheus figures.
-        statistics_port: of its page of statistics.
+        free_ports: on one machine, any free ports instead of Ray's own for HAProxy's figures (9101), its statistics
+            (8404) and the proxy behind it (8500), so that several can run side by side.
 
     Raises:
         OSError: the folder cannot be written.
@@ -41,16 +43,27 @@ def environment(folder: Path, *, metrics_port: int = 9101, statistics_port: int 
     program = folder / "haproxy-on-loopback"
     program.write_text(_PROGRAM.format(binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
     program.chmod(0o755)
-    return {
+    chosen = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # Fewer threads to pass through: ours keep their work off the loop themselves. But not gRPC between deployments:
+        # with it one of two replicas got five times the requests of the other.
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics_port),
     }
+    if free_ports:
+        names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
+        with ExitStack() as held:
+            for name in names:
+                probe = held.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", 0))
+                chosen[f"RAY_SERVE_{name}"] = str(probe.getsockname()[1])
+    return chosen
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class ModelScaling(Scaling):
     """A deployment that runs a model, in batches of what waits."""
 
     max_batch: int = Field(16, ge=1, description="images in one call of the model")
-    batch_wait_s: NonNegative = Field(0.005, description="longest wait for a batch to fill")
+    batch_wait_s: NonNegative = Field(
+        0.0, description="longest wait for a batch to fill; at 0 it takes what came while the one before was computed"
+    )
     precision: Precision = Field("float32", description="of the model's arithmetic; descriptors stay float32")
 
     @model_validator(mode="after")

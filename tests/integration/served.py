@@ -28,6 +28,7 @@ from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Localizer
 from s2s_ray.model.s2s import S2S
+from serve.haproxy import environment as behind_haproxy
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(
@@ -100,7 +101,7 @@ def configuration(folder: Path, port: int, root: str, changes: dict[str, Any]) -
 
 
 @contextmanager
-def running_in(folder: Path, **changes: Any) -> Iterator[Running]:
+def running_in(folder: Path, *, haproxy: bool = False, **changes: Any) -> Iterator[Running]:
     """`serve run` of the configuration on a private cluster, until the block ends."""
     root = str(folder / "registry")
     release = publish(folder, 5, root)
@@ -119,6 +120,7 @@ def running_in(folder: Path, **changes: Any) -> Iterator[Running]:
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "PYTHONPATH": str(ROOT),
+        **(behind_haproxy(Path(ray_folder) / "haproxy", free_ports=True) if haproxy else {}),
     }
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local"]
     log = (folder / "serve.log").open("wb")

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 
 from s2s_ray import registry
-from s2s_ray.client import Client
 from s2s_ray.data.images import encode
-from s2s_ray.inference import Localizer
+from tests.integration.callers import expected, flood, load, many_at_once, patient, raw, summary, until
 from tests.integration.served import Running, noise, publish, replicas, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-
-PANORAMA = noise(60, 120, 3)
-BODY = encode(PANORAMA, "png")
-CALLERS = 4
-MANY = 16
-FLOOD, RATE = 500, 250
 
 
 @pytest.fixture(scope="module")
@@ -53,102 +41,6 @@ def running(folder: Path) -> Iterator[Running]:
     changes = {"street": street, "satellite": satellite, "synthesis": synthesis}
     with running_in(folder, poll_s=0.5, access_log=False, **changes) as service:
         yield service
-
-
-class Answer(NamedTuple):
-    """What one caller saw: status (0: no answer), release, best match and its distance, and how long it took."""
-
-    status: int
-    release: str | None
-    best: tuple[str, float] | None
-    seconds: float
-
-
-@contextmanager
-def load(ask: Callable[[], Answer]) -> Iterator[list[Answer]]:
-    """Callers that ask one after the other, as long as the block lasts; their answers."""
-    answers: list[Answer] = []
-    ending = threading.Event()
-
-    def call() -> None:
-        while not ending.is_set():
-            answers.append(ask())
-
-    threads = [threading.Thread(target=call) for _ in range(CALLERS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield answers
-    finally:
-        ending.set()
-        for thread in threads:
-            thread.join()
-
-
-def raw(running: Running) -> Callable[[], Answer]:
-    """One request, not repeated."""
-
-    def ask() -> Answer:
-        started = time.monotonic()
-        try:
-            answer = running.http.post("/v1/localize?k=3", content=BODY, headers={"content-type": "image/png"})
-        except httpx.TransportError:
-            return Answer(0, None, None, time.monotonic() - started)
-        seconds = time.monotonic() - started
-        if answer.status_code != 200:
-            return Answer(answer.status_code, answer.headers.get("s2s-release"), None, seconds)
-        tree = answer.json()
-        assert answer.headers["s2s-release"] == tree["release"]
-        first = tree["matches"][0]
-        return Answer(200, tree["release"], (first["id"], first["descriptor_distance"]), seconds)
-
-    return ask
-
-
-def many_at_once(running: Running) -> Callable[[], Answer]:
-    """One request with many panoramas: the street replica is what it waits for, not the ingress."""
-    parts = [("image", (f"{place}.png", BODY, "image/png")) for place in range(MANY)]
-
-    def ask() -> Answer:
-        started = time.monotonic()
-        status = running.http.post("/v1/embed/street", files=parts).status_code
-        return Answer(status, None, None, time.monotonic() - started)
-
-    return ask
-
-
-def patient(running: Running) -> Callable[[], Answer]:
-    """One question through the client, which asks again."""
-
-    def ask() -> Answer:
-        started = time.monotonic()
-        with Client(running.url) as client:
-            [[first, *_]] = client.localize([BODY], k=3)
-        return Answer(200, client.release, (first.id, first.descriptor_distance), time.monotonic() - started)
-
-    return ask
-
-
-def expected(release: registry.Release) -> tuple[str, float]:
-    """The best match of the panorama according to the plain classes."""
-    assert release.index_uri is not None
-    [[first, *_]] = Localizer.load(release.checkpoint_uri, release.index_uri).street([PANORAMA], k=3)
-    return first.id, first.descriptor_distance
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> float:
-    """Seconds until the condition holds."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, what
-        time.sleep(0.2)
-    return time.monotonic() - started
-
-
-def summary(answers: list[Answer]) -> str:
-    statuses = Counter(answer.status for answer in answers)
-    slowest = max(answer.seconds for answer in answers)
-    return f"{len(answers)} answers {dict(sorted(statuses.items()))}, slowest {slowest:.2f} s"
 
 
 def test_releases_change_under_load_without_a_failed_or_mixed_answer(running: Running, folder: Path) -> None:
@@ -241,41 +133,15 @@ def test_replicas_are_added_under_load_and_removed_to_zero_where_allowed(running
 def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     """Requests that come whether or not others were answered: the accepted ones stay quick, memory does not grow."""
     pids = [*replicas(running, "Ingress"), *replicas(running, "Synthesis")]
-    tile = encode(noise(48, 48, 1), "png")
-    alone = []
-    for _ in range(10):
-        started = time.monotonic()
-        assert running.http.post("/v1/synthesize", content=tile).status_code == 200
-        alone.append(time.monotonic() - started)
     before = sum(map(resident_mb, pids))
-
-    async def one(http: httpx.AsyncClient, after: float) -> Answer:
-        await asyncio.sleep(after)
-        started = time.monotonic()
-        answer = await http.post("/v1/synthesize", content=tile)
-        if answer.status_code == 503:
-            assert answer.headers["retry-after"] == "1"
-        return Answer(answer.status_code, None, None, time.monotonic() - started)
-
-    async def flood() -> list[Answer]:
-        async with httpx.AsyncClient(
-            base_url=running.url, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False
-        ) as http:
-            return list(await asyncio.gather(*(one(http, place / RATE) for place in range(FLOOD))))
-
-    answers = asyncio.run(flood())
-    statuses = Counter(answer.status for answer in answers)
-    accepted = np.array([answer.seconds for answer in answers if answer.status == 200])
+    told = flood(running)
     grown = sum(map(resident_mb, pids)) - before
-    print(
-        f"\nopen loop of {RATE} requests/s: {summary(answers)}; accepted: median {np.median(accepted):.2f} s, at most "
-        f"{accepted.max():.2f} s; alone: {np.median(alone):.3f} s; memory {grown:+.0f} MB"
-    )
-    assert set(statuses) == {200, 503}
+    print(f"\n{told}; memory {grown:+.0f} MB")
+    assert {answer.status for answer in told.answers} == {200, 503}
     # Ray's Python proxy takes a few dozen requests a second: it, not the model, is what most of them wait for here.
-    assert accepted.max() < 30
+    assert told.accepted.max() < 30
     assert grown < 100
-    assert running.http.post("/v1/synthesize", content=tile).status_code == 200
+    assert running.http.post("/v1/synthesize", content=encode(noise(48, 48, 1), "png")).status_code == 200
 
 
 def resident_mb(pid: int) -> float:

@@ -642,9 +642,8 @@ def test_accelerator_faults_fail_the_health_check() -> None:
         raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
 
     replica._infer = lost
-    unbatched = StreetEmbedding._batched.__wrapped__
     with pytest.raises(torch.AcceleratorError):
-        asyncio.run(unbatched(replica, [(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
+        asyncio.run(replica._answer([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
     with pytest.raises(RuntimeError, match=r"the accelerator failed: .*CUDA error"):
         replica.check_health()
 
@@ -655,7 +654,7 @@ def test_one_batch_answers_each_call_from_its_own_release() -> None:
     replica._metrics = SimpleNamespace(batch=sizes.append)
     replica._infer = lambda model, views: np.stack([views[:, 0, 0, 0].numpy(), np.full(len(views), model)], axis=1)
     calls = [(model, np.full((3, 2, 2), place, np.uint8)) for place, model in enumerate((10, 20, 10, 20, 20))]
-    found = asyncio.run(StreetEmbedding._batched.__wrapped__(replica, calls))
+    found = asyncio.run(replica._answer(calls))
     assert [one.answer.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
     assert sizes == [2, 3]
 
