@@ -1,0 +1,455 @@
+"""Work submitted to a real cluster of several simulated nodes, closed by a token: every job, then the service."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from ray.util import get_node_ip_address
+
+from s2s_ray import registry
+from s2s_ray.checkpoint import read_meta
+from s2s_ray.config import load_config
+from s2s_ray.data.images import encode
+from s2s_ray.data.manifest import read_manifest
+from s2s_ray.data.sources import open_source
+from s2s_ray.monitoring.metrics import RAY_PREFIX, TRAINING
+from s2s_ray.training.checkpoint import CheckpointStore
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+HERE = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+EPOCHS = 4
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(what: str, done: Callable[[], Any], seconds: float = 180) -> Any:
+    """The first value of `done` that is not false."""
+    deadline = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < deadline, f"no {what} after {seconds:.0f} s"
+        time.sleep(0.3)
+    return found
+
+
+class LocalCluster:
+    """A head without CPUs and nodes beside it, each a raylet of its own on this machine, as `ray start` makes them."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.dashboard = f"http://127.0.0.1:{self.dashboard_port}"
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.address = ""
+
+    def start_head(self, *options: str) -> None:
+        self._start(
+            "--head",
+            f"--port={self.port}",
+            "--num-cpus=0",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--metrics-export-port={self.metrics_port}",
+            *options,
+        )
+        wait_for("dashboard", lambda: self._answers(f"{self.dashboard}/api/version"))
+        [head] = wait_for("head", self.alive)
+        self.address = f"{head['node_ip']}:{self.port}"
+
+    def add_node(self, cpus: int, **resources: float) -> None:
+        """Add a node and wait until it is there: two that start at once on one machine take each other's files."""
+        there = len(self.alive())
+        self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}")
+        wait_for("node", lambda: len(self.alive()) > there)
+
+    def get(self, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        answer = httpx.get(self.dashboard + path, headers=headers, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def alive(self) -> list[dict[str, Any]]:
+        nodes: list[dict[str, Any]] = self.get("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        return [node for node in nodes if node["state"] == "ALIVE"]
+
+    def ray(self, *words: str) -> subprocess.Popen[str]:
+        """A command of Ray's, from the repository's root, as one types it."""
+        return subprocess.Popen(
+            [str(BIN / "ray"), *words],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def submit(
+        self, name: str, script: str, *arguments: str, options: tuple[str, ...] = (), travels: bool = True
+    ) -> subprocess.Popen[str]:
+        """`ray job submit`, which streams the job's log and ends with it unless told otherwise.
+
+        The code `travels` with the submission, or is used where it is.
+        """
+        place = "jobs" if travels else str(ROOT / "jobs")
+        code = ("--working-dir", ".") if travels else ("--runtime-env-json", json.dumps(HERE))
+        submission = ("job", "submit", "--address", self.dashboard, "--submission-id", name, *code)
+        return self.ray(*submission, *options, "--", "python", f"{place}/{script}.py", *arguments)
+
+    def metrics(self) -> str:
+        """What Prometheus would get from all nodes together."""
+        targets = json.loads((self.folder / "0" / "session_latest" / "prom_metrics_service_discovery.json").read_text())
+        pages = []
+        for target in targets[0]["targets"]:
+            try:
+                pages.append(httpx.get(f"http://{target}/metrics", timeout=10).text)
+            except httpx.TransportError:
+                continue  # the dashboard's own exporter may not be up yet
+        return "\n".join(pages)
+
+    def print_logs(self) -> None:
+        for log in sorted(self.folder.glob("node-*.log")):
+            print(f"--- {log.name}", log.read_text(errors="replace")[-2000:], sep="\n")
+
+    def stop(self) -> None:
+        for node in reversed(self.nodes):
+            self.kill(node)
+
+    @staticmethod
+    def kill(node: subprocess.Popen[bytes]) -> None:
+        """End a node, and then whatever it left: all of that is of its session."""
+        node.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            node.wait(timeout=15)
+        for pid in processes(node.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait(timeout=10)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        # One machine: ports of the workers are chosen by the system, or the nodes would take each other's.
+        ports = ("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0")
+        # A folder each: an agent that unpacks a working directory throws away the one that is there.
+        temporary = self.folder / str(len(self.nodes))
+        command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", f"--temp-dir={temporary}"]
+        command += [*ports, *options]
+        with (self.folder / f"node-{len(self.nodes)}.log").open("wb") as log:
+            node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        return node
+
+    def _answers(self, url: str) -> bool:
+        assert self.nodes[0].poll() is None, (self.folder / "node-0.log").read_text()[-3000:]
+        try:
+            return httpx.get(url, timeout=5).status_code in (200, 401)
+        except httpx.TransportError:
+            return False
+
+
+def processes(session: int) -> Iterator[int]:
+    """Pids of the living processes of a session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                yield int(folder.name)
+
+
+@contextmanager
+def local_cluster(**variables: str) -> Iterator[LocalCluster]:
+    with tempfile.TemporaryDirectory(prefix="s2s-", ignore_cleanup_errors=True) as folder:  # sockets need a short path
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is looked up where Ray was started
+        # a stopped job has time, as in cluster.yaml; every line of a log is wanted
+        settings = {"RAY_JOB_STOP_WAIT_TIME_S": "30", "RAY_DEDUP_LOGS": "0"}
+        environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **settings, **variables}
+        environment.pop("PYTHONPATH", None)  # the code comes with the submission
+        environment.pop("RAY_ADDRESS", None)
+        cluster = LocalCluster(Path(folder), environment)
+        try:
+            yield cluster
+        except BaseException:
+            cluster.print_logs()  # they go with the folder
+            raise
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """A node to train on and one for preparation and what else needs CPUs only, as in cluster.yaml."""
+    with local_cluster() as found:
+        found.start_head()
+        found.add_node(2, trainer=2)
+        found.add_node(1, preparation=1)
+        yield found
+
+
+def finished(job: subprocess.Popen[str], seconds: float = 240) -> str:
+    """The log of a job that has to succeed."""
+    log, _ = job.communicate(timeout=seconds)
+    assert job.returncode == 0, log[-4000:]
+    return log
+
+
+def setting(settings: list[str], key: str) -> str:
+    """The value of a key."""
+    return next(one.removeprefix(f"{key}=") for one in settings if one.startswith(f"{key}="))
+
+
+def options(*settings: str) -> list[str]:
+    return ["--config", "tiny", *(part for setting in settings for part in ("--set", setting))]
+
+
+def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow: list[str], tmp_path: Path) -> None:
+    """As the user of a cluster goes: train, and meanwhile prepare and tune, stop, go on, evaluate, index, serve."""
+    closed = httpx.get(f"{cluster.dashboard}/api/jobs/")
+    assert closed.status_code == 401
+    began = time.monotonic()
+
+    def took(what: str) -> None:
+        nonlocal began
+        print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+        began = time.monotonic()
+
+    run = tmp_path / "runs" / "first"
+    train = [*narrow, "train.workers=2", "train.resources_per_worker={CPU: 1, trainer: 1}", "train.log_every_s=0.1"]
+    train += [f"train.storage={tmp_path / 'runs'}", "train.name=first"]
+    steps = math.ceil(read_manifest(setting(narrow, "data.uri")).split("train").count / 5)  # of an epoch
+    finished(cluster.submit("endless", "train", *options(*train, "train.epochs=5000"), options=("--no-wait",)))
+
+    # The CPU node is free meanwhile.
+    data = str(tmp_path / "data")
+    settings = [one for one in narrow if not one.startswith("data.uri")] + [f"data.uri={data}"]
+    city = ["source.train_pairs=14", "source.test_pairs=6", "source.tile_px=32", "source.panorama_width=40"]
+    city += ["source.panorama_height=32", "prepare.validation_block_m=30", "prepare.shard_mb=0.02"]
+    city += ["prepare.resources={CPU: 1, preparation: 1}"]
+    log = finished(cluster.submit("prepare", "prepare", *options(*settings, *city)))
+    assert "Job 'prepare' succeeded" in log
+    assert len(read_manifest(data).split("train").shards) > 1
+    took("prepare")
+    sweep = [*settings, f"tune.storage={tmp_path / 'sweeps'}", f"tune.registry={tmp_path / 'registry'}"]
+    sweep += ["tune.trials=2", "tune.concurrent=1", "train.workers=1", "train.epochs=2", "tune.name=night"]
+    sweep += ["train.resources_per_worker={CPU: 1, preparation: 1}", "tune.space={loss.alpha: {low: 2, high: 50}}"]
+    log = finished(cluster.submit("tune", "tune", *options(*sweep)))
+    assert "best of 2 trials" in log
+    store = CheckpointStore(str(run / "checkpoints"))
+    wait_for("checkpoint", lambda: store.steps() and store.steps()[-1] >= 2)
+    took("tune")
+    on_cpu = {name for name in TRAINING if name.startswith("s2s_train_")} - {"s2s_train_gpu_memory_bytes"}
+    expected = {RAY_PREFIX + name for name in on_cpu}
+    wait_for("gauges", lambda: gauges_of(cluster.metrics(), "first") == expected, 60)
+    took("gauges")
+
+    log = finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "endless"))
+    assert "was stopped" in log
+    stopped = finished(cluster.ray("job", "logs", "--address", cluster.dashboard, "endless"))
+    assert "training stopped: the newest checkpoint is" in stopped
+    wait_for("end of the workers", lambda: not workers(cluster))
+    at = store.steps()[-1]
+    took("stop")
+    epochs = at // steps + EPOCHS
+    log = finished(cluster.submit("resumed", "train", *options(*train, f"train.epochs={epochs}")))
+    resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
+    assert resumed is not None
+    assert int(resumed[1]) == at, "no step is lost that was stored"
+    assert "best checkpoint" in log
+    history = json.loads((run / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == list(range(epochs))
+    took("resumed training")
+
+    index, report = tmp_path / "index", tmp_path / "report"
+    on_cpu_node = ("--entrypoint-num-cpus", "1")
+    checkpoint = ("--checkpoint", str(run))
+    jobs = [
+        cluster.submit(
+            "evaluate", "evaluate", *checkpoint, "--out", str(report), *options(*settings), options=on_cpu_node
+        ),
+        cluster.submit(
+            "build", "build_index", *checkpoint, "--out", str(index), *options(*settings), options=on_cpu_node
+        ),
+    ]
+    logs = [finished(job) for job in jobs]
+    assert "street_to_satellite" in logs[0]
+    assert "6 tiles indexed" in logs[1]
+    assert json.loads((report / "metrics.json").read_text())["gallery"] == 6
+    took("evaluate and build_index")
+
+    best = CheckpointStore(str(run / "checkpoints"))
+    release = registry.publish(str(tmp_path / "registry"), "city", best.uri(best.best() or 0), str(index))
+    registry.promote(str(tmp_path / "registry"), "city", release.id)
+    with served(cluster, tmp_path / "registry", tmp_path) as url:
+        assert httpx.get(f"{url}/v1/model").json()["release"] == release.id
+        config = load_config("tiny", [*settings, *city])
+        source = open_source(config.source)
+        query = next(record for record in source.records() if record.split == "test")
+        panorama = encode(source.read(query).street, "png")
+        answer = httpx.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["release"] == release.id
+    took("serve deploy")
+    assert read_meta(release.checkpoint_uri)["run"] == "first"
+
+
+def workers(cluster: LocalCluster) -> list[int]:
+    """Pids of the training workers on all nodes."""
+    found = []
+    for pid in (pid for node in cluster.nodes for pid in processes(node.pid)):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(pid)
+    return found
+
+
+def gauges_of(page: str, run: str) -> set[str]:
+    """Names of the training's gauges with a sample of a run."""
+    pattern = re.compile(rf'^(\w*s2s_train_\w+)\{{[^}}]*run="{run}"', re.MULTILINE)
+    return set(pattern.findall(page))
+
+
+@contextmanager
+def served(cluster: LocalCluster, releases: Path, folder: Path) -> Iterator[str]:
+    """`serve deploy` of serve/config.yaml as it is, but for where the releases are, the port and the code."""
+    port = free_port()
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    application["runtime_env"] = HERE
+    application["args"] |= {"registry": str(releases), "name": "city"}
+    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    command = [str(BIN / "serve"), "deploy", "--address", cluster.dashboard, str(folder / "deploy.yaml")]
+    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/v1/model", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for("answer of the service", answers, 180)
+    yield url
+
+
+HEAD_ID = "f" * 51 + "00000"
+EVERY = 2  # steps between checkpoints
+
+
+def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tmp_path: Path) -> None:
+    """Ray's autoscaler, with its provider whose nodes are raylets of this machine; the loss is measured."""
+    variables = {
+        "RAY_FAKE_CLUSTER": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+    }
+    with local_cluster(**variables) as cluster:
+        config = yaml.safe_dump(autoscaling(f"{get_node_ip_address()}:{cluster.port}"))
+        (tmp_path / "autoscaling.yaml").write_text(config)
+        cluster.start_head(f"--autoscaling-config={tmp_path / 'autoscaling.yaml'}")
+        assert len(cluster.alive()) == 1
+        train = [*narrow, "train.workers=2", "train.resources_per_worker={CPU: 1, trainer: 1}", "train.epochs=5000"]
+        train += [f"train.storage={tmp_path / 'runs'}", "train.name=far", "train.log_every_s=0.001"]
+        train += [f"train.checkpoint_every={EVERY}"]
+        began = time.monotonic()
+        # These nodes share a folder, where each would unpack the code anew.
+        finished(cluster.submit("far", "train", *options(*train), options=("--no-wait",), travels=False))
+        wait_for("two more nodes", lambda: len(cluster.alive()) == 3)
+        came = time.monotonic() - began
+        store = CheckpointStore(str(tmp_path / "runs" / "far" / "checkpoints"))
+        wait_for("checkpoint", lambda: store.steps() and store.steps()[-1] > EVERY)
+
+        lost = next(node for node in cluster.alive() if not node["is_head_node"])
+        os.kill(raylet(cluster.nodes[0].pid, lost["node_id"]), signal.SIGKILL)
+        killed, at = time.monotonic(), store.steps()[-1]
+        wait_for("end of the node", lambda: lost["node_id"] not in {node["node_id"] for node in cluster.alive()})
+        wait_for("training that goes on", lambda: store.steps()[-1] > at + 3 * EVERY, 180)
+        outage = time.monotonic() - killed
+        assert len(cluster.alive()) == 3, "another node came in its place"
+
+        finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "far"))
+        log = finished(cluster.ray("job", "logs", "--address", cluster.dashboard, "far"))
+        stopped = time.monotonic()
+        wait_for("end of the idle nodes", lambda: len(cluster.alive()) == 1)
+        went = time.monotonic() - stopped
+        steps = lost_steps(log)
+    print(f"\nnodes came after {came:.0f} s, {steps} steps and {outage:.0f} s were lost, nodes went after {went:.0f} s")
+    # Those since the newest checkpoint, which may have been under way to the storage when the node was lost.
+    assert 0 <= steps <= 2 * EVERY
+
+
+def autoscaling(address: str) -> dict[str, Any]:
+    """The autoscaler's configuration: at most two nodes to train on, which go after six idle seconds.
+
+    The provider is Ray's own for tests. Named as an external one it takes the address of the head (under its own name
+    it wants port 6379, and a file that the wheel does not have).
+    """
+    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
+    commands = [f"{kind}_{name}_commands" for kind in ("head", "worker") for name in ("setup", "start_ray")]
+    return {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "idle_timeout_minutes": 0.1,
+        "upscaling_speed": 100.0,
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "trainer": {"resources": {"CPU": 1, "trainer": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": address,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in (*lists, *commands)},
+    }
+
+
+def raylet(session: int, node: str) -> int:
+    """The pid of the raylet of a node; its id is in its environment."""
+    for pid in processes(session):
+        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if program.endswith(b"/raylet/raylet") and f"NODE_ID_FOR_TESTING={node}".encode() in environment:
+                return pid
+    raise AssertionError(f"no raylet of node {node}")
+
+
+def lost_steps(log: str) -> int:
+    """Steps that were done when a worker was lost and had to be done again."""
+    resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
+    assert resumed is not None, log[-3000:]
+    before = log[: resumed.start()]
+    done = [3 * (int(epoch) - 1) + int(step) for epoch, step in re.findall(r"epoch (\d+)/5000 step (\d+)/3", before)]
+    return max(done) - int(resumed[1])
