@@ -90,6 +90,15 @@ def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
 
     def call(number: int) -> None:
         nonlocal end
+        try:
+            keep_asking(number)
+        except BaseException:
+            end = 0.0  # for all of them
+            window.set()
+            raise
+
+    def keep_asking(number: int) -> None:
+        nonlocal end
         caller, turn = Caller(url, question), number
         while (asked := time.perf_counter()) < end:
             status = caller.ask(turn)

@@ -3,8 +3,6 @@
 python benchmarks/serve_litserve.py CHECKPOINT PORT MAX_BATCH WORKERS
 """
 
-from __future__ import annotations
-
 import sys
 
 import litserve
@@ -27,6 +25,7 @@ class StreetEmbedding(litserve.LitAPI):
         self._embedder = Embedder.load(self._checkpoint, device)
         self._embedder.specialise("street")
 
+    # LitServe looks at this annotation itself: it must not be a string, as annotations from the future are.
     def decode_request(self, request: Request) -> torch.Tensor:
         return self._embedder.geometry.street(decode(request["image"].file.read()), 0.0, None)
 
