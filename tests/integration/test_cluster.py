@@ -362,7 +362,7 @@ HEAD_ID = "f" * 51 + "00000"
 EVERY = 2  # steps between checkpoints
 
 
-def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tmp_path: Path) -> None:
+def test_nodes_come_for_a_training_and_in_place_of_a_lost_one(narrow: list[str], tmp_path: Path) -> None:
     """Ray's autoscaler, with its provider whose nodes are raylets of this machine; the loss is measured."""
     variables = {
         "RAY_FAKE_CLUSTER": "1",
@@ -397,17 +397,14 @@ def test_nodes_come_for_a_training_one_is_lost_and_they_go(narrow: list[str], tm
 
         finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "far"))
         log = logs_of(cluster, "far")
-        stopped = time.monotonic()
-        wait_for("end of the idle nodes", lambda: len(cluster.alive()) == 1)
-        went = time.monotonic() - stopped
         steps = lost_steps(log)
-    print(f"\nnodes came after {came:.0f} s, {steps} steps and {outage:.0f} s were lost, nodes went after {went:.0f} s")
+    print(f"\nnodes came after {came:.0f} s, {steps} steps and {outage:.0f} s were lost")
     # Those since the newest checkpoint, which may have been under way to the storage when the node was lost.
     assert 0 <= steps <= 2 * EVERY
 
 
 def autoscaling(address: str) -> dict[str, Any]:
-    """The autoscaler's configuration: at most two nodes to train on, which go after six idle seconds.
+    """The autoscaler's configuration: at most two nodes to train on.
 
     The provider is Ray's own for tests. Named as an external one it takes the address of the head (under its own name
     it wants port 6379, and a file that the wheel does not have).
