@@ -185,6 +185,7 @@ def test_the_results_query_by_query(model: S2S, dataset: PairDataset, tmp_path: 
     assert report.as_dict()["protocol"].startswith("the pair's own tile and those within 5 m of it are correct; ties")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["retrieval_only", "separate_features"])
 def test_ablations_are_measured_without_a_special_case(ablation: str, dataset: PairDataset, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -50,6 +50,7 @@ def model(config: Config, **options: object) -> S2S:
     return S2S(ModelConfig.model_validate(config.model.model_dump() | options))
 
 
+@pytest.mark.slow
 def test_every_figure_as_png_and_pdf(config: Config, tmp_path: Path) -> None:
     dataset = PairDataset(config.data.uri, "test")
     figures = draw_figures(model(config), dataset, EvaluationConfig(gallery_rows=2, radius_m=20.0), history=HISTORY)

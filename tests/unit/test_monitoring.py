@@ -187,6 +187,7 @@ def test_alerts_fire_when_they_should(promtool: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_tests_of_the_alerts_would_find_a_mistake(promtool: str, tmp_path: Path) -> None:
     """Each alert in turn silenced."""
     shutil.copy(RULES / "alerts_test.yaml", tmp_path)
@@ -369,6 +370,7 @@ def test_status_for_programs(root: Path, capsys: pytest.CaptureFixture[str], mon
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_exporter_command_serves_until_it_is_told_to_end(root: Path) -> None:
     port = free_port()
     words = [sys.executable, "-m", "s2s_ray.cli", "exporter", str(root), "--port", str(port)]
