@@ -84,8 +84,8 @@ def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
     """
     told: list[tuple[float, float]] = []
     refused = [0] * callers
-    answered: list[float] = []
-    window = threading.Event()
+    waited_for = callers
+    window, first = threading.Event(), threading.Lock()
     end = float("inf")
 
     def call(number: int) -> None:
@@ -98,16 +98,17 @@ def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
             raise
 
     def keep_asking(number: int) -> None:
-        nonlocal end
+        nonlocal end, waited_for
         caller, turn = Caller(url, question), number
         while (asked := time.perf_counter()) < end:
             status = caller.ask(turn)
             now = time.perf_counter()
             if turn == number:
-                answered.append(now)
-                if len(answered) == callers:
-                    end = now + seconds
-                    window.set()
+                with first:
+                    waited_for -= 1
+                    if not waited_for:
+                        end = now + seconds
+                        window.set()
             turn += 1
             if status == 503:
                 refused[number] += 1

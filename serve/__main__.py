@@ -29,7 +29,7 @@ def main(
         Path | None, typer.Option(help="YAML with more of what serve/config.yaml has below `args`.")
     ] = None,
     haproxy: Annotated[
-        bool, typer.Option(help="Answer through Ray's HAProxy: several times the requests (docs/service.md).")
+        bool, typer.Option(help="Answer through Ray's HAProxy, which adds less to a request than its Python proxy.")
     ] = False,
 ) -> None:
     """Serve the current release of NAME over HTTP, and whichever becomes current."""

@@ -1,4 +1,4 @@
-"""Serve behind the HAProxy that Ray brings along: several times the requests of its Python proxy (benchmarks/serve.py).
+"""Serve behind the HAProxy that Ray brings along; Ray's Python proxy adds more to a request (benchmarks/serve.py).
 
     eval "$(python -m serve.haproxy /run/s2s-haproxy)"      before `ray start`, on every node
 

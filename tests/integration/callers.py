@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -18,7 +20,7 @@ from s2s_ray import registry
 from s2s_ray.client import Client
 from s2s_ray.data.images import encode
 from s2s_ray.inference import Localizer
-from tests.integration.served import Running, noise
+from tests.integration.served import Running, noise, replicas
 
 PANORAMA = noise(60, 120, 3)
 BODY = encode(PANORAMA, "png")
@@ -121,6 +123,18 @@ def summary(answers: list[Answer]) -> str:
     statuses = Counter(answer.status for answer in answers)
     slowest = max(answer.seconds for answer in answers)
     return f"{len(answers)} answers {dict(sorted(statuses.items()))}, slowest {slowest:.2f} s"
+
+
+def kill_ingress(running: Running) -> None:
+    """SIGKILL under load; patient clients get an answer all the same."""
+    [ingress] = replicas(running, "Ingress")
+    with load(raw(running)) as blunt, load(patient(running)) as answers:
+        until(lambda: len(answers) > 10 and len(blunt) > 10, 30, "no load")
+        before = len(answers)
+        os.kill(ingress, signal.SIGKILL)
+        until(lambda: len(answers) > before + 30, 90, "no answers any more")
+    print(f"\ningress killed: not repeated {summary(blunt)}; through the client {summary(answers)}")
+    assert {answer.status for answer in answers} == {200}
 
 
 class Flood(NamedTuple):

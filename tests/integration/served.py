@@ -1,4 +1,4 @@
-"""`serve run` of the project's own configuration as a process, for the tests of the service."""
+"""The service as a process, started as users start it, for its tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +28,14 @@ from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Localizer
 from s2s_ray.model.s2s import S2S
-from serve.haproxy import environment as behind_haproxy
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
 )
 TILES = 7
+SCARCE = {"num_cpus": 0.2, "max_replicas": 1, "max_batch": 2, "max_ongoing_requests": 2, "max_queued_requests": 4}
+"""Settings of a deployment that is soon overloaded."""
 
 
 class Running(NamedTuple):
@@ -88,21 +89,30 @@ def publish(folder: Path, seed: int, root: str) -> registry.Release:
     return registry.publish(root, "demo", checkpoint, index)
 
 
-def configuration(folder: Path, port: int, root: str, changes: dict[str, Any]) -> Path:
-    """The project's own `serve/config.yaml`, on a free port, with some arguments changed."""
+def deployed(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
+    """`serve run` of the project's own `serve/config.yaml`, on that port, with some arguments changed."""
     tree = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
     tree["http_options"]["port"] = port
     [application] = tree["applications"]
-    application["args"] |= {"registry": root, "name": "demo", **changes}
+    application["args"] |= arguments
     application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
+    return [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(path)]
+
+
+def behind_haproxy(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
+    """`python -m serve --haproxy` with these arguments."""
+    path = folder / "settings.yaml"
+    path.write_text(yaml.safe_dump(arguments), encoding="utf-8")
+    return [sys.executable, "-m", "serve", "--haproxy", "--port", str(port), "--settings", str(path)]
 
 
 @contextmanager
-def running_in(folder: Path, *, haproxy: bool = False, **changes: Any) -> Iterator[Running]:
-    """`serve run` of the configuration on a private cluster, until the block ends."""
+def running_in(
+    folder: Path, command: Callable[[Path, int, dict[str, Any]], list[str]] = deployed, **changes: Any
+) -> Iterator[Running]:
+    """The service on a private cluster, until the block ends."""
     root = str(folder / "registry")
     release = publish(folder, 5, root)
     registry.promote(root, "demo", release.id)
@@ -120,13 +130,11 @@ def running_in(folder: Path, *, haproxy: bool = False, **changes: Any) -> Iterat
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "PYTHONPATH": str(ROOT),
-        **(behind_haproxy(Path(ray_folder) / "haproxy", free_ports=True) if haproxy else {}),
     }
-    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local"]
     log = (folder / "serve.log").open("wb")
     started = time.monotonic()
     process = subprocess.Popen(
-        [*command, str(configuration(folder, port, root, changes))],
+        command(folder, port, {"registry": root, "name": "demo", **changes}),
         cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         # Ctrl-C is ignored in what a shell runs in the background, and that is inherited
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from s2s_ray.data.images import decode, encode
 from s2s_ray.inference import Synthesizer
-from tests.integration.served import TILES, TINY, Running, noise, replicas, running_in
+from tests.integration.served import SCARCE, TILES, TINY, Running, noise, replicas, running_in
 from tests.mutations import uploads
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -25,13 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """The service with a queue short enough to overflow."""
-    synthesis = {
-        "num_cpus": 0.2,
-        "max_replicas": 1,
-        "max_batch": 1,
-        "max_ongoing_requests": 1,
-        "max_queued_requests": 1,
-    }
+    synthesis = {**SCARCE, "max_batch": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
     with running_in(tmp_path_factory.mktemp("service"), max_upload_mb=0.5, synthesis=synthesis) as service:
         yield service
 

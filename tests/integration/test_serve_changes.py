@@ -14,8 +14,8 @@ import pytest
 
 from s2s_ray import registry
 from s2s_ray.data.images import encode
-from tests.integration.callers import expected, flood, load, many_at_once, patient, raw, summary, until
-from tests.integration.served import Running, noise, publish, replicas, running_in
+from tests.integration.callers import expected, flood, kill_ingress, load, many_at_once, raw, summary, until
+from tests.integration.served import SCARCE, Running, noise, publish, replicas, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -31,14 +31,7 @@ def running(folder: Path) -> Iterator[Running]:
     lively = {"num_cpus": 0.2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "look_back_s": 11}
     street = {**lively, "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
     satellite = {**lively, "min_replicas": 0, "max_replicas": 1}
-    synthesis = {
-        "num_cpus": 0.2,
-        "max_replicas": 1,
-        "max_batch": 2,
-        "max_ongoing_requests": 2,
-        "max_queued_requests": 4,
-    }
-    changes = {"street": street, "satellite": satellite, "synthesis": synthesis}
+    changes = {"street": street, "satellite": satellite, "synthesis": SCARCE}
     with running_in(folder, poll_s=0.5, access_log=False, **changes) as service:
         yield service
 
@@ -98,14 +91,7 @@ def test_a_killed_replica_costs_no_answer(running: Running, deployment: str) -> 
 
 
 def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:
-    [ingress] = replicas(running, "Ingress")
-    with load(raw(running)) as blunt, load(patient(running)) as answers:
-        until(lambda: len(answers) > 10 and len(blunt) > 10, 30, "no load")
-        before = len(answers)
-        os.kill(ingress, signal.SIGKILL)
-        until(lambda: len(answers) > before + 30, 90, "no answers any more")
-    print(f"\ningress killed: not repeated {summary(blunt)}; through the client {summary(answers)}")
-    assert {answer.status for answer in answers} == {200}
+    kill_ingress(running)
     assert running.http.get("/readyz").status_code == 200
 
 

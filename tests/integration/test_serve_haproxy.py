@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.integration.callers import PANORAMA, flood, load, patient, raw, summary, until
-from tests.integration.served import Running, replicas, running_in
+from tests.integration.callers import PANORAMA, flood, kill_ingress, raw
+from tests.integration.served import SCARCE, Running, behind_haproxy, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 LOOPBACK = "0100007F"  # as /proc/net/tcp has it
@@ -19,15 +18,8 @@ LOOPBACK = "0100007F"  # as /proc/net/tcp has it
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    synthesis = {
-        "num_cpus": 0.2,
-        "max_replicas": 1,
-        "max_batch": 2,
-        "max_ongoing_requests": 2,
-        "max_queued_requests": 4,
-    }
     folder = tmp_path_factory.mktemp("haproxy")
-    with running_in(folder, haproxy=True, access_log=False, synthesis=synthesis) as service:
+    with running_in(folder, behind_haproxy, access_log=False, synthesis=SCARCE) as service:
         yield service
 
 
@@ -76,14 +68,7 @@ def test_nothing_of_it_listens_beyond_loopback(running: Running) -> None:
 
 
 def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:
-    [ingress] = replicas(running, "Ingress")
-    with load(raw(running)) as blunt, load(patient(running)) as answers:
-        until(lambda: len(answers) > 10 and len(blunt) > 10, 30, "no load")
-        before = len(answers)
-        os.kill(ingress, signal.SIGKILL)
-        until(lambda: len(answers) > before + 30, 90, "no answers any more")
-    print(f"\ningress killed: not repeated {summary(blunt)}; through the client {summary(answers)}")
-    assert {answer.status for answer in answers} == {200}
+    kill_ingress(running)
 
 
 def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:

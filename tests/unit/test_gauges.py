@@ -1,14 +1,9 @@
-"""Gauges take every figure there is, and what stops long work; without a cluster."""
+"""Gauges take every figure there is; without a cluster."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-
 import pytest
 
-from s2s_ray.cluster import in_thread
 from s2s_ray.monitoring.gauges import RayGauges
 from s2s_ray.monitoring.metrics import TRAINING
 
@@ -25,17 +20,3 @@ def test_ray_takes_every_gauge_with_its_labels(name: str) -> None:
 def test_a_gauge_that_is_not_listed_is_refused() -> None:
     with pytest.raises(KeyError):
         RayGauges(run="first")("s2s_train_mood", 1.0)
-
-
-def test_a_stopped_job_is_an_interrupted_one() -> None:
-    """`ray job stop` sends SIGTERM; afterwards it means what it meant before."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def work() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    with pytest.raises(KeyboardInterrupt):
-        in_thread(work)
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert in_thread(lambda: 7) == 7
