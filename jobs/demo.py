@@ -34,7 +34,7 @@ from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
 from s2s_ray.evaluation.evaluate import EvaluationReport, evaluate
 from s2s_ray.evaluation.galleries import save, training_curves
-from s2s_ray.index import build_index
+from s2s_ray.index_build import build_index
 from s2s_ray.model.s2s import S2S
 
 NAME = "demo"

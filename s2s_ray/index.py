@@ -8,9 +8,8 @@ the order of the vectors) and `index.json`, which names the checkpoint whose des
 from __future__ import annotations
 
 import json
-import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -19,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,15 +30,11 @@ from s2s_ray.vectors import Kind, Vectors
 
 if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
     from s2s_ray.data.dataset import PairDataset
-    from s2s_ray.data.schema import Split
-    from s2s_ray.data.sources.manifest import ManifestSource
-    from s2s_ray.data.views import ViewGeometry
-    from s2s_ray.model.s2s import S2S
 
 ENTRIES_FILE = "entries.parquet"
 INFO_FILE = "index.json"
 
-_COLUMNS = pa.schema(
+COLUMNS = pa.schema(
     [
         ("id", pa.string()),
         ("latitude", pa.float64()),
@@ -131,21 +125,27 @@ class ReferenceIndex:
         built = vectors.build(descriptors)
         return cls(info.model_copy(update={"kind": built.kind}), built, entries)
 
-    def with_more(self, descriptors: Descriptors, entries: pa.Table, folder: Path) -> Self:
+    def with_more(self, descriptors: Descriptors, entries: pa.Table) -> Self:
         """A new index with more tiles at the end, without training again; pictures are not carried over.
 
         Args:
             descriptors: n x dimension, of the same checkpoint.
-            entries: n rows with the columns of `entries.parquet`; ids that are in the index already are refused.
-            folder: where files go that are too large for memory; it must outlive the index.
+            entries: n rows with the columns of `entries.parquet`.
+
+        Raises:
+            ReferenceIndexError: ids that are in the index already.
         """
-        known = set(self._entries.column("id").to_pylist())
+        known = self.ids()
         twice = [id for id in entries.column("id").to_pylist() if id in known]
         if twice:
             raise ReferenceIndexError(f"{len(twice)} tiles are in the index already: {', '.join(twice[:5])}")
-        more = self._vectors.with_more(descriptors, folder)
+        more = self._vectors.with_more(descriptors)
         info = self.info.model_copy(update={"count": self.info.count + len(descriptors)})
         return type(self)(info, more, pa.concat_tables([self._entries, entries.cast(self._entries.schema)]))
+
+    def ids(self) -> frozenset[str]:
+        """Ids of its tiles."""
+        return frozenset(self._entries.column("id").to_pylist())
 
     def __len__(self) -> int:
         return self.info.count
@@ -225,7 +225,7 @@ class ReferenceIndex:
             if missing:
                 raise storage.NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")
             info = _parse_info(json.loads((directory / INFO_FILE).read_bytes()), uri)
-            entries = pq.read_table(directory / ENTRIES_FILE, schema=_COLUMNS)
+            entries = pq.read_table(directory / ENTRIES_FILE, schema=COLUMNS)
             return cls(info, vectors.load(info.kind, directory), entries, Pictures(directory))
 
 
@@ -236,125 +236,10 @@ def read_info(uri: str) -> IndexInfo:
     return _parse_info(storage.read_json(storage.join(uri, INFO_FILE)), uri)
 
 
-@torch.inference_mode()
-def build_index(
-    model: S2S,
-    dataset: PairDataset,
-    *,
-    checkpoint_fingerprint: str,
-    batch: int = 64,
-    device: str | torch.device = "cpu",
-    split: Split | None = None,
-) -> ReferenceIndex:
-    """Embed every satellite tile of a data set and index the descriptors.
-
-    Args:
-        model: in evaluation mode; it is moved to `device`.
-        checkpoint_fingerprint: of the checkpoint the model was loaded from (`registry.fingerprint`).
-        batch: tiles embedded at a time.
-        split: which one of the data set this is, for the record.
-
-    Raises:
-        ReferenceIndexError: a data set without tiles.
-    """
-    assert not model.training, "descriptors of a model in training mode depend on the batch"
-    if not len(dataset):
-        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {split})")
-    model.to(device)
-    descriptors = np.empty((len(dataset), model.config.descriptor_size), np.float32)
-    for start in range(0, len(dataset), batch):
-        rows = range(start, min(start + batch, len(dataset)))
-        polar = torch.stack([dataset[row].polar for row in rows]).to(device)
-        descriptors[rows.start : rows.stop] = model.embed_satellite(polar).float().cpu().numpy()
-    info = IndexInfo(
-        dimension=model.config.descriptor_size,
-        count=len(dataset),
-        checkpoint=checkpoint_fingerprint,
-        dataset=dataset.uri,
-        dataset_digest=dataset.manifest.digest,
-        split=split,
-    )
-    index = ReferenceIndex.build(info, descriptors, entries_table(dataset))
-    index.draw_from(dataset)
-    return index
-
-
-@torch.inference_mode()
-def index_tiles(
-    model: S2S,
-    views: ViewGeometry,
-    source: ManifestSource,
-    *,
-    checkpoint_fingerprint: str,
-    batch: int = 64,
-    device: str | torch.device = "cpu",
-) -> tuple[ReferenceIndex, list[str]]:
-    """Index the satellite tiles of a region's own list, without panoramas and without a data set.
-
-    Args:
-        model: in evaluation mode; it is moved to `device`.
-        views: of the model's checkpoint.
-        source: opened with `panoramas=False`.
-        checkpoint_fingerprint, batch: as in `build_index`.
-
-    Returns: the index, and a line for each tile that is not in it because it cannot be read.
-
-    Raises:
-        ManifestError: a list that cannot be used. ReferenceIndexError: not one tile can be read.
-    """
-    from s2s_ray.data.schema import UnreadableImage
-    from s2s_ray.data.views import ViewError
-    from s2s_ray.progress import progress
-
-    assert not model.training, "descriptors of a model in training mode depend on the batch"
-    model.to(device)
-    records, faults, parts, kept = source.records(), [], [], []
-    with progress(len(records), "index", "tiles") as advance:
-        for start in range(0, len(records), batch):
-            polar = []
-            for record in records[start : start + batch]:
-                try:
-                    polar.append(views.satellite(source.tile(record), "north-up"))
-                    kept.append(record)
-                except (UnreadableImage, ViewError) as error:
-                    faults.append(f"{record.id}: {error}")
-            if polar:
-                parts.append(model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy())
-            advance(len(records[start : start + batch]))
-    if not kept:
-        raise ReferenceIndexError(f"{source.uri}: not one tile can be read; the first: {'; '.join(faults[:3])}")
-    info = IndexInfo(
-        dimension=model.config.descriptor_size,
-        count=len(kept),
-        checkpoint=checkpoint_fingerprint,
-        dataset=source.uri,
-        dataset_digest=storage.sha256(storage.read_bytes(source.uri)),
-    )
-    columns = {name: [getattr(record, name) for record in kept] for name in _COLUMNS.names}
-    return ReferenceIndex.build(info, np.concatenate(parts), pa.table(columns, schema=_COLUMNS)), faults
-
-
-def entries_table(dataset: PairDataset) -> pa.Table:
-    """The rows of `entries.parquet`; what the data set does not know is null."""
-    columns = {
-        "id": list(dataset.ids),
-        "latitude": _nullable(dataset.latlon[:, 0]),
-        "longitude": _nullable(dataset.latlon[:, 1]),
-        "easting": _nullable(dataset.positions[:, 0]),
-        "northing": _nullable(dataset.positions[:, 1]),
-        "zone": [int(zone) or None for zone in dataset.zones],
-    }
-    return pa.table(columns, schema=_COLUMNS)
-
-
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """A column with NaN for what is null."""
     values: NDArray[np.float64] = column.cast(pa.float64()).fill_null(float("nan")).to_numpy()
     return values
-
-
-def _nullable(values: NDArray[np.float64]) -> Sequence[float | None]:
-    return [None if math.isnan(value) else float(value) for value in values]
 
 
 def _parse_info(tree: object, uri: str) -> IndexInfo:

@@ -1,164 +1,158 @@
-"""Building an index in parts with Ray Data: on all nodes, and from where it was stopped.
+"""Making a reference index: of a data set's tiles or of a region's own list, from nothing or added to one there is.
 
-A part is the descriptors of a run of tiles, one `.npy` file below `OUT.parts`, in a folder named by the checkpoint and
-the data set, so that parts of others are never taken for one's own. Writing a part is idempotent; parts that are there
-are not made again. When all are there the index is put together and published, and the parts are deleted.
+`s2s_ray.index_parts` does the same for a large data set, on many nodes.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+import math
+from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
-from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.cluster import ray_cluster
+from s2s_ray import storage
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.schema import Split
-from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError, entries_table
-from s2s_ray.progress import ProgressFactory, progress
-from s2s_ray.vectors import HALVES_FILE
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """What is built from what; all that a worker needs to know."""
-
-    checkpoint: str
-    dataset: str
-    split: Split
-    out: str
-    cache_dir: str | None = None
-    batch: int = 64
-    device: str = "cpu"
-    part: int = 1024
-    """Tiles in a part; part of its folder's name, since parts of another size are others."""
-
-    def parts(self, dataset: PairDataset) -> str:
-        """The folder of this build's parts."""
-        mark = registry.fingerprint(self.checkpoint)
-        return storage.join(f"{self.out}.parts", f"{mark[:16]}-{dataset.manifest.digest[:16]}-{self.split}-{self.part}")
-
-    def open_dataset(self) -> PairDataset:
-        return PairDataset(self.dataset, self.split, cache_dir=self.cache_dir)
+from s2s_ray.data.schema import Split, UnreadableImage
+from s2s_ray.data.sources.manifest import ManifestSource
+from s2s_ray.data.views import ViewError, ViewGeometry
+from s2s_ray.index import COLUMNS, IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.model.s2s import S2S
+from s2s_ray.progress import progress
 
 
-class PartWriter:
-    """Embeds the tiles of parts; one per worker, so that the model is loaded once."""
+@torch.inference_mode()
+def build_index(
+    model: S2S,
+    dataset: PairDataset,
+    *,
+    checkpoint_fingerprint: str,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
+    split: Split | None = None,
+    extends: ReferenceIndex | None = None,
+) -> ReferenceIndex:
+    """Embed every satellite tile of a data set and index the descriptors.
 
-    def __init__(self, build: Build) -> None:
-        self._build = build
-        self._dataset = build.open_dataset()
-        self._folder = build.parts(self._dataset)
-        self._model = load_checkpoint(build.checkpoint, build.device)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the part `row["item"]`; gives its number and how many tiles it has."""
-        part = int(row["item"])
-        size = self._build.part
-        rows = range(part * size, min((part + 1) * size, len(self._dataset)))
-        descriptors = np.concatenate(
-            [self._embed(rows[start : start + self._build.batch]) for start in range(0, len(rows), self._build.batch)]
-        )
-        buffer = io.BytesIO()
-        np.save(buffer, descriptors.astype(np.float16), allow_pickle=False)
-        storage.write_bytes(_file(self._folder, part), buffer.getvalue())
-        return {"part": part, "tiles": len(rows)}
-
-    @torch.inference_mode()
-    def _embed(self, rows: range) -> np.ndarray[Any, np.dtype[np.float32]]:
-        polar = torch.stack([self._dataset[row].polar for row in rows]).to(self._build.device)
-        embedded: np.ndarray[Any, np.dtype[np.float32]] = self._model.embed_satellite(polar).float().cpu().numpy()
-        return embedded
-
-
-def build_in_parts(build: Build, *, parallel: bool, progress: ProgressFactory = progress) -> int:
-    """Embed what is not embedded yet, with Ray Data if `parallel`, and publish the index at `build.out`.
-
-    Returns: the number of tiles.
+    Args:
+        model: in evaluation mode; it is moved to `device`.
+        checkpoint_fingerprint: of the checkpoint the model was loaded from (`registry.fingerprint`).
+        batch: tiles embedded at a time.
+        split: which one of the data set this is, for the record.
+        extends: an index of the same checkpoint. The tiles that are not in it are added at its end, the others are
+            not embedded again; pictures are not carried over.
 
     Raises:
-        ReferenceIndexError: a data set without tiles.
-        RegistryError, StorageError, CheckpointError, DatasetError: what it is built from cannot be read.
+        ReferenceIndexError: a data set without tiles, or an index of another checkpoint.
     """
-    dataset = build.open_dataset()
+    assert not model.training, "descriptors of a model in training mode depend on the batch"
     if not len(dataset):
-        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {build.split})")
-    folder = build.parts(dataset)
-    count = -(-len(dataset) // build.part)
-    there = set(storage.list_names(folder))
-    todo = [part for part in range(count) if storage.name(_file(folder, part)) not in there]
-    if len(todo) < count:
-        log.info("%d of %d parts are there already", count - len(todo), count)
-    try:
-        with progress(len(todo), "embed", "parts") as advance:
-            for _ in _with_ray(build, todo) if parallel else map(PartWriter(build), [{"item": k} for k in todo]):
-                advance(1)
-    except KeyboardInterrupt:
-        log.warning("interrupted; finished parts stay in %s, the same command goes on from there", folder)
-        raise
-    with tempfile.TemporaryDirectory() as local:
-        _put_together(build, dataset, folder, count, Path(local)).save(build.out)
-    storage.delete(f"{build.out}.parts")
-    return len(dataset)
-
-
-def _with_ray(build: Build, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
-    if not todo:
-        return
-    with ray_cluster():
-        import ray.data
-
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the line above
-        logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
-        gpus = int(build.device != "cpu")
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        most = int(resources.get("GPU" if gpus else "CPU", 1))
-        workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, len(todo))))
-        parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
-        writers = parts.map(
-            cast(Any, PartWriter), fn_constructor_args=(build,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
-        )
-        yield from writers.iter_rows()
-
-
-def _put_together(build: Build, dataset: PairDataset, folder: str, count: int, local: Path) -> ReferenceIndex:
-    first = _read(folder, 0)
-    shape = (len(dataset), first.shape[1])
-    # In a file: a million descriptors do not fit into memory beside what is made of them.
-    halves = np.memmap(local / HALVES_FILE, np.float16, "w+", shape=shape)
-    for part in range(count):
-        halves[part * build.part : (part + 1) * build.part] = first if part == 0 else _read(folder, part)
+        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {split})")
+    model.to(device)
+    known = _known(extends, model, checkpoint_fingerprint)
+    new = [row for row, id in enumerate(dataset.ids) if id not in known]
+    descriptors = np.empty((len(new), model.config.descriptor_size), np.float32)
+    with progress(len(new), "index", "tiles") as advance:
+        for start in range(0, len(new), batch):
+            rows = new[start : start + batch]
+            polar = torch.stack([dataset[row].polar for row in rows]).to(device)
+            descriptors[start : start + len(rows)] = model.embed_satellite(polar).float().cpu().numpy()
+            advance(len(rows))
+    if extends is not None:
+        return extends.with_more(descriptors, entries_table(dataset).take(pa.array(new, pa.int64())))
     info = IndexInfo(
-        dimension=shape[1],
-        count=shape[0],
-        checkpoint=registry.fingerprint(build.checkpoint),
+        dimension=model.config.descriptor_size,
+        count=len(dataset),
+        checkpoint=checkpoint_fingerprint,
         dataset=dataset.uri,
         dataset_digest=dataset.manifest.digest,
-        split=build.split,
+        split=split,
     )
-    index = ReferenceIndex.build(info, halves, entries_table(dataset))
+    index = ReferenceIndex.build(info, descriptors, entries_table(dataset))
     index.draw_from(dataset)
     return index
 
 
-def _file(folder: str, part: int) -> str:
-    return storage.join(folder, f"{part:06d}.npy")
+@torch.inference_mode()
+def index_tiles(
+    model: S2S,
+    views: ViewGeometry,
+    source: ManifestSource,
+    *,
+    checkpoint_fingerprint: str,
+    batch: int = 64,
+    device: str | torch.device = "cpu",
+    extends: ReferenceIndex | None = None,
+) -> tuple[ReferenceIndex, list[str]]:
+    """Index the satellite tiles of a region's own list, without panoramas and without a data set.
 
+    Args:
+        model: in evaluation mode; it is moved to `device`.
+        views: of the model's checkpoint.
+        source: opened with `panoramas=False`.
+        checkpoint_fingerprint, batch, extends: as in `build_index`.
 
-def _read(folder: str, part: int) -> np.ndarray[Any, np.dtype[np.float16]]:
-    content: np.ndarray[Any, np.dtype[np.float16]] = np.load(
-        io.BytesIO(storage.read_bytes(_file(folder, part))), allow_pickle=False
+    Returns: the index, and a line for each tile that is not in it because it cannot be read.
+
+    Raises:
+        ManifestError: a list that cannot be used.
+        ReferenceIndexError: not one tile can be read, or an index of another checkpoint.
+    """
+    assert not model.training, "descriptors of a model in training mode depend on the batch"
+    model.to(device)
+    known = _known(extends, model, checkpoint_fingerprint)
+    records = [record for record in source.records() if record.id not in known]
+    faults, parts, kept = [], [np.empty((0, model.config.descriptor_size), np.float32)], []
+    with progress(len(records), "index", "tiles") as advance:
+        for start in range(0, len(records), batch):
+            polar = []
+            for record in records[start : start + batch]:
+                try:
+                    polar.append(views.satellite(source.tile(record), "north-up"))
+                    kept.append(record)
+                except (UnreadableImage, ViewError) as error:
+                    faults.append(f"{record.id}: {error}")
+            if polar:
+                parts.append(model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy())
+            advance(len(records[start : start + batch]))
+    if not kept and extends is None:
+        raise ReferenceIndexError(f"{source.uri}: not one tile can be read; the first: {'; '.join(faults[:3])}")
+    columns = {name: [getattr(record, name) for record in kept] for name in COLUMNS.names}
+    entries, descriptors = pa.table(columns, schema=COLUMNS), np.concatenate(parts)
+    if extends is not None:
+        return extends.with_more(descriptors, entries), faults
+    info = IndexInfo(
+        dimension=model.config.descriptor_size,
+        count=len(kept),
+        checkpoint=checkpoint_fingerprint,
+        dataset=source.uri,
+        dataset_digest=storage.sha256(storage.read_bytes(source.uri)),
     )
-    return content
+    return ReferenceIndex.build(info, descriptors, entries), faults
+
+
+def entries_table(dataset: PairDataset) -> pa.Table:
+    """The rows of `entries.parquet`; what the data set does not know is null."""
+    columns = {
+        "id": list(dataset.ids),
+        "latitude": _nullable(dataset.latlon[:, 0]),
+        "longitude": _nullable(dataset.latlon[:, 1]),
+        "easting": _nullable(dataset.positions[:, 0]),
+        "northing": _nullable(dataset.positions[:, 1]),
+        "zone": [int(zone) or None for zone in dataset.zones],
+    }
+    return pa.table(columns, schema=COLUMNS)
+
+
+def _known(extends: ReferenceIndex | None, model: S2S, checkpoint_fingerprint: str) -> frozenset[str]:
+    """Ids of the tiles that need not be embedded."""
+    if extends is None:
+        return frozenset()
+    extends.info.require(model.config.descriptor_size, checkpoint_fingerprint)
+    return extends.ids()
+
+
+def _nullable(values: NDArray[np.float64]) -> Sequence[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]

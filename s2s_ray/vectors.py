@@ -7,6 +7,7 @@ process must own stays small, and what is read of the rest is the candidates alo
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -43,8 +44,8 @@ class Vectors(Protocol):
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """The k most similar rows of each query, among the rows `inside` where they are given."""
 
-    def with_more(self, descriptors: Descriptors, folder: Path) -> Self:
-        """The same with more rows at the end; what is too large for memory goes into the folder."""
+    def with_more(self, descriptors: Descriptors) -> Self:
+        """The same with more rows at the end, nothing trained again."""
 
     def save(self, folder: Path) -> None:
         """Write the files of the index."""
@@ -80,7 +81,7 @@ class FlatVectors:
         similarities, rows = self._index.search(queries, k, params=chosen)
         return similarities, rows
 
-    def with_more(self, descriptors: Descriptors, folder: Path) -> Self:
+    def with_more(self, descriptors: Descriptors) -> Self:
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(descriptors, np.float32))
         return type(self)(index)
@@ -131,12 +132,13 @@ class CompressedVectors:
         found = [self._search_one(query, k, inside) for query in queries]
         return np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
 
-    def with_more(self, descriptors: Descriptors, folder: Path) -> Self:
+    def with_more(self, descriptors: Descriptors) -> Self:
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(descriptors, np.float32))
         count, dimension = self.shape
         shape = (count + len(descriptors), dimension)
-        halves = np.memmap(folder / HALVES_FILE, np.float16, "w+", shape=shape)
+        with tempfile.TemporaryDirectory() as folder:  # what is mapped stays there after its file has lost its name
+            halves = np.memmap(Path(folder) / HALVES_FILE, np.float16, "w+", shape=shape)
         for start in range(0, count, _CHUNK):
             halves[start : min(start + _CHUNK, count)] = self._halves[start : start + _CHUNK]
         halves[count:] = descriptors

@@ -52,6 +52,7 @@ def create_api(service: Service) -> FastAPI:
     for router in (routes.inference, routes.described, routes.administration, routes.service):
         api.include_router(router)
     page.add_to(api, service.args)
+    _document_own_refusals(api)
     api.add_middleware(Frame, service=service)
     if service.args.cors_origins:
         api.add_middleware(
@@ -93,6 +94,19 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this after the constructor."""
         return create_api(self._service)
+
+
+def _document_own_refusals(api: FastAPI) -> None:
+    """Leave out of the document the 422 that FastAPI adds for bad parameters: here they are answered 400."""
+    document = api.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            answers = operation["responses"]
+            content = answers.get("422", {}).get("content", {})
+            if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/HTTPValidationError"):
+                del answers["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import secrets
 import shutil
@@ -29,6 +30,15 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 # the same examples everywhere, however slow the machine
 settings.register_profile("s2s", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("s2s")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command run in a test sends the library's log to that test's own stream, which ends with it."""
+    logger = logging.getLogger("s2s_ray")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")

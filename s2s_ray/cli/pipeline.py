@@ -13,6 +13,7 @@ from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:
+    from s2s_ray.index import ReferenceIndex
     from s2s_ray.model.s2s import S2S
 
 app = typer.Typer()
@@ -77,7 +78,7 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
 def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
     settings = load_config(config, overrides or ())
-    with ray_cluster():
+    with ray_cluster(preload=["s2s_ray.tuning.trial"]):
         from s2s_ray.tuning.sweep import describe, sweep
 
         result = sweep(settings)
@@ -96,22 +97,33 @@ def build_index(
     parallel: Annotated[
         bool, typer.Option("--parallel", help="Embed with Ray Data, in parts; the same command goes on after a stop.")
     ] = False,
+    extends: Annotated[
+        str | None,
+        typer.Option(
+            "--extends",
+            help="An index of the same checkpoint: the tiles that are not in it are added, without pictures.",
+        ),
+    ] = None,
     config: ConfigOption = "paper",
     overrides: SetOption = None,
 ) -> None:
     """Embed the satellite tiles of a split (evaluation.split) of data.uri into a reference index."""
     from s2s_ray.data.dataset import PairDataset
-    from s2s_ray.index import build_index as run
+    from s2s_ray.index import ReferenceIndex
+    from s2s_ray.index_build import build_index as run
     from s2s_ray.training.run import find_checkpoint
 
+    if parallel and (tiles or extends):
+        raise typer.BadParameter("--parallel is for the whole of a data set, without --tiles and --extends")
     settings = load_config(config, overrides or ())
     uri = find_checkpoint(checkpoint)
-    if parallel and not tiles:
+    if parallel:
         _build_in_parts(settings, uri, out)
         return
     model = load_checkpoint(uri, device_of(settings))
+    known = None if extends is None else ReferenceIndex.load(extends)
     if tiles:
-        _index_tiles(settings, uri, model, out)
+        _index_tiles(settings, uri, model, out, known)
         return
     dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
     index = run(
@@ -121,13 +133,19 @@ def build_index(
         batch=settings.evaluation.batch,
         device=device_of(settings),
         split=settings.evaluation.split,
+        extends=known,
     )
     index.save(out)
-    typer.echo(f"{len(index)} tiles indexed in {out}")
+    typer.echo(_indexed(index, known, out))
+
+
+def _indexed(index: ReferenceIndex, known: ReferenceIndex | None, out: str) -> str:
+    added = "" if known is None else f", {len(index) - len(known)} of them new"
+    return f"{len(index)} tiles indexed in {out}{added}"
 
 
 def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
-    from s2s_ray.index_build import Build, build_in_parts
+    from s2s_ray.index_parts import Build, build_in_parts
 
     build = Build(
         storage.absolute(checkpoint),
@@ -141,11 +159,11 @@ def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
     typer.echo(f"{build_in_parts(build, parallel=True)} tiles indexed in {out}")
 
 
-def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str) -> None:
+def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str, known: ReferenceIndex | None) -> None:
     from s2s_ray.config import ManifestSourceConfig
     from s2s_ray.data.sources.manifest import ManifestSource
     from s2s_ray.data.views import ViewGeometry
-    from s2s_ray.index import index_tiles
+    from s2s_ray.index_build import index_tiles
 
     if not isinstance(settings.source, ManifestSourceConfig):
         raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles indexes those of a manifest")
@@ -156,8 +174,9 @@ def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str) -> Non
         checkpoint_fingerprint=registry.fingerprint(checkpoint),
         batch=settings.evaluation.batch,
         device=device_of(settings),
+        extends=known,
     )
     index.save(out)
     for fault in faults:
         typer.echo(f"left out: {fault}", err=True)
-    typer.echo(f"{len(index)} tiles indexed in {out}" + (f"; {len(faults)} left out" if faults else ""))
+    typer.echo(_indexed(index, known, out) + (f"; {len(faults)} left out" if faults else ""))

@@ -19,7 +19,7 @@ from s2s_ray.client import Client, ServiceError
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.images import decode, encode
 from s2s_ray.data.prepare import prepare
-from s2s_ray.index import build_index
+from s2s_ray.index_build import build_index
 from s2s_ray.inference import Localizer, Synthesizer
 from s2s_ray.prior import Box, Circle
 from serve.settings import ServeArgs

@@ -198,7 +198,7 @@ HEAD_ID = "f" * 51 + "00000"
 EVERY = 2  # steps between checkpoints
 
 
-def test_nodes_come_for_a_training_and_in_place_of_a_lost_one(narrow: list[str], tmp_path: Path) -> None:
+def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) -> None:
     """Ray's autoscaler, with its provider whose nodes are raylets of this machine; the loss is measured."""
     variables = {
         "RAY_FAKE_CLUSTER": "1",
@@ -232,9 +232,12 @@ def test_nodes_come_for_a_training_and_in_place_of_a_lost_one(narrow: list[str],
         assert len(cluster.alive()) == 3, "it takes two, so another has come in its place"
 
         finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "far"))
+        stopped = time.monotonic()
         log = logs_of(cluster, "far")
         steps = lost_steps(log)
-    print(f"\nnodes came after {came:.0f} s, {steps} steps and {outage:.0f} s were lost")
+        wait_for("end of the idle nodes", lambda: len(cluster.alive()) == 1, 90)
+        went = time.monotonic() - stopped
+    print(f"\nnodes came after {came:.0f} s and went after {went:.0f} s; {steps} steps and {outage:.0f} s were lost")
     # Those since the newest checkpoint, which may have been under way to the storage when the node was lost.
     assert 0 <= steps <= 2 * EVERY
 

@@ -17,7 +17,7 @@ from s2s_ray import registry, storage
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.images import encode
 from s2s_ray.data.prepare import prepare
-from s2s_ray.index import build_index
+from s2s_ray.index_build import build_index
 from serve.page import VENDOR
 from serve.settings import ServeArgs
 from tests.conftest import PairFolder

@@ -21,7 +21,7 @@ from s2s_ray.config import Config, ModelConfig
 from s2s_ray.data.manifest import DatasetError
 from s2s_ray.data.prepare import prepare
 from s2s_ray.index import ReferenceIndex
-from s2s_ray.index_build import Build, PartWriter, build_in_parts
+from s2s_ray.index_parts import Build, PartWriter, build_in_parts
 from s2s_ray.model.s2s import S2S
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def test_work_cut_short(
     def cut_short(config: object) -> None:
         raise fault
 
-    monkeypatch.setattr(pipeline, "ray_cluster", nullcontext)
+    monkeypatch.setattr(pipeline, "ray_cluster", lambda **_options: nullcontext())
     monkeypatch.setattr(ray_train, "train", cut_short)
     monkeypatch.setattr(sweep, "sweep", cut_short)
     with pytest.raises(SystemExit) as ended:
@@ -129,6 +130,17 @@ def test_tiles_are_indexed_without_panoramas(
     [[found]] = index.search(embedder.satellite([tile]), 1)
     assert (found.id, found.latitude, found.longitude) == ("tile-3", -35.03, 149.0)
     assert found.descriptor_distance == pytest.approx(0.0, abs=1e-5)
+
+    shutil.copy(tmp_path / "3.png", tmp_path / "2.png")
+    verb[4] = str(tmp_path / "longer")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*verb, *source, "--extends", str(tmp_path / "index")])
+    assert "4 tiles indexed" in (told := capsys.readouterr().out)
+    assert "1 of them new" in told
+    assert {match.id for match in ReferenceIndex.load(verb[4]).search(embedder.satellite([tile]), 2)[0]} == {
+        "tile-2",
+        "tile-3",
+    }
     with pytest.raises(SystemExit, match="2"):
         cli.main([*verb, "-c", "tiny"])
     assert "source.kind='synthetic': --tiles indexes those of a manifest" in capsys.readouterr().err

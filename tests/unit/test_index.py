@@ -21,9 +21,9 @@ from s2s_ray.index import (
     IndexInfo,
     ReferenceIndex,
     ReferenceIndexError,
-    build_index,
     read_info,
 )
+from s2s_ray.index_build import build_index
 from s2s_ray.model.s2s import S2S
 from s2s_ray.prior import Box
 
@@ -166,6 +166,29 @@ def test_build_embeds_every_tile_in_order_whatever_the_batch() -> None:
     assert (built.info.dataset_digest, len(built), built.info.dimension) == ("digest", 5, TINY.descriptor_size)
 
 
+def test_only_tiles_that_are_not_there_yet_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = S2S(TINY).eval()
+    polar = torch.randint(0, 256, (5, 3, 32, 72), dtype=torch.uint8)
+    first: Any = Tiles(polar[:3])
+    everything: Any = Tiles(polar)
+    mark = {"checkpoint_fingerprint": "f" * 64}
+    whole = build_index(model, everything, **mark)
+    begun = build_index(model, first, **mark)
+    embedded: list[int] = []
+    embed = model.embed_satellite
+    monkeypatch.setattr(model, "embed_satellite", lambda views: embedded.append(len(views)) or embed(views))
+    longer = build_index(model, everything, batch=64, extends=begun, **mark)
+    assert embedded == [2]
+    queries = unit(4, TINY.descriptor_size)
+    assert [[match.id for match in one] for one in longer.search(queries, 5)] == [
+        [match.id for match in one] for one in whole.search(queries, 5)
+    ]
+    assert len(build_index(model, everything, extends=longer, **mark)) == 5
+    with pytest.raises(ReferenceIndexError, match="built with checkpoint ffffffff, the model is checkpoint eeeeeeee"):
+        build_index(model, everything, extends=begun, checkpoint_fingerprint="e" * 64)
+
+
 def test_an_empty_split_is_refused() -> None:
     empty: Any = Tiles(torch.empty((0, 3, 32, 72), dtype=torch.uint8))
     with pytest.raises(ReferenceIndexError, match=r"data set memory has no pairs to index \(split: val\)"):
@@ -211,10 +234,10 @@ def test_only_tiles_inside_the_prior_are_found() -> None:
 
 def test_tiles_are_added_without_building_again(tmp_path: Path) -> None:
     more = entries(2).set_column(0, "id", pa.array(["new-0", "new-1"]))
-    longer = index().with_more(unit(2, 6, seed=9), more, tmp_path)
+    longer = index().with_more(unit(2, 6, seed=9), more)
     assert (len(index()), len(longer)) == (9, 11)
     assert longer.search(unit(2, 6, seed=9), 1)[1][0].id == "new-1"
     longer.save(str(tmp_path / "longer"))
     assert ReferenceIndex.load(str(tmp_path / "longer")).search(unit(1, 6), 4) == longer.search(unit(1, 6), 4)
     with pytest.raises(ReferenceIndexError, match="1 tiles are in the index already: tile-1"):
-        longer.with_more(unit(1, 6), entries(2).slice(1), tmp_path)
+        longer.with_more(unit(1, 6), entries(2).slice(1))

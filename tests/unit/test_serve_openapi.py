@@ -51,3 +51,4 @@ def test_the_document_has_examples_and_every_refusal() -> None:
     assert "examples" in tree["components"]["schemas"]["OneLocalization"]
     references = {text.split('"')[0] for text in json.dumps(tree).split('"$ref": "#/components/schemas/')[1:]}
     assert references <= set(tree["components"]["schemas"])
+    assert "HTTPValidationError" not in json.dumps(tree), "bad parameters are answered 400"

@@ -65,9 +65,8 @@ def test_an_area_is_respected(
 def test_saved_extended_and_loaded(compressed: CompressedVectors, tmp_path: Path) -> None:
     more = unit(40, 5)
     (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
     compressed.save(tmp_path / "a")
-    longer = CompressedVectors.load(tmp_path / "a").with_more(more, tmp_path / "b")
+    longer = CompressedVectors.load(tmp_path / "a").with_more(more)
     assert longer.shape == (COUNT + 40, DIMENSION)
     assert longer.search(more, 1, None)[1][:, 0].tolist() == list(range(COUNT, COUNT + 40))
     (tmp_path / "c").mkdir()
@@ -84,5 +83,5 @@ def test_small_galleries_are_exact() -> None:
     similarities, rows = built.search(few[:4], 3, None)
     assert rows[:, 0].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
-    extended = built.with_more(unit(2, 8), Path())
+    extended = built.with_more(unit(2, 8))
     assert (built.shape, extended.shape) == ((30, DIMENSION), (32, DIMENSION))
