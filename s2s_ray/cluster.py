@@ -8,7 +8,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,7 @@ class StoppedError(Exception):
 
 
 @contextmanager
-def ray_cluster(cpus: int | None = None, preload: Sequence[str] = ()) -> Iterator[None]:
+def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     """Ray, connected, for the length of the block.
 
     Inside a job, or where `RAY_ADDRESS` is set, it is that cluster; where Ray is connected already, nothing is
@@ -31,8 +31,6 @@ def ray_cluster(cpus: int | None = None, preload: Sequence[str] = ()) -> Iterato
 
     Args:
         cpus: CPUs of a cluster started here; default: all.
-        preload: modules that its worker processes import while they have nothing to do, one process for each CPU: work
-            that needs them then begins at once.
     """
     private = not os.environ.get("RAY_ADDRESS")
     if private:
@@ -42,12 +40,12 @@ def ray_cluster(cpus: int | None = None, preload: Sequence[str] = ()) -> Iterato
     if ray.is_initialized():
         yield
         return
+    runtime_env = {"worker_process_setup_hook": log_plainly}
     if private:
-        with _worker_environment(preload):
-            # "local": else one that somebody else runs on this machine would be taken
-            ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False)
+        # "local": else one that somebody else runs on this machine would be taken
+        ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
-        ray.init(configure_logging=False, runtime_env={"worker_process_setup_hook": log_plainly})
+        ray.init(configure_logging=False, runtime_env=runtime_env)
     try:
         yield
     finally:
@@ -99,29 +97,6 @@ def log_plainly() -> None:
         logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
         logger.propagate = False
     logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _worker_environment(preload: Sequence[str]) -> Iterator[None]:
-    """For the start of a cluster: what all its worker processes do before they have work.
-
-    A hook in the runtime environment would do the same, but the processes that Ray starts ahead have none, and would
-    be of no use to work that has one.
-    """
-    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-
-    hook = f"{log_plainly.__module__}.{log_plainly.__name__}"
-    chosen = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: hook, "RAY_preload_python_modules": ",".join(preload)}
-    before = {name: os.environ.get(name) for name in chosen}
-    os.environ.update({name: value for name, value in chosen.items() if value})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _close_to_others() -> None:

@@ -78,7 +78,7 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
 def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
     settings = load_config(config, overrides or ())
-    with ray_cluster(preload=["s2s_ray.tuning.trial"]):
+    with ray_cluster():
         from s2s_ray.tuning.sweep import describe, sweep
 
         result = sweep(settings)

@@ -50,7 +50,7 @@ def test_work_cut_short(
     def cut_short(config: object) -> None:
         raise fault
 
-    monkeypatch.setattr(pipeline, "ray_cluster", lambda **_options: nullcontext())
+    monkeypatch.setattr(pipeline, "ray_cluster", nullcontext)
     monkeypatch.setattr(ray_train, "train", cut_short)
     monkeypatch.setattr(sweep, "sweep", cut_short)
     with pytest.raises(SystemExit) as ended:
