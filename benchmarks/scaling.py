@@ -100,12 +100,12 @@ def taking_turns(arm: int, turns: Any) -> Callable[[Trainer, Any], Any]:
                 except StopIteration:
                     return
 
-        def epoch(logbook: Any) -> None:
+        def epoch(*args: Any) -> None:
             number = trainer.epoch
             ray.get(turns.take.remote(number, arm))
             watch.seconds.update(dict.fromkeys(PARTS, 0.0))
             start = time.perf_counter()
-            train_epoch(logbook)
+            train_epoch(*args)
             figures = {**watch.seconds, "whole": time.perf_counter() - start}
             ray.get(turns.end.remote(number, arm, figures))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, world_size
+from s2s_ray.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.model.precision import at_least_float32
 
 
@@ -42,16 +42,55 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return self._normalise_globally(input)
 
     def _normalise_globally(self, x: Tensor) -> Tensor:
-        exact = at_least_float32(x)
-        count, mean, variance = _global_moments(exact)
+        normalised, count, mean, variance = _GlobalBatchNorm.apply(  # type: ignore[no-untyped-call]
+            at_least_float32(x), self.weight, self.bias, self.eps
+        )
         if self.tracking:
             momentum = self.momentum or 0.0
-            unbiased = variance.detach() * (count / (count - 1))
-            self.running_mean.lerp_(mean.detach().to(self.running_mean), momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var), momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (exact * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+            self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), momentum)
+        result: Tensor = normalised.to(x.dtype)
+        return result
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """Batch normalisation with the moments of all ranks, in PyTorch's own fused kernels, forward and backward.
+
+    With given moments its kernels normalise an image in one pass, and sum the gradients of weight and bias in
+    another. The gradient of the input is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, float, Tensor, Tensor]:
+        count, mean, variance = _global_moments(x)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.count, ctx.eps = count, eps  # type: ignore[attr-defined]
+        return _normalise(x, mean, variance, weight, bias, eps), count, mean, variance
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor, *_moments: None
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, variance = ctx.saved_tensors  # type: ignore[attr-defined]
+        count, eps = ctx.count, ctx.eps  # type: ignore[attr-defined]
+        at_weight, at_bias = torch.zeros_like(weight), torch.zeros_like(weight)
+        if x.numel():
+            _, at_weight, at_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
+            )
+        of_all = torch.stack([at_weight, at_bias])  # those of each rank are added up with the other gradients
+        sum_over_ranks(of_all)
+        scale = weight * torch.rsqrt(variance + eps)
+        of_weight, of_bias = -scale / count * of_all
+        at_input = _normalise(x, mean, variance, of_weight, of_bias, eps)
+        at_input.addcmul_(gradient, scale[:, None, None])
+        return at_input, at_weight, at_bias, None
+
+
+def _normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if x.numel() else torch.empty_like(x)
 
 
 def _global_moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -60,13 +99,12 @@ def _global_moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
     The ranks' moments are merged around the common mean (Chan et al. 1983): summing squares would cancel.
     """
     count = x.numel() // x.shape[1]
+    own_mean = own_variance = x.new_zeros(x.shape[1])
     if count:
-        own_variance, own_mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    else:
-        own_mean = own_variance = x.sum(dim=(0, 2, 3))  # zeros that stay in the graph
+        own_mean, own_variance = torch.batch_norm_update_stats(x, None, None, 0.0)
     row = torch.stack([torch.full_like(own_mean, float(count)), own_mean, own_variance])
     rows = gather_rows(row[None], [1] * world_size())
-    counts, means, variances = rows[:, 0].detach(), rows[:, 1], rows[:, 2]
+    counts, means, variances = rows[:, 0], rows[:, 1], rows[:, 2]
     share = counts / counts.sum(0)
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean) ** 2)).sum(0)

@@ -28,6 +28,7 @@ WORKERS = 4
 SHARES = [(8, 8), (4, 4, 4, 4), (6, 5, 5), (3, 2), (3, 2, 2), (1, 1), (2, 0, 1), (1, 0)]
 NETWORKS = ("generator", "discriminator", "retrieval")
 DOUBLE = torch.float64
+SEEDS, SMOOTH = 5, 2
 
 # Four processes that import PyTorch take their time.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -119,17 +120,13 @@ def pieces(shares: tuple[int, ...]) -> Result:
 
 
 def single(shares: tuple[int, ...]) -> Result:
-    """A cycle in float32.
-
-    Two in five seeds would not do: there one ReLU's input, or one gradient that Adam turns into a full step, lies so
-    near to zero that rounding decides its sign.
-    """
-    return cycle(shares, dtype=torch.float32, seed=2)
+    """Cycles in float32, by seed."""
+    return {str(seed): cycle(shares, dtype=torch.float32, seed=seed) for seed in range(SEEDS)}
 
 
 CHECKS = {"gathered": gathered, "normalised": normalised, "cycle": cycle, "pieces": pieces, "single": single}
-# Norm of a gradient's difference, in units of its own norm or a millionth of its network's.
-TOLERANCES = {"cycle": 1e-10, "pieces": 1e-10, "single": 3e-4}
+# Of a gradient's difference in units of its own norm or a millionth of its network's.
+DOUBLE_TOLERANCE, SINGLE_TOLERANCE = 1e-10, 3e-4
 
 
 def work(worker: int, folder: Path) -> None:
@@ -219,24 +216,52 @@ def test_batch_statistics_are_those_of_the_whole_batch(folder: Path, shares: tup
             torch.testing.assert_close(result["state"][name], value, **close)
 
 
+def differences(found: Result, expected: Result) -> dict[str, float]:
+    """Of every gradient, the norm of the difference in units of its own norm or a millionth of its network's."""
+    told = {}
+    for network in NETWORKS:
+        gradients = expected["gradients"][network]
+        assert set(found["gradients"][network]) == set(gradients)
+        total = torch.tensor([gradient.norm() for gradient in gradients.values()]).norm()
+        for name, gradient in gradients.items():
+            unit = max(gradient.norm(), 1e-6 * total)
+            told[f"{network}.{name}"] = float((found["gradients"][network][name] - gradient).norm() / unit)
+    return told
+
+
+def assert_alike(found: list[Result]) -> None:
+    """To the bit, on every worker."""
+    for result in found:
+        assert result["losses"] == found[0]["losses"]
+        for network in NETWORKS:
+            for name, gradient in result["gradients"][network].items():
+                assert torch.equal(gradient, found[0]["gradients"][network][name]), f"{network}.{name}"
+
+
 @pytest.mark.parametrize("shares", SHARES, ids=name_of)
-@pytest.mark.parametrize("check", TOLERANCES)
+@pytest.mark.parametrize("check", ["cycle", "pieces"])
 def test_a_cycle_has_the_losses_and_gradients_of_the_whole_batch(
     folder: Path, shares: tuple[int, ...], check: str
 ) -> None:
-    found, expected, tolerance = results_of(folder, shares, check), of_one(check, shares), TOLERANCES[check]
-    for result in found:
-        assert result["losses"] == pytest.approx(expected["losses"], rel=tolerance)
-        assert result["losses"] == found[0]["losses"]  # to the bit, on every worker
-    for network in NETWORKS:
-        gradients = expected["gradients"][network]
-        total = torch.tensor([gradient.norm() for gradient in gradients.values()]).norm()
-        for result in found:
-            assert set(result["gradients"][network]) == set(gradients)
-            for name, gradient in gradients.items():
-                difference = (result["gradients"][network][name] - gradient).norm()
-                assert difference <= tolerance * max(gradient.norm(), 1e-6 * total), f"{network}.{name}"
-                assert torch.equal(result["gradients"][network][name], found[0]["gradients"][network][name])
+    found, expected = results_of(folder, shares, check), of_one(check, shares)
+    assert_alike(found)
+    assert found[0]["losses"] == pytest.approx(expected["losses"], rel=DOUBLE_TOLERANCE)
+    told = differences(found[0], expected)
+    assert max(told.values()) <= DOUBLE_TOLERANCE, max(told, key=lambda name: told[name])
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=name_of)
+def test_a_cycle_in_float32_has_them_but_for_rounding(folder: Path, shares: tuple[int, ...]) -> None:
+    """With one seed in ten the input of a ReLU is so near to zero that rounding decides its sign, on which depends a
+    thousandth of a gradient and more; which ones these are depends on the processor. What is wrong is so with all.
+    """
+    found, expected = results_of(folder, shares, "single"), of_one("single", shares)
+    worst = {}
+    for seed, whole in expected.items():
+        assert_alike([result[seed] for result in found])
+        assert found[0][seed]["losses"] == pytest.approx(whole["losses"], rel=SINGLE_TOLERANCE)
+        worst[seed] = max(differences(found[0][seed], whole).values())
+    assert sum(difference <= SINGLE_TOLERANCE for difference in worst.values()) >= SMOOTH, worst
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=name_of)
