@@ -45,10 +45,8 @@ def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
     program.chmod(0o755)
     chosen = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # Fewer threads to pass through: ours keep their work off the loop themselves. But not gRPC between deployments:
-        # with it one of two replicas got five times the requests of the other.
+        # Fewer threads to pass through (ours keep their work off the loop themselves), and gRPC between deployments.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
         "RAY_SERVE_LOG_TO_STDERR": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),

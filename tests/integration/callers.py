@@ -125,6 +125,18 @@ def summary(answers: list[Answer]) -> str:
     return f"{len(answers)} answers {dict(sorted(statuses.items()))}, slowest {slowest:.2f} s"
 
 
+def kill_replicas(running: Running, deployment: str) -> None:
+    """SIGKILL of all replicas of a deployment under load; every request is answered all the same."""
+    with load(raw(running)) as answers:
+        until(lambda: len(answers) > 10, 30, "no load")
+        before = len(answers)
+        for pid in replicas(running, deployment):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(answers) > before + 40, 90, "no answers any more")
+    print(f"\n{deployment} killed: {summary(answers)}")
+    assert {answer.status for answer in answers} == {200}, summary(answers)
+
+
 def kill_ingress(running: Running) -> None:
     """SIGKILL under load; patient clients get an answer all the same."""
     [ingress] = replicas(running, "Ingress")

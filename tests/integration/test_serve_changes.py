@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +12,17 @@ import pytest
 
 from s2s_ray import registry
 from s2s_ray.data.images import encode
-from tests.integration.callers import expected, flood, kill_ingress, load, many_at_once, raw, summary, until
+from tests.integration.callers import (
+    expected,
+    flood,
+    kill_ingress,
+    kill_replicas,
+    load,
+    many_at_once,
+    raw,
+    summary,
+    until,
+)
 from tests.integration.served import SCARCE, Running, noise, publish, replicas, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -80,14 +88,7 @@ def until_fault(running: Running) -> dict[str, Any]:
 
 @pytest.mark.parametrize("deployment", ["StreetEmbedding", "Search"])
 def test_a_killed_replica_costs_no_answer(running: Running, deployment: str) -> None:
-    with load(raw(running)) as answers:
-        until(lambda: len(answers) > 10, 30, "no load")
-        before = len(answers)
-        for pid in replicas(running, deployment):
-            os.kill(pid, signal.SIGKILL)
-        until(lambda: len(answers) > before + 40, 90, "no answers any more")
-    print(f"\n{deployment} killed: {summary(answers)}")
-    assert {answer.status for answer in answers} == {200}, summary(answers)
+    kill_replicas(running, deployment)
 
 
 def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.callers import PANORAMA, flood, kill_ingress, raw
+from tests.integration.callers import PANORAMA, flood, kill_ingress, kill_replicas, raw
 from tests.integration.served import SCARCE, Running, behind_haproxy, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -65,6 +65,11 @@ def test_nothing_of_it_listens_beyond_loopback(running: Running) -> None:
     assert int(running.url.rpartition(":")[2]) in {port for _, port in ports}
     assert len(ports) == 3, "the service, figures, statistics"
     assert {address for address, _ in ports} == {LOOPBACK}
+
+
+@pytest.mark.parametrize("deployment", ["StreetEmbedding", "Search"])
+def test_a_killed_replica_costs_no_answer(running: Running, deployment: str) -> None:
+    kill_replicas(running, deployment)
 
 
 def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:
