@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from s2s_ray import registry, storage
 from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.config import load_config
 from s2s_ray.training.loop import Trainer
+from tests.commands import started
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
@@ -161,20 +163,38 @@ def test_two_objectives_and_failing_trials_on_s3(settings: list[str], s3: str) -
     assert "was begun with train.epochs=6, now it is 7: keep it, or choose another tune.name" in other.stderr
 
 
-def test_trials_of_several_workers(settings: list[str], tmp_path: Path) -> None:
+def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_path: Path) -> None:
+    root, epochs = tmp_path / "sweeps" / "sweep", 20
     places = [
         *settings,
         f"tune.storage={tmp_path / 'sweeps'}",
         f"tune.registry={tmp_path / 'registry'}",
         "train.workers=2",
-        "train.epochs=3",
+        f"train.epochs={epochs}",
         "tune.trials=1",
         "tune.space={loss.alpha: {low: 2, high: 50}}",
     ]
+    with started(command("tune.py", *places)) as process:
+        deadline = time.monotonic() + 240
+        while not any(len(history) >= 2 for history in histories(root).values()):
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline, "no second epoch after four minutes"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors[-3000:]
+    assert "s2s: sweep stopped after 0 of 1 trials: the same command goes on with sweep 'sweep'" in errors
+    [before] = histories(root).values()
+    assert 2 <= len(before) < epochs, "stopped too late to matter"
+
     done = run("tune.py", *places)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = trials(tmp_path / "sweeps" / "sweep")
-    assert [(row["state"], row["epochs"]) for row in rows] == [("complete", 3)], rows[0]["reason"]
+    rows = trials(root)
+    assert [(row["state"], row["epochs"]) for row in rows] == [("complete", epochs)], rows[0]["reason"]
+    [after] = histories(root).values()
+    kept = len(before) - 1  # the newest epoch's checkpoint may not have been stored
+    assert [entry["r_loss"] for entry in after[:kept]] == [entry["r_loss"] for entry in before[:kept]]
+    assert [entry["step"] for entry in after] == [3 * (epoch + 1) for epoch in range(epochs)]
     print(f"\na trial of two workers starts after {rows[0]['start_s']} s")
 
     short = run("tune.py", *places, "train.workers=5", "train.resources_per_worker={CPU: 2}", "tune.name=greedy")
