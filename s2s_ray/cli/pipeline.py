@@ -95,7 +95,12 @@ def build_index(
         typer.Option("--tiles", help="Index the tiles of the manifest `source` itself: no panoramas, no data set."),
     ] = False,
     parallel: Annotated[
-        bool, typer.Option("--parallel", help="Embed with Ray Data, in parts; the same command goes on after a stop.")
+        bool,
+        typer.Option(
+            "--parallel",
+            help="Embed the whole of a data set with Ray Data, in parts; the same command goes on after a stop. "
+            "What --tiles and --extends add is embedded in this process.",
+        ),
     ] = False,
     extends: Annotated[
         str | None,
@@ -113,11 +118,9 @@ def build_index(
     from s2s_ray.index_build import build_index as run
     from s2s_ray.training.run import find_checkpoint
 
-    if parallel and (tiles or extends):
-        raise typer.BadParameter("--parallel is for the whole of a data set, without --tiles and --extends")
     settings = load_config(config, overrides or ())
     uri = find_checkpoint(checkpoint)
-    if parallel:
+    if parallel and not tiles and extends is None:
         _build_in_parts(settings, uri, out)
         return
     model = load_checkpoint(uri, device_of(settings))
