@@ -29,6 +29,7 @@ from s2s_ray.evaluation.evaluate import METRICS, evaluate
 from s2s_ray.training.loop import DivergedError, Trainer, check_ready
 from s2s_ray.training.run import find_checkpoint, located, run_uri
 from s2s_ray.tuning.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.tuning.driver import driving
 from s2s_ray.tuning.placement import placement, quieten_tune, slots
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def ablate(config: Config) -> str:
 
     Raises:
         ConfigError, StorageError, RunError, PlacementError, AblationError: the study cannot run; nothing was changed.
-        AblationError: runs that failed; the results of the others are kept.
+        AblationError: another process runs the study; runs that failed; the results of the others are kept.
         StoppedError: Ctrl-C; the message says how to go on.
     """
     config = located(config)
@@ -72,7 +73,8 @@ def ablate(config: Config) -> str:
     total = len(planned) * len(config.ablate.seeds)
     if todo:
         logger.info("%d of %d runs to do", len(todo), total)
-        failed = _run(config, root, todo, at_a_time)
+        with driving(root, f"study {config.ablate.name!r}", AblationError):
+            failed = _run(config, root, todo, at_a_time)
         if failed:
             raise AblationError(f"study {config.ablate.name!r}: {'; '.join(failed)}; the same command tries them again")
     else:

@@ -5,9 +5,9 @@
                 /trials/RUN/      each trial's run, as `train` leaves it, its best checkpoint only once it has ended
                 /best.yaml        the best trial's configuration, for `s2s train --config`
                 /trials.parquet, report.html, plots/*.png
+                /driver.json      while it runs: a second driver would take the first one's trials for interrupted
 
-Tune's own experiment state is not kept: each start is a new experiment over the one study. A sweep has one driver at a
-time: a second one would take the trials of the first for interrupted ones.
+Tune's own experiment state is not kept: each start is a new experiment over the one study.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
 from s2s_ray.tuning.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.tuning.driver import driving
 from s2s_ray.tuning.placement import asked, placement, quieten_tune, slots
 from s2s_ray.tuning.progress import SweepProgress
 from s2s_ray.tuning.report import write_report
@@ -70,7 +71,8 @@ def sweep(config: Config) -> SweepResult:
     before a finished sweep is extended.
 
     Raises:
-        ConfigError, SweepError, StorageError, RunError: the sweep cannot run; nothing was changed.
+        ConfigError, SweepError, StorageError, RunError: the sweep cannot run, or another process drives it; nothing was
+            changed.
         SweepError: not one trial had a result.
         StoppedError: Ctrl-C; the message says how to go on.
     """
@@ -82,13 +84,14 @@ def sweep(config: Config) -> SweepResult:
     sampler(config.tune, 0)  # both are made again with what the study knows
     root = sweep_uri(config)
     claim(config, root, kind="sweep", section="tune", file=BEGUN_FILE, compared=_COMPARED, free=_FREE, fault=SweepError)
-    study = SweepStudy(config.tune, root)
-    ended = study.prepare(space)
-    if ended < config.tune.trials:
-        _run(config, root, space, study, at_a_time, config.tune.trials - ended)
-    else:
-        logger.info("all %d trials have ended: raise tune.trials for more", ended)
-    return _conclude(config, root, space, study)
+    with driving(root, f"sweep {config.tune.name!r}", SweepError):
+        study = SweepStudy(config.tune, root)
+        ended = study.prepare(space)
+        if ended < config.tune.trials:
+            _run(config, root, space, study, at_a_time, config.tune.trials - ended)
+        else:
+            logger.info("all %d trials have ended: raise tune.trials for more", ended)
+        return _conclude(config, root, space, study)
 
 
 def sweep_uri(config: Config) -> str:
