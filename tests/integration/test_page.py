@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 CHROMIUM = shutil.which("chromium")
 TILES = 7
 SECRET = "let-me-in"
+expect.set_options(timeout=30_000)  # ms: other tests may take both cores
 DESKTOP, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
 
 
