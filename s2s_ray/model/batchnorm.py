@@ -66,6 +66,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, float, Tensor, Tensor]:
         count, mean, variance = _global_moments(x)
         ctx.save_for_backward(x, weight, mean, variance)
+        ctx.mark_non_differentiable(mean, variance)  # else the running statistics would keep every step's graph alive
         ctx.count, ctx.eps = count, eps  # type: ignore[attr-defined]
         return _normalise(x, mean, variance, weight, bias, eps), count, mean, variance
 

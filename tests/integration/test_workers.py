@@ -72,10 +72,11 @@ def normalised(shares: tuple[int, ...]) -> Result:
     mine = own(x, shares).clone().requires_grad_()
     with track_statistics(norm):
         output = norm(mine)
+    attached = any(buffer.requires_grad for buffer in norm.buffers())
     gradients = list(torch.autograd.grad((weights * output**2).sum(), [mine, *norm.parameters()]))
     sum_over_ranks(*gradients[1:])
     state = {name: value.clone() for name, value in norm.state_dict().items()}
-    return {"output": output.detach(), "gradients": gradients, "state": state}
+    return {"output": output.detach(), "gradients": gradients, "state": state, "attached": attached}
 
 
 def cycle(
@@ -209,6 +210,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(folder: Path, shares: tup
     inputs = torch.cat([result["gradients"][0] for result in found])
     torch.testing.assert_close(inputs, expected["gradients"][0], **close)
     for result in found:
+        assert not result["attached"], "running statistics that keep every step's graph alive"
         for gradient, reference in zip(result["gradients"][1:], expected["gradients"][1:], strict=True):
             torch.testing.assert_close(gradient, reference, **close)
         assert set(result["state"]) == set(expected["state"])
