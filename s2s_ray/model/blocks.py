@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s2s_ray.model.precision import at_least_float32
+
 
 class SpectralConv2d(nn.Conv2d):
     """A convolution whose weight is divided by an estimate of its largest singular value.
@@ -143,6 +145,9 @@ class _Upsampling(torch.autograd.Function):
 
 
 def _bordered(x: Tensor, mode: str) -> Tensor:
+    if mode == "replicate" and torch.compiler.is_compiling():  # whose replication_pad2d has no backward of its own
+        rows = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+        return torch.cat([rows[..., :1], rows, rows[..., -1:]], 3)
     return F.pad(x, (1, 1, 1, 1), mode="constant" if mode == "zeros" else mode)
 
 
@@ -160,7 +165,16 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             affine = (self.weight, self.bias)
             images = [F.batch_norm(image, None, None, *affine, True, 0.0, self.eps) for image in torch.split(input, 1)]
             return images[0] if len(images) == 1 else torch.cat(images)
+        if torch.compiler.is_compiling():
+            return self._by_its_moments(input)
         return super().forward(input)
+
+    def _by_its_moments(self, x: Tensor) -> Tensor:
+        """As it is defined, in float32 at least: what a compiler fuses with its neighbours, in either memory order."""
+        images = at_least_float32(x)
+        variance, mean = torch.var_mean(images, (2, 3), correction=0, keepdim=True)
+        normalised = (images - mean) * torch.rsqrt(variance + self.eps)
+        return (normalised * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def is_channels_last(x: Tensor) -> bool:

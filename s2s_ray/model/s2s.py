@@ -25,9 +25,9 @@ class S2S(nn.Module):
     `torch.inference_mode()` to go without.
     """
 
-    channels_last: bool | None = None
-    """Whether images, and with them all that the networks make of them, lie in memory as B H W 3. None: on CPUs, where
-    convolutions are faster that way."""
+    channels_last = True
+    """Whether images, and with them all that the networks make of them, lie in memory as B H W 3: convolutions are
+    faster that way."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,5 +74,4 @@ class S2S(nn.Module):
             images = images.to(next(self.parameters()).dtype) / 127.5 - 1
         if not images.is_floating_point():
             raise ValueError(f"images have dtype {images.dtype}: expected uint8 or floating point")
-        last = images.device.type == "cpu" if self.channels_last is None else self.channels_last
-        return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)

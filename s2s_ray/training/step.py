@@ -24,6 +24,7 @@ from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.precision import at_least_float32
 from s2s_ray.model.s2s import S2S
+from s2s_ray.training.networks import Networks
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
 
@@ -67,7 +68,7 @@ class TrainingStep:
     Every worker calls it with its share of the global batch; the gradients are those of the global batch,
     whatever the shares. `optimizers` maps generator, discriminator and retrieval to their Adam. An ablation
     (`model.ablation`; supplement, section C) leaves out the updates of networks and the terms of losses that it is
-    without.
+    without. With `train.compile` batches of `train.batch` pairs go through compiled networks, others as they are.
     """
 
     def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
@@ -76,6 +77,9 @@ class TrainingStep:
         self.precision = train.precision
         self.micro_batch = train.micro_batch
         model.channels_last = train.channels_last
+        self._batch = train.batch
+        self._eager = self._networks = Networks.of(model)
+        self._compiled = Networks.compiled(model) if train.compile else None
         rates = {
             "generator": train.lr_generator,
             "discriminator": train.lr_discriminator,
@@ -117,6 +121,10 @@ class TrainingStep:
         batch = GlobalBatch([len(satellite)] if shares is None else shares, negatives, discard)
         assert len(batch.shares) == world_size(), (shares, world_size())
         model = self.model
+        self._networks = self._eager
+        if self._compiled is not None and batch.pairs == self._batch:  # not an epoch's last: each size takes minutes
+            self._networks = self._compiled
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)
@@ -175,7 +183,7 @@ class TrainingStep:
         if not self.model.config.synthesizes:
             return [Piece(polar, panorama, polar[:0], polar[:0]) for polar, panorama in parts]
         with torch.set_grad_enabled(len(parts) == 1):
-            return [Piece(polar, panorama, *self.model.generator(polar)) for polar, panorama in parts]
+            return [Piece(polar, panorama, *self._networks.generator(polar)) for polar, panorama in parts]
 
     def _discriminator_losses(self, pieces: Sequence[Piece], pairs: int, parts: list[Tensor]) -> Iterator[Tensor]:
         """Half the sum of both cross-entropies, piece by piece; each is also appended to `parts`.
@@ -184,7 +192,7 @@ class TrainingStep:
         """
         for piece in pieces:
             real, fake = (torch.cat([piece.satellite, view], 1) for view in (piece.street, piece.fake.detach()))
-            logits = at_least_float32(self.model.discriminator(torch.cat([real, fake])))
+            logits = at_least_float32(self._networks.discriminator(torch.cat([real, fake])))
             real_logits, fake_logits = logits.chunk(2)
             count = _count(real_logits, pairs)
             loss = adversarial_loss(real_logits, self.loss.real_label, count) + adversarial_loss(
@@ -198,16 +206,18 @@ class TrainingStep:
         retrieval = self.model.retrieval
         with torch.set_grad_enabled(graph):
             return [
-                (retrieval.embed_satellite(self._features(piece)), retrieval.embed_street(piece.street))
+                (
+                    retrieval.embed_satellite(self._features(piece)),
+                    retrieval.street_attention(self._networks.street_encoder(piece.street)),
+                )
                 for piece in pieces
             ]
 
     def _features(self, piece: Piece) -> Tensor:
         """The satellite's local features as R sees them: without a way back to G, or of an encoder of its own."""
-        encoder = self.model.retrieval.satellite_encoder
-        if encoder is None:
+        if self._networks.satellite_encoder is None:
             return piece.features.detach()
-        own: Tensor = encoder(piece.satellite).features
+        own: Tensor = self._networks.satellite_encoder(piece.satellite).features
         return own
 
     def _triplets(self, embedded: Sequence[Descriptors], batch: GlobalBatch) -> tuple[Triplets, list[Descriptors]]:
@@ -241,11 +251,11 @@ class TrainingStep:
         """
         for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
-            fake, features = (piece.fake, piece.features) if whole else self.model.generator(piece.satellite)
+            fake, features = (piece.fake, piece.features) if whole else self._networks.generator(piece.satellite)
             l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
             loss, gan = self.loss.lambda_l1 * l1, torch.zeros_like(l1)
             if self.model.config.adversarial:
-                logits = at_least_float32(self.model.discriminator(torch.cat([piece.satellite, fake], 1)))
+                logits = at_least_float32(self._networks.discriminator(torch.cat([piece.satellite, fake], 1)))
                 gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
                 loss = loss + self.loss.lambda_gan * gan
             if gradients is not None:

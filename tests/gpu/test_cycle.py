@@ -17,6 +17,9 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
 
 TINY = ModelConfig(height=32, width=48, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+SMALLEST = TINY.model_copy(update={"residual_blocks": 1})
+# PyTorch's compiler warns of itself: of old things of PyTorch's that it uses, of TF32 that is not allowed.
+OF_THE_COMPILER = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\..*", r"ignore::UserWarning:torch\..*")
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -96,6 +99,36 @@ def test_channels_last_images_stay_so(device: str) -> None:
     model.discriminator(torch.cat([satellite, fake], 1))
     assert len(strides) > 40
     assert [name for name, kept in strides.items() if not kept] == []
+
+
+@pytest.mark.slow
+@OF_THE_COMPILER
+def test_compiled_a_cycle_is_the_eager_one(device: str) -> None:
+    """Weights after two cycles too, and a batch of another size, which is not compiled, between them."""
+    eager, compiled = (a_model(device, torch.float64, SMALLEST) for _ in range(2))
+    cycles = [
+        TrainingStep(model, LossConfig(), TrainConfig(batch=3, compile=compile))
+        for model, compile in ((eager, False), (compiled, True))
+    ]
+    for pairs in (3, 2, 3):
+        expected, found = (cycle(*a_batch(eager, pairs)) for cycle in cycles)
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert_same_gradients(compiled, eager)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+@pytest.mark.slow
+@OF_THE_COMPILER
+def test_compiled_in_bfloat16_it_follows_the_eager_one(device: str) -> None:
+    """The compiler keeps values in float32 that were rounded: what compares them must not be compiled."""
+    losses = []
+    for compile in (False, True):
+        model = a_model(device, torch.float32, SMALLEST)
+        cycle = TrainingStep(model, LossConfig(), TrainConfig(batch=4, precision="bf16", compile=compile))
+        losses.append([cycle(*a_batch(model, 4)) for _ in range(2)])
+    for eager, compiled in zip(*losses, strict=True):
+        assert compiled == pytest.approx(eager, rel=0.05)
+        assert compiled != eager
 
 
 def test_bfloat16_follows_single_precision(device: str) -> None:
