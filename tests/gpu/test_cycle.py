@@ -102,6 +102,7 @@ def test_channels_last_images_stay_so(device: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @OF_THE_COMPILER
 def test_compiled_a_cycle_is_the_eager_one(device: str) -> None:
     """Weights after two cycles too, and a batch of another size, which is not compiled, between them."""
@@ -118,6 +119,7 @@ def test_compiled_a_cycle_is_the_eager_one(device: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @OF_THE_COMPILER
 def test_compiled_in_bfloat16_it_follows_the_eager_one(device: str) -> None:
     """The compiler keeps values in float32 that were rounded: what compares them must not be compiled."""
