@@ -13,10 +13,6 @@ from s2s_ray.collectives import world_size
 from s2s_ray.model.generator import Encoded
 from s2s_ray.model.s2s import S2S
 
-# CUDA graphs, on a GPU. Images channels last inside the networks too: PyTorch's own rule of thumb would keep the other
-# order for their sake who have convolutions from many channels to few, and cuDNN would then turn images around.
-OPTIONS = {"triton.cudagraphs": True, "force_layout_optimization": True}
-
 
 @dataclass(frozen=True)
 class Networks:
@@ -35,14 +31,14 @@ class Networks:
 
     @classmethod
     def compiled(cls, model: S2S) -> Networks:
-        """Compiled on their first calls, once for each size of batch; the model itself stays as it is.
+        """Compiled on their first calls, once for each size of batch, on a GPU to CUDA graphs; the model stays as it is.
 
         The spatial attentions are left as they are. The gradient of their channel-wise maximum asks which values are
         equal to it, and a compiler that makes the values again, without rounding them to bfloat16 as before, finds
         none. So is a street encoder whose batch norms talk to other workers.
         """
         networks = cls.of(model)
-        fast = partial(torch.compile, dynamic=False, options=OPTIONS)
+        fast = partial(torch.compile, dynamic=False, options={"triton.cudagraphs": True})
         talks = world_size() > 1 and model.config.street_batchnorm == "live"
         return cls(
             fast(networks.generator),
