@@ -261,7 +261,7 @@ def throughput(folder: Path, release: Release, images: Images, options: argparse
         for name, one in works(release, images).items():
             with service(folder, release, options, one.deployment) as url:
                 idle = idle_share()
-                closed(url, one.question, callers, 1)
+                closed(url, one.question, callers, options.seconds)
                 rounds = [
                     (bare.rate(name), closed(url, one.question, callers, options.seconds))
                     for _ in range(options.repetitions)

@@ -31,7 +31,7 @@ class Networks:
 
     @classmethod
     def compiled(cls, model: S2S) -> Networks:
-        """Compiled on their first calls, once for each size of batch, on a GPU to CUDA graphs; the model stays as it is.
+        """Compiled on their first calls, for each size of batch, on a GPU to CUDA graphs; the model stays as it is.
 
         The spatial attentions are left as they are. The gradient of their channel-wise maximum asks which values are
         equal to it, and a compiler that makes the values again, without rounding them to bfloat16 as before, finds

@@ -124,7 +124,7 @@ class TrainingStep:
         self._networks = self._eager
         if self._compiled is not None and batch.pairs == self._batch:  # not an epoch's last: each size takes minutes
             self._networks = self._compiled
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -190,3 +191,27 @@ def finished(job: subprocess.Popen[str], seconds: float = 240) -> str:
 def logs_of(cluster: LocalCluster, name: str) -> str:
     """The whole log of a job that has ended: what `ray job submit` streams may lack the last lines."""
     return finished(cluster.ray("job", "logs", "--address", cluster.dashboard, name))
+
+
+def deployed(cluster: LocalCluster, folder: Path, **arguments: Any) -> str:
+    """`serve deploy` of serve/config.yaml as it is, but for the port, the code and these arguments; the URL."""
+    port = free_port()
+    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    config["http_options"]["port"] = port
+    [application] = config["applications"]
+    application["runtime_env"] = HERE
+    application["args"] |= arguments
+    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
+    command = [str(BIN / "serve"), "deploy", "--address", cluster.dashboard, str(folder / "deploy.yaml")]
+    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/v1/model", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_for("answer of the service", answers, 180)
+    return url

@@ -7,10 +7,9 @@ import math
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,9 @@ from s2s_ray.index import ReferenceIndex
 from s2s_ray.monitoring.metrics import RAY_PREFIX, TRAINING
 from s2s_ray.training.checkpoint import CheckpointStore
 from tests.integration.clusters import (
-    BIN,
-    HERE,
-    ROOT,
     LocalCluster,
+    deployed,
     finished,
-    free_port,
     local_cluster,
     logs_of,
     processes,
@@ -140,15 +136,15 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     best = CheckpointStore(str(run / "checkpoints"))
     release = registry.publish(str(tmp_path / "registry"), "city", best.uri(best.best() or 0), str(index))
     registry.promote(str(tmp_path / "registry"), "city", release.id)
-    with served(cluster, tmp_path / "registry", tmp_path) as url:
-        assert httpx.get(f"{url}/v1/model").json()["release"] == release.id
-        config = load_config("tiny", [*settings, *city])
-        source = open_source(config.source)
-        query = next(record for record in source.records() if record.split == "test")
-        panorama = encode(source.read(query).street, "png")
-        answer = httpx.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["release"] == release.id
+    url = deployed(cluster, tmp_path, registry=str(tmp_path / "registry"), name="city")
+    assert httpx.get(f"{url}/v1/model").json()["release"] == release.id
+    config = load_config("tiny", [*settings, *city])
+    source = open_source(config.source)
+    query = next(record for record in source.records() if record.split == "test")
+    panorama = encode(source.read(query).street, "png")
+    answer = httpx.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["release"] == release.id
     took("serve deploy")
     assert read_meta(release.checkpoint_uri)["run"] == "first"
 
@@ -167,31 +163,6 @@ def gauges_of(page: str, run: str) -> set[str]:
     """Names of the training's gauges with a sample of a run."""
     pattern = re.compile(rf'^(\w*s2s_train_\w+)\{{[^}}]*run="{run}"', re.MULTILINE)
     return set(pattern.findall(page))
-
-
-@contextmanager
-def served(cluster: LocalCluster, releases: Path, folder: Path) -> Iterator[str]:
-    """`serve deploy` of serve/config.yaml as it is, but for where the releases are, the port and the code."""
-    port = free_port()
-    config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-    config["http_options"]["port"] = port
-    [application] = config["applications"]
-    application["runtime_env"] = HERE
-    application["args"] |= {"registry": str(releases), "name": "city"}
-    (folder / "deploy.yaml").write_text(yaml.safe_dump(config))
-    command = [str(BIN / "serve"), "deploy", "--address", cluster.dashboard, str(folder / "deploy.yaml")]
-    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        try:
-            return httpx.get(f"{url}/v1/model", timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    wait_for("answer of the service", answers, 180)
-    yield url
 
 
 HEAD_ID = "f" * 51 + "00000"

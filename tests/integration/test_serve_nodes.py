@@ -1,0 +1,72 @@
+"""The service on a cluster of several simulated nodes, one of which is lost under load."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from s2s_ray import registry
+from s2s_ray.inference import Localizer
+from tests.integration.callers import load, patient, raw, summary, until
+from tests.integration.clusters import deployed, local_cluster, processes, wait_for
+from tests.integration.served import Running, publish
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+DEPLOYMENTS = ("Ingress", "StreetEmbedding", "Search")
+
+
+def replicas_on(node: subprocess.Popen[bytes]) -> Counter[str]:
+    """How many replicas of each deployment a node runs."""
+    found: Counter[str] = Counter()
+    for pid in processes(node.pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            if replica := re.match(r"ray::ServeReplica:s2s:(\w+)", command):
+                found[replica[1]] += 1
+    return found
+
+
+def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
+    """Of each deployment one replica is on the node that goes, without a word, and comes up elsewhere."""
+    root = str(tmp_path / "registry")
+    release = publish(tmp_path, 5, root)
+    registry.promote(root, "demo", release.id)
+    with local_cluster() as cluster:
+        cluster.start_head()
+        for _ in range(2):
+            cluster.add_node(2)
+        two = {"num_cpus": 0.1, "min_replicas": 2, "max_replicas": 2}
+        none = {"num_cpus": 0.1, "min_replicas": 0, "max_replicas": 1}
+        changes = {"street": two, "search": two, "ingress": two, "satellite": none, "synthesis": none}
+        url = deployed(cluster, tmp_path, registry=root, name="demo", access_log=False, **changes)
+        staying, leaving = cluster.nodes[1:]
+
+        def spread() -> bool:
+            return all(replicas_on(node)[name] == 1 for node in (staying, leaving) for name in DEPLOYMENTS)
+
+        wait_for("replica of each deployment on each node", spread)
+        assert release.index_uri is not None
+        localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
+        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+            running = Running(http, url, root, release, localizer, leaving)
+            with load(raw(running)) as blunt, load(patient(running)) as answers:
+                until(lambda: len(answers) > 20 and len(blunt) > 20, 60, "no load")
+                for pid in processes(leaving.pid):
+                    os.kill(pid, signal.SIGKILL)
+                again = until(
+                    lambda: all(replicas_on(staying)[name] == 2 for name in DEPLOYMENTS), 180, "no new replicas"
+                )
+                before = len(answers)
+                until(lambda: len(answers) > before + 40, 90, "no answers any more")
+        print(f"\nnode lost: not repeated {summary(blunt)}; through the client {summary(answers)}")
+        print(f"its replicas were replaced after {again:.0f} s")
+        assert {answer.status for answer in answers} == {200}
+        assert Counter(answer.status for answer in blunt)[200] > 0.9 * len(blunt), summary(blunt)
