@@ -89,7 +89,11 @@ def resize_area(image: Tensor, height: int, width: int) -> Tensor:
 
     Returns: ... height width.
     """
-    return _area_weights(image.shape[-2], height).to(image) @ image @ _area_weights(image.shape[-1], width).to(image).T
+    rows, columns = image.shape[-2:]
+    if rows % height == 0 and columns % width == 0:  # ten times as fast as the products
+        flat = image.reshape(-1, rows, columns)
+        return F.avg_pool2d(flat, (rows // height, columns // width)).view(*image.shape[:-2], height, width)
+    return _area_weights(rows, height).to(image) @ image @ _area_weights(columns, width).to(image).T
 
 
 def resize_cubic(image: Tensor, height: int, width: int) -> Tensor:

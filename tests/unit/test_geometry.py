@@ -151,7 +151,7 @@ def area_by_hand(image: Tensor, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("source", "target"),
-    [((12, 18), (4, 6)), ((7, 11), (3, 5)), ((9, 16), (8, 9)), ((5, 6), (7, 13)), ((4, 9), (4, 9))],
+    [((12, 18), (4, 6)), ((7, 11), (3, 5)), ((9, 16), (8, 9)), ((5, 6), (7, 13)), ((4, 9), (4, 9)), ((6, 12), (3, 4))],
 )
 def test_resize_area_averages_what_a_pixel_covers(source: tuple[int, int], target: tuple[int, int]) -> None:
     image = noise(2, 3, *source)
