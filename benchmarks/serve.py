@@ -259,6 +259,8 @@ def throughput(folder: Path, release: Release, images: Images, options: argparse
     )
     with Bare(release, images, options) as bare:
         for name, one in works(release, images).items():
+            if options.endpoints and name not in options.endpoints:
+                continue
             with service(folder, release, options, one.deployment) as url:
                 idle = idle_share()
                 closed(url, one.question, callers, options.seconds)
@@ -354,6 +356,7 @@ def main() -> int:
     parser.add_argument("--proxy", choices=["haproxy", "python"], default="haproxy")
     parser.add_argument("--replicas", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--endpoints", nargs="+", help="of throughput; default: all, some four minutes each")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one arm of one round")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
