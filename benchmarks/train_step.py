@@ -168,14 +168,15 @@ def main() -> int:
         return 0
     names = [PLAIN, TF32, EAGER, COMPILED] if device == "cuda" else [PLAIN, EAGER]
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {arguments.threads} threads"
-    print(f"{arguments.preset}, B = {batch}, ours in {arguments.precision}, {where}, PyTorch {torch.__version__}")
+    setting = f"{arguments.preset}, B = {batch}, ours in {arguments.precision}, {where}"
+    print(f"{setting}, PyTorch {torch.__version__}", flush=True)
 
-    arms = {name: prepare(name, config, device, batch) for name in names}
+    arms: dict[str, Prepared] = {}
+    for name in names:
+        arms[name] = prepare(name, config, device, batch)
+        print(f"{name}: first three cycles took {arms[name].seconds:.1f} s", flush=True)
     rounds = [{name: timed(entry.cycle, device) for name, entry in arms.items()} for _ in range(arguments.repetitions)]
     best = names[-1]
-    if best == COMPILED:
-        print(f"three first cycles, compiling among them: {arms[best].seconds:.0f} s")
-
     print("arm              s a cycle (min)   pairs/s   TFLOP/s by plain's   executed   GFLOP executed   peak memory")
     for name, entry in arms.items():
         seconds = statistics.median(times[name] for times in rounds)
