@@ -6,9 +6,9 @@
 The plain arm (`benchmarks/plain.py`) is eager float32 with straight convolutions, the attention matrix materialised and
 every forward pass on its own; on a GPU it runs without and with TF32, ours also with `train.compile`. All arms start
 from the same weights and see the same batch; repetitions alternate, and a speed-up is the median of the repetitions'
-ratios. Rates are by the plain formulation's FLOPs, those really executed stand beside them. Peak memory is what an arm
-adds to what was there before: on a GPU what PyTorch takes of the card for its model and its first cycles, with all that
-it keeps to itself; on a CPU the resident memory of two cycles, in a process of its own for each arm.
+ratios. Rates are by the plain formulation's FLOPs, those really executed stand beside them. Peak memory is of the first
+cycles, in a process of its own for each arm: on a GPU all that PyTorch reserves of the card, on a CPU what they add to
+the resident memory.
 
 Exits with 1 where a goal is missed: 1.3 x on a CPU at the paper's size; on a GPU in bf16 4 x plain without TF32 and 2 x
 with it, both for compiled networks; less memory than plain; equal losses.
@@ -119,28 +119,30 @@ class Prepared:
     seconds: float  # of these cycles
 
 
+CYCLES = 3
+"""Before an arm is timed; the first is checked and counted, later ones have Adam's moments."""
+
+
 def prepare(name: str, config: Config, device: str, batch: int) -> Prepared:
-    """Build an arm and run it three times: the first is checked and counted, later ones have Adam's moments."""
-    before = 0
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_reserved()
+    """Build an arm and run its first cycles, here and where its memory is measured."""
+    memory = peak_memory_of(name)
     cycle = arm(name, config, device, batch)
     started = time.perf_counter()
     losses, flops = (cycle(), 0) if name == COMPILED else counted(cycle)
-    cycle(), cycle()
-    seconds = time.perf_counter() - started
-    memory = torch.cuda.max_memory_reserved() - before if device == "cuda" else peak_memory_of(name)
-    return Prepared(cycle, losses, flops, memory, seconds)
+    for _ in range(CYCLES - 1):
+        cycle()
+    return Prepared(cycle, losses, flops, memory, time.perf_counter() - started)
 
 
-def resident_peak(name: str, config: Config, batch: int) -> int:
-    """Bytes that two cycles add to this process, on a CPU."""
-    cycle = arm(name, config, "cpu", batch)
+def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
+    """Bytes of an arm's first cycles in this process, which must be a new one."""
+    cycle = arm(name, config, device, batch)
     with open("/proc/self/statm", encoding="ascii") as statm:
         before = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    cycle(), cycle()
+    for _ in range(CYCLES):
+        cycle()
+    if device == "cuda":
+        return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
@@ -164,7 +166,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if arguments.memory_of is not None:
-        print(resident_peak(arguments.memory_of, config, batch))
+        print(peak_memory(arguments.memory_of, config, device, batch))
         return 0
     names = [PLAIN, TF32, EAGER, COMPILED] if device == "cuda" else [PLAIN, EAGER]
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {arguments.threads} threads"
@@ -174,7 +176,7 @@ def main() -> int:
     arms: dict[str, Prepared] = {}
     for name in names:
         arms[name] = prepare(name, config, device, batch)
-        print(f"{name}: first three cycles took {arms[name].seconds:.1f} s", flush=True)
+        print(f"{name}: first {CYCLES} cycles took {arms[name].seconds:.1f} s", flush=True)
     rounds = [{name: timed(entry.cycle, device) for name, entry in arms.items()} for _ in range(arguments.repetitions)]
     best = names[-1]
     print("arm              s a cycle (min)   pairs/s   TFLOP/s by plain's   executed   GFLOP executed   peak memory")

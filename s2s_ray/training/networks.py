@@ -35,10 +35,12 @@ class Networks:
 
         The spatial attentions are left as they are. The gradient of their channel-wise maximum asks which values are
         equal to it, and a compiler that makes the values again, without rounding them to bfloat16 as before, finds
-        none. So is a street encoder whose batch norms talk to other workers.
+        none. So is a street encoder whose batch norms talk to other workers. Where images lie channels last in memory,
+        all convolutions take and give them so; the compiler's own choice turns many of them round and back.
         """
         networks = cls.of(model)
-        fast = partial(torch.compile, dynamic=False, options={"triton.cudagraphs": True})
+        options = {"triton.cudagraphs": True, "force_layout_optimization": model.channels_last}
+        fast = partial(torch.compile, dynamic=False, options=options)
         talks = world_size() > 1 and model.config.street_batchnorm == "live"
         return cls(
             fast(networks.generator),

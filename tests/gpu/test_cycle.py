@@ -104,14 +104,19 @@ def test_channels_last_images_stay_so(device: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @OF_THE_COMPILER
-def test_compiled_a_cycle_is_the_eager_one(device: str) -> None:
-    """Weights after two cycles too, and a batch of another size, which is not compiled, between them."""
-    eager, compiled = (a_model(device, torch.float64, SMALLEST) for _ in range(2))
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_compiled_a_cycle_is_the_eager_one(device: str, micro_batch: int | None) -> None:
+    """Weights after two cycles too, and a batch of another size, which is not compiled, between them.
+
+    Piece by piece each network is called several times a cycle, and what it gave must outlive its next call.
+    """
+    config = SMALLEST.model_copy(update={"street_batchnorm": "live" if micro_batch is None else "frozen"})
+    eager, compiled = (a_model(device, torch.float64, config) for _ in range(2))
     cycles = [
-        TrainingStep(model, LossConfig(), TrainConfig(batch=3, compile=compile))
+        TrainingStep(model, LossConfig(), TrainConfig(batch=4, micro_batch=micro_batch, compile=compile))
         for model, compile in ((eager, False), (compiled, True))
     ]
-    for pairs in (3, 2, 3):
+    for pairs in (4, 3, 4):
         expected, found = (cycle(*a_batch(eager, pairs)) for cycle in cycles)
         assert found == pytest.approx(expected, rel=1e-9)
         assert_same_gradients(compiled, eager)
@@ -121,15 +126,19 @@ def test_compiled_a_cycle_is_the_eager_one(device: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @OF_THE_COMPILER
-def test_compiled_in_bfloat16_it_follows_the_eager_one(device: str) -> None:
+def test_compiled_in_bfloat16_it_follows_single_precision(device: str) -> None:
     """The compiler keeps values in float32 that were rounded: what compares them must not be compiled."""
-    losses = []
-    for compile in (False, True):
+    values = []
+    for train in (
+        TrainConfig(batch=4),
+        TrainConfig(batch=4, precision="bf16"),
+        TrainConfig(batch=4, precision="bf16", compile=True),
+    ):
         model = a_model(device, torch.float32, SMALLEST)
-        cycle = TrainingStep(model, LossConfig(), TrainConfig(batch=4, precision="bf16", compile=compile))
-        losses.append([cycle(*a_batch(model, 4)) for _ in range(2)])
-    for eager, compiled in zip(*losses, strict=True):
-        assert compiled == pytest.approx(eager, rel=0.05)
+        cycle = TrainingStep(model, LossConfig(), train)
+        values.append([cycle(*a_batch(model, 4)) for _ in range(2)])
+    for single, eager, compiled in zip(*values, strict=True):
+        assert compiled == pytest.approx(single, rel=0.05)
         assert compiled != eager
 
 

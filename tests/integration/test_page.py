@@ -102,6 +102,12 @@ def panorama(seed: int = 0) -> bytes:
     return encode(pixels, "png")
 
 
+def asked_heading(url: str) -> str | None:
+    """Of a request to localise; None for any other."""
+    parts = urlsplit(url)
+    return parse_qs(parts.query)["heading"][0] if parts.path == "/v1/localize" else None
+
+
 def upload(page: Page, field: str, content: bytes, kind: str = "image/png") -> None:
     page.locator(f"#{field}").set_input_files({"name": "mine.png", "mimeType": kind, "buffer": content})
 
@@ -148,10 +154,10 @@ def test_the_heading_is_turned_and_asked_for_by_keyboard_alone(page: Page) -> No
     page.keyboard.press("Tab")
     while page.evaluate("document.activeElement.id") != "heading":
         page.keyboard.press("Tab")
-    with page.expect_request(lambda asked: "/v1/localize" in asked.url) as asked:
+    # On a busy machine the pause after which it asks may pass between two of the presses.
+    with page.expect_request(lambda asked: asked_heading(asked.url) == "-15"):
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
-    assert parse_qs(urlsplit(asked.value.url).query)["heading"] == ["-15"]
     expect(page.locator("#heading-value")).to_have_text("N 345°")
     expect(page.locator("#matches li").first).to_be_visible()
     page.locator("#matches li").first.focus()
