@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -29,7 +29,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak bytes and seconds of the second cycle, in this process."""
     pieces = [f"train.micro_batch={arguments.measure}", "model.street_batchnorm=frozen", "model.street_weights=random"]
     config = load_config(arguments.preset, [*pieces, f"train.batch={arguments.batch}", *arguments.set])
-    before = _resident()
+    before = largest_resident()
     torch.manual_seed(0)
     model = S2S(config.model).to(arguments.device).train()
     cycle = TrainingStep(model, config.loss, config.train)
@@ -38,13 +38,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     for _ in range(2):
         started = time.monotonic()
         cycle(model.normalise(satellite), model.normalise(street))
-    peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else _resident() - before
+    peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else largest_resident() - before
     return {"bytes": peak, "seconds": time.monotonic() - started}
 
 
-def _resident() -> int:
-    """The largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def largest_resident() -> int:
+    """The largest resident size of this process so far, in bytes. (`getrusage` begins with that of who started it.)"""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
 
 
 def main() -> int:

@@ -7,12 +7,17 @@ processes of a second one beside it would take what the second worker is to have
 count, and checkpoints are written outside the time. An epoch's time is split into waiting for data, waiting for the
 gradients' reduce, gathering (descriptors and batch statistics, forward and back), and the rest, which is the
 networks. The speed-up is the median of the rounds' ratios. Exits with 1 where it is below 1.7 x.
+
+Then the same cycles by processes of torch.distributed alone, without Ray: what two cores that have nothing else to do
+would give.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import socket
 import statistics
 import tempfile
 import time
@@ -21,10 +26,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.prepare import prepare
+from s2s_ray.model.s2s import S2S
 from s2s_ray.training.loop import Trainer
+from s2s_ray.training.step import TrainingStep
 
 ARMS = (1, 2)
 PARTS = ("data wait", "reduce", "gather")
@@ -58,8 +68,6 @@ def telling_parts(folder: str) -> Callable[[Trainer, Any], Any]:
     """For `ray_train.train`: makes each worker write where the time of its last epoch went to a file of its own."""
 
     def tell(trainer: Trainer, report: Any) -> Any:
-        import torch.distributed as dist
-
         from s2s_ray.collectives import rank
 
         watch, train_epoch, batches = Stopwatch(), trainer._train_epoch, trainer._batches
@@ -109,12 +117,39 @@ def slowest_worker(config: Config, workers: int, folder: str) -> dict[str, float
     return max(told, key=lambda figures: figures["whole"])
 
 
+def without_ray(config: Config, workers: int) -> float:
+    """Seconds of a cycle in so many processes of one thread each, on made-up pairs that are there already."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers) as pool:
+        told = pool.starmap(_cycles, [(config, rank, workers, address) for rank in range(workers)], 1)
+    return max(told)
+
+
+def _cycles(config: Config, rank: int, workers: int, address: str, warm: int = 2, cycles: int = 5) -> float:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
+    torch.manual_seed(0)
+    model = S2S(config.model).train()
+    step = TrainingStep(model, config.loss, config.train)
+    shares = [config.train.batch // workers] * workers
+    shape = (2, shares[rank], 3, config.model.height, config.model.width)
+    satellite, street = (model.normalise(images) for images in torch.randint(0, 256, shape, dtype=torch.uint8))
+    for turn in range(warm + cycles):
+        if turn == warm:
+            started = time.perf_counter()
+        step(satellite, street, shares=shares)
+    return (time.perf_counter() - started) / cycles
+
+
 def main() -> int:
     """Print a row an arm, and the speed-up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--batch", type=int, default=16, help="the global batch of both arms")
-    parser.add_argument("--steps", type=int, default=5, help="cycles of an epoch")
+    parser.add_argument("--steps", type=int, default=15, help="cycles of an epoch")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the preset: a.b=value")
     arguments = parser.parse_args()
@@ -139,6 +174,9 @@ def main() -> int:
     ratio = statistics.median(ratios)
     print(f"speed-up {ratio:.2f} x ({min(ratios):.2f} to {max(ratios):.2f}; goal 1.7 x): ", end="")
     print("met" if ratio >= 1.7 else "MISSED")
+    alone = [{arm: without_ray(config, arm) for arm in ARMS} for _ in range(arguments.repetitions)]
+    one, two = (statistics.median(times[arm] for times in alone) for arm in ARMS)
+    print(f"without Ray: {one:.3f} and {two:.3f} s a cycle, {statistics.median(t[1] / t[2] for t in alone):.2f} x")
     return 0 if ratio >= 1.7 else 1
 
 

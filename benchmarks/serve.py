@@ -10,6 +10,7 @@ weights. `python -m serve` runs as it would for a user, behind Ray's HAProxy unl
 PyTorch thread to a replica and a replica for each core of the deployment that is measured (one of each for `overhead`).
 "Bare" is what a replica calls, in as many processes with as many threads and images at a time, on views that are ready;
 localisation adds the search. The service is up while it is measured; what it takes of the cores at rest is printed.
+LitServe and the service are never up together.
 Arms alternate, and a ratio is the median of the rounds'; percentiles are those of the last round.
 """
 
@@ -35,7 +36,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from http_load import Question, closed, opened
+from http_load import Question, Told, closed, opened
 
 from s2s_ray import storage
 from s2s_ray.checkpoint import save_model
@@ -308,34 +309,49 @@ def overhead(work: dict[str, Work], url: str, options: argparse.Namespace) -> bo
     return met
 
 
-def litserve(release: Release, panoramas: list[bytes], url: str, options: argparse.Namespace) -> bool:
-    """Street embedding as JSON from multipart forms, by both, with as many replicas."""
-    port, boundary = free_port(), "x" * 24
+def litserve(folder: Path, release: Release, panoramas: list[bytes], options: argparse.Namespace) -> bool:
+    """Street embedding as JSON from multipart forms, by both, with as many replicas.
+
+    Each is alone on the machine while it is measured, started anew every round: at rest LitServe's processes poll for
+    some three tenths of a core.
+    """
+    boundary = "x" * 24
     disposition = 'Content-Disposition: form-data; name="image"; filename="a.jpg"'
     head = f"--{boundary}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     bodies = [head + body + f"\r\n--{boundary}--\r\n".encode() for body in panoramas]
     form = {"content-type": f"multipart/form-data; boundary={boundary}"}
     program = str(ROOT / "benchmarks" / "serve_litserve.py")
-    command = [sys.executable, program, release.checkpoint, str(port), str(options.batch), str(options.replicas)]
-    theirs = f"http://127.0.0.1:{port}"
-    with process(command, theirs, "/health"):
-        print("callers   ours, /s   LitServe, /s   ratio (goal 1)   ours p50, ms   LitServe p50, ms")
-        met = True
-        for callers in (1, 4 * options.batch * options.replicas):
-            rounds = []
-            for turn in range(options.repetitions + 1):
-                arms = [(url, Question("/v1/embed/street", bodies, form)), (theirs, Question("/predict", bodies, form))]
-                told = [closed(*arm, callers, options.seconds) for arm in (arms if turn % 2 else arms[::-1])]
-                rounds.append(told if turn % 2 else told[::-1])
-            rounds = rounds[1:]
-            ratio = statistics.median(ours.rate / other.rate for ours, other in rounds)
-            rates = [statistics.median(told[arm].rate for told in rounds) for arm in (0, 1)]
-            medians = [statistics.median(told[arm].milliseconds(50) for told in rounds) for arm in (0, 1)]
-            print(
-                f"{callers:7d} {rates[0]:10.2f} {rates[1]:14.2f} {ratio:16.2f} {medians[0]:14.1f} {medians[1]:18.1f}",
-                flush=True,
-            )
-            met &= ratio >= 1
+    counts = (1, 4 * options.batch * options.replicas)
+
+    def measured(url: str, path: str) -> list[Told]:
+        question = Question(path, bodies, form)
+        closed(url, question, counts[-1], options.seconds)  # warm
+        return [closed(url, question, callers, options.seconds) for callers in counts]
+
+    def ours() -> list[Told]:
+        with service(folder, release, options, "street") as url:
+            return measured(url, "/v1/embed/street")
+
+    def theirs() -> list[Told]:
+        port = free_port()
+        command = [sys.executable, program, release.checkpoint, str(port), str(options.batch), str(options.replicas)]
+        with process(command, f"http://127.0.0.1:{port}", "/health"):
+            return measured(f"http://127.0.0.1:{port}", "/predict")
+
+    rounds = []
+    for turn in range(options.repetitions):
+        second = theirs() if turn % 2 else None
+        first = ours()
+        rounds.append((first, second or theirs()))
+    print("callers   ours, /s   LitServe, /s   ratio (goal 1)   ours p50, ms   LitServe p50, ms")
+    met = True
+    for level, callers in enumerate(counts):
+        pairs = [(our[level], their[level]) for our, their in rounds]
+        ratio = statistics.median(our.rate / their.rate for our, their in pairs)
+        rates = [statistics.median(told.rate for told in arm) for arm in zip(*pairs, strict=True)]
+        medians = [statistics.median(told.milliseconds(50) for told in arm) for arm in zip(*pairs, strict=True)]
+        print(f"{callers:7d} {rates[0]:10.2f} {rates[1]:14.2f} {ratio:16.2f} {medians[0]:14.1f} {medians[1]:18.1f}")
+        met &= ratio >= 1
     return met
 
 
@@ -377,8 +393,7 @@ def main() -> int:
             with service(folder, release, options) as url:
                 met = overhead(works(release, images), url, options)
         elif options.what == "litserve":
-            with service(folder, release, options, "street") as url:
-                met = litserve(release, images.panoramas, url, options)
+            met = litserve(folder, release, images.panoramas, options)
         else:
             with service(folder, release, options, satellite={"min_replicas": 0, "downscale_delay_s": 2}) as url:
                 start(works(release, images)["embed/satellite"].question, url)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from memory import largest_resident
 from plain import PlainCycle
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -137,13 +137,12 @@ def prepare(name: str, config: Config, device: str, batch: int) -> Prepared:
 def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
     """Bytes of an arm's first cycles in this process, which must be a new one."""
     cycle = arm(name, config, device, batch)
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        before = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    before = largest_resident()
     for _ in range(CYCLES):
         cycle()
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return largest_resident() - before
 
 
 def peak_memory_of(name: str) -> int:
