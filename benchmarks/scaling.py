@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import socket
 import statistics
 import tempfile
 import time
@@ -119,18 +118,15 @@ def slowest_worker(config: Config, workers: int, folder: str) -> dict[str, float
 
 def without_ray(config: Config, workers: int) -> float:
     """Seconds of a cycle in so many processes of one thread each, on made-up pairs that are there already."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers) as pool:
-        told = pool.starmap(_cycles, [(config, rank, workers, address) for rank in range(workers)], 1)
-    return max(told)
+    spawning = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="s2s-scaling-") as folder, spawning.Pool(workers) as pool:
+        meeting = f"file://{folder}/meeting"
+        return max(pool.starmap(_cycles, [(config, rank, workers, meeting) for rank in range(workers)], 1))
 
 
-def _cycles(config: Config, rank: int, workers: int, address: str, warm: int = 2, cycles: int = 5) -> float:
+def _cycles(config: Config, rank: int, workers: int, meeting: str, warm: int = 2, cycles: int = 5) -> float:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
     torch.manual_seed(0)
     model = S2S(config.model).train()
     step = TrainingStep(model, config.loss, config.train)

@@ -340,9 +340,8 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
 
     rounds = []
     for turn in range(options.repetitions):
-        second = theirs() if turn % 2 else None
-        first = ours()
-        rounds.append((first, second or theirs()))
+        told = {arm: arm() for arm in ((ours, theirs) if turn % 2 else (theirs, ours))}
+        rounds.append((told[ours], told[theirs]))
     print("callers   ours, /s   LitServe, /s   ratio (goal 1)   ours p50, ms   LitServe p50, ms")
     met = True
     for level, callers in enumerate(counts):

@@ -44,6 +44,8 @@ Cycle = Callable[[], dict[str, float]]
 # Dense bf16 tensor-core peak in FLOP/s by the name PyTorch gives the card (vendor's data sheets).
 DENSE_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12}
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}
+# Before an arm is timed; the first is checked and counted, later ones have Adam's moments.
+CYCLES = 3
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
@@ -117,10 +119,6 @@ class Prepared:
     flops: int  # 0 where the counter sees nothing: in a compiled arm
     memory: int  # peak bytes
     seconds: float  # of these cycles
-
-
-CYCLES = 3
-"""Before an arm is timed; the first is checked and counted, later ones have Adam's moments."""
 
 
 def prepare(name: str, config: Config, device: str, batch: int) -> Prepared:
