@@ -42,6 +42,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     runtime_env = {"worker_process_setup_hook": log_plainly}
     if private:
+        # Ray Train's watcher asks every node whether it is to go: this one is not told
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # "local": else one that somebody else runs on this machine would be taken
         ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
@@ -85,10 +87,7 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def log_plainly() -> None:
-    """Send this library's log lines to standard error as they are; Ray's worker processes run it when they start.
-
-    Ray Train's clean-up actor warns every second where there is no dashboard to ask; nothing depends on it.
-    """
+    """Send this library's log lines to standard error as they are; Ray's worker processes run it when they start."""
     logger = logging.getLogger("s2s_ray")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -96,7 +95,6 @@ def log_plainly() -> None:
         logger.addHandler(handler)
         logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
         logger.propagate = False
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.CRITICAL)
 
 
 def _close_to_others() -> None:

@@ -60,7 +60,7 @@ def train(
     # Ray polls reports every 2 s and blocks the loop meanwhile: too long where an epoch takes seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     system, path = open_filesystem(storage.join(run_uri(config), "ray"))
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _TorchTrainer(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "tell": tell},
         scaling_config=_scaling(config.train),
@@ -92,6 +92,21 @@ def train(
     assert best is not None, "the last epoch is always validated"
     history = storage.read_json(storage.join(run_uri(config), "history.json"))
     return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
+
+
+class _TorchTrainer(ray.train.torch.TorchTrainer):
+    """Ray Train's, without helpers that have nothing to do; each is a process beside the workers."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        from ray._private.worker import get_dashboard_url
+        from ray.train.v2._internal.callbacks import DatasetsCallback
+        from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+        idle: list[type] = [DatasetsCallback]  # hands out Ray Data's data sets: workers read their own
+        if not get_dashboard_url():  # it asks the dashboard every second whether the controller is alive
+            idle.append(PlacementGroupCleanerCallback)
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees the old class
+        return [callback for callback in callbacks if not isinstance(callback, tuple(idle))]
 
 
 def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:

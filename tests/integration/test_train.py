@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from s2s_ray.training.checkpoint import CheckpointStore
-from tests.commands import started, train, wait_for_step
+from tests.commands import processes_of, started, train, wait_for_step
 
 EPOCHS = 6  # of three steps each
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -32,6 +32,7 @@ class Interrupted:
     returncode: int
     errors: str
     finished: list[int]  # steps of the checkpoints that were there
+    processes: list[str]  # command lines of the cluster's, before Ctrl-C
     resumed: subprocess.CompletedProcess[str]
     history: list[dict[str, Any]]
 
@@ -42,12 +43,13 @@ def interrupted(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     store = CheckpointStore(str(storage / "stopped" / "checkpoints"))
     with started(train(settings, storage, "stopped", 500)) as process:
         wait_for_step(store, 2, process)
+        processes = [command for _, command in processes_of(process.pid)]
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finished = store.steps()
     command = train(settings, storage, "stopped", EPOCHS)
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return Interrupted(process.returncode, errors, finished, resumed, figures(storage / "stopped"))
+    return Interrupted(process.returncode, errors, finished, processes, resumed, figures(storage / "stopped"))
 
 
 def figures(run: Path) -> list[dict[str, Any]]:
@@ -72,3 +74,9 @@ def test_the_same_command_goes_on(interrupted: Interrupted) -> None:
     assert "best checkpoint" in resumed.stdout
     assert [entry["epoch"] for entry in interrupted.history] == list(range(EPOCHS))
     assert interrupted.history[-1]["step"] == 3 * EPOCHS
+
+
+def test_no_helper_without_work_runs_beside_the_workers(interrupted: Interrupted) -> None:
+    actors = {command.split()[0] for command in interrupted.processes if command.startswith("ray::")}
+    assert "ray::RayTrainWorker" in actors
+    assert not actors & {"ray::DatasetManager", "ray::PlacementGroupCleaner", "ray::PreemptionWatcher"}
