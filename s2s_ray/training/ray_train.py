@@ -103,7 +103,8 @@ class _TorchTrainer(ray.train.torch.TorchTrainer):
         from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
         idle: list[type] = [DatasetsCallback]  # hands out Ray Data's data sets: workers read their own
-        if not get_dashboard_url():  # it asks the dashboard every second whether the controller is alive
+        # The other asks the dashboard every second whether the controller is alive.
+        if not get_dashboard_url():  # type: ignore[no-untyped-call]
             idle.append(PlacementGroupCleanerCallback)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # mypy sees the old class
         return [callback for callback in callbacks if not isinstance(callback, tuple(idle))]
