@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), GlobalBatchNorm2d(out_channels)
+                _Projection(in_channels, out_channels, 1, stride, bias=False), GlobalBatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,6 +65,20 @@ class BasicBlock(nn.Module):
         main: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         result: Tensor = self.relu(main + skip)
         return result
+
+
+class _Projection(nn.Conv2d):
+    """A 1x1 convolution with a stride.
+
+    On CPUs it is one without a stride, of the pixels that it keeps. PyTorch 2.12's weight gradient of a strided
+    one writes beyond its memory there, where channels are last and few (8 and less), with several threads.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cpu:
+            return super().forward(x)
+        rows, columns = self.stride
+        return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -15,7 +17,7 @@ from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.discriminator import Discriminator
-from s2s_ray.model.retrieval import StreetEncoder
+from s2s_ray.model.retrieval import BasicBlock, StreetEncoder
 from s2s_ray.model.s2s import S2S
 
 TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
@@ -343,6 +345,35 @@ def test_the_street_encoder_is_a_resnet34_without_its_max_pool(training: bool) -
         features = encoder(x)
     assert features.shape == (2, 256, 4, 5)
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_projection_of_a_block_is_the_strided_convolution() -> None:
+    block = BasicBlock(4, 6, stride=2).double()
+    assert block.downsample is not None
+    projection = block.downsample[0]
+    x = torch.randn(2, 4, 5, 8, dtype=DOUBLE, requires_grad=True)
+    output, expected = projection(x), nn.functional.conv2d(x, projection.weight, stride=2)
+    torch.testing.assert_close(output, expected)
+    direction = torch.randn_like(output)
+    gradients = (torch.autograd.grad(y, [x, projection.weight], direction) for y in (output, expected))
+    torch.testing.assert_close(*gradients)
+
+
+NARROW_BLOCK = """
+import torch
+from s2s_ray.model.retrieval import BasicBlock
+torch.set_num_threads(2)
+block = BasicBlock(8, 16, stride=2)
+for _ in range(100):
+    output = block(torch.rand(5, 8, 16, 20).to(memory_format=torch.channels_last))
+    output.backward(torch.ones_like(output))
+"""
+
+
+def test_a_narrow_encoder_trains_with_several_threads() -> None:
+    """With a strided 1x1 convolution the process dies of a corrupted heap."""
+    ended = subprocess.run([sys.executable, "-c", NARROW_BLOCK], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_street_branch_does_not_depend_on_the_generator(tiny: S2S) -> None:
