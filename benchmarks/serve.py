@@ -107,7 +107,11 @@ class Release(NamedTuple):
 def works(release: Release, images: Images) -> dict[str, Work]:
     """The endpoints by name, each beside what it does without HTTP."""
     panoramas, tiles = images
-    embedder, synthesizer = Embedder.load(release.checkpoint), Synthesizer.load(release.checkpoint)
+    embedder, satellite = Embedder.load(release.checkpoint), Embedder.load(release.checkpoint)
+    synthesizer = Synthesizer.load(release.checkpoint)
+    embedder.specialise("street")
+    satellite.specialise("satellite")
+    synthesizer.specialise("synthesis")
     index = ReferenceIndex.load(release.index)
     geometry = embedder.geometry
     street = torch.stack([geometry.street(decode(body), 0.0, None) for body in panoramas])
@@ -129,8 +133,8 @@ def works(release: Release, images: Images) -> dict[str, Work]:
             Question("/v1/embed/satellite", tiles, npy),
             "satellite",
             polar,
-            embedder.embed_satellite,
-            lambda body: embedder.satellite([decode(body)]),
+            satellite.embed_satellite,
+            lambda body: satellite.satellite([decode(body)]),
         ),
         "synthesize": Work(
             Question("/v1/synthesize", tiles, {**JPEG, "accept": "image/jpeg"}),
@@ -161,7 +165,7 @@ def process(command: list[str], url: str, path: str) -> Iterator[subprocess.Pope
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600  # compiling takes minutes
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(url + path, trust_env=False, timeout=5).status_code == 200:
@@ -188,7 +192,7 @@ def service(
     for name in ("street", "satellite", "synthesis"):
         count = options.replicas if name == many else 1
         tree[name] = {**single, "min_replicas": count, "max_replicas": count, "max_batch": options.batch}
-        tree[name] |= changes.get(name, {})
+        tree[name] |= {"compile": options.compile and name == many, **changes.get(name, {})}
     settings = folder / "settings.yaml"
     settings.write_text(yaml.safe_dump(tree), encoding="utf-8")
     port = free_port()
@@ -371,6 +375,9 @@ def main() -> int:
     parser.add_argument("--proxy", choices=["haproxy", "python"], default="haproxy")
     parser.add_argument("--replicas", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument(
+        "--compile", action="store_true", help="the replicas that are measured compile their model; bare ones do not"
+    )
     parser.add_argument("--endpoints", nargs="+", help="of throughput; default: all, some four minutes each")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one arm of one round")
     parser.add_argument("--repetitions", type=int, default=3)

@@ -19,6 +19,7 @@ from s2s_ray.checkpoint import load_checkpoint, read_meta
 from s2s_ray.data.schema import Pixels
 from s2s_ray.data.views import Layout, ViewGeometry, to_pixels
 from s2s_ray.index import Descriptors, Match, ReferenceIndex
+from s2s_ray.model.folding import fold
 from s2s_ray.model.s2s import S2S
 from s2s_ray.prior import Prior
 from s2s_ray.registry import fingerprint
@@ -53,16 +54,38 @@ class _Inference:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def specialise(self, use: Use, precision: Literal["float32", "bfloat16"] = "float32") -> None:
-        """Let go of the networks that one use does not need; the other uses raise from here on.
+    def specialise(
+        self, use: Use, precision: Literal["float32", "bfloat16"] = "float32", *, compile: bool = False
+    ) -> None:
+        """Keep the networks that one use needs, as inference is fastest; the other uses raise from here on.
 
         Args:
             precision: of the arithmetic; what comes out is float32 all the same.
+            compile: put the convolutional networks through torch.compile, now, for any number of images. Takes a
+                minute or two, and a C++ compiler on CPUs.
         """
         for name in _SPARE[use]:
             owner, _, part = name.rpartition(".")
             delattr(self.model.get_submodule(owner), part)
+        fold(self.model)
         self._half = precision == "bfloat16"
+        if compile:
+            self._compile(use)
+
+    def _compile(self, use: Use) -> None:
+        """The attention is left out: PyTorch 2.12 compiles its einsum for one image, on CPUs, to code that crashes."""
+        model = self.model
+        networks: dict[Use, Callable[[], torch.nn.Module]] = {
+            "street": lambda: model.retrieval.street_encoder,
+            "satellite": lambda: model.retrieval.satellite_encoder or model.generator.encoder,
+            "synthesis": lambda: model.generator,
+        }
+        calls = {"street": model.embed_street, "satellite": model.embed_satellite, "synthesis": model.synthesize}
+        if use == "synthesis" and not model.config.synthesizes:
+            return
+        networks[use]().compile(options={"force_layout_optimization": model.channels_last})
+        for count in (1, 2):  # one image is a case of its own to the compiler; from two on it leaves the number open
+            self._run(calls[use], torch.zeros(count, 3, model.config.height, model.config.width, dtype=torch.uint8))
 
     @torch.inference_mode()
     def _run(self, call: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:

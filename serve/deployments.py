@@ -115,7 +115,7 @@ class StreetEmbedding(_ModelReplica[Embedder]):
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
-        embedder.specialise("street", self._scaling.precision)
+        embedder.specialise("street", self._scaling.precision, compile=self._scaling.compile)
         return embedder
 
     def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
@@ -127,7 +127,7 @@ class SatelliteEmbedding(_ModelReplica[Embedder]):
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
-        embedder.specialise("satellite", self._scaling.precision)
+        embedder.specialise("satellite", self._scaling.precision, compile=self._scaling.compile)
         return embedder
 
     def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
@@ -139,7 +139,7 @@ class Synthesis(_ModelReplica[Synthesizer]):
 
     def _load(self, key: ReleaseKey) -> Synthesizer:
         synthesizer = Synthesizer.load(key.checkpoint_uri, self._device)
-        synthesizer.specialise("synthesis", self._scaling.precision)
+        synthesizer.specialise("synthesis", self._scaling.precision, compile=self._scaling.compile)
         return synthesizer
 
     def _infer(self, model: Synthesizer, views: Tensor) -> NDArray[np.uint8]:

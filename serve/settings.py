@@ -46,6 +46,10 @@ class ModelScaling(Scaling):
         0.0, description="longest wait for a batch to fill; at 0 it takes what came while the one before was computed"
     )
     precision: Precision = Field("float32", description="of the model's arithmetic; descriptors stay float32")
+    compile: bool = Field(
+        False,
+        description="torch.compile: faster networks, for a minute or two at a replica's start and a release's load",
+    )
 
     @model_validator(mode="after")
     def _batches_can_fill(self) -> Self:

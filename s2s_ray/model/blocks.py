@@ -24,6 +24,7 @@ class SpectralConv2d(nn.Conv2d):
     """
 
     EPS = 1e-12
+    folded = False
     weight_u: Tensor
     weight_v: Tensor
 
@@ -58,10 +59,17 @@ class SpectralConv2d(nn.Conv2d):
 
     def normalised_weight(self) -> Tensor:
         """The weight divided by the estimate, in its own precision."""
+        if self.folded:
+            return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):
             # The vectors are cloned so that a later power iteration does not change what backward reads.
             sigma = self.weight_u.clone() @ (self.weight.flatten(1) @ self.weight_v.clone())
             return self.weight / sigma
+
+    def fold(self) -> None:
+        """Keep the weight as it is after the division; there is no way back."""
+        self.weight = nn.Parameter(self.normalised_weight().detach(), requires_grad=False)
+        self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self._conv_forward(x, self.normalised_weight(), self.bias)
@@ -161,12 +169,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[0] == 0:
             return input * self.weight[:, None, None] + self.bias[:, None, None]
+        if torch.compiler.is_compiling():
+            return self._by_its_moments(input)
         if input.device.type == "cpu" and is_channels_last(input):
             affine = (self.weight, self.bias)
             images = [F.batch_norm(image, None, None, *affine, True, 0.0, self.eps) for image in torch.split(input, 1)]
             return images[0] if len(images) == 1 else torch.cat(images)
-        if torch.compiler.is_compiling():
-            return self._by_its_moments(input)
         return super().forward(input)
 
     def _by_its_moments(self, x: Tensor) -> Tensor:

@@ -47,19 +47,24 @@ class S2S(nn.Module):
 
     def synthesize(self, polar: Tensor) -> Tensor:
         """Polar satellite images -> street views B 3 H W in [-1, 1]. Raises `NoSynthesisError`."""
-        return self.synthesize_and_embed(polar)[0]
+        self._require_synthesis()
+        views: Tensor = self.generator(self.normalise(polar))[0]
+        return views
 
     def synthesize_and_embed(self, polar: Tensor) -> tuple[Tensor, Tensor]:
         """What `synthesize` and `embed_satellite` give, with one pass of an encoder where they share it."""
-        if not self.config.synthesizes:
-            raise NoSynthesisError(
-                f"the model was trained with model.ablation={self.config.ablation!r}: it synthesises no street views"
-            )
+        self._require_synthesis()
         images = self.normalise(polar)
         views, features = self.generator(images)
         if self.retrieval.satellite_encoder is not None:
             features = self.retrieval.satellite_encoder(images).features
         return views, self.retrieval.embed_satellite(features)
+
+    def _require_synthesis(self) -> None:
+        if not self.config.synthesizes:
+            raise NoSynthesisError(
+                f"the model was trained with model.ablation={self.config.ablation!r}: it synthesises no street views"
+            )
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); floating point is taken as it is, in the model's memory order.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,16 +19,6 @@ TINY = ModelConfig(height=32, width=48, channels=4, discriminator_channels=8, st
 SMALLEST = TINY.model_copy(update={"residual_blocks": 1})
 # PyTorch's compiler warns of itself: of old things of PyTorch's that it uses, of TF32 that is not allowed.
 OF_THE_COMPILER = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\..*", r"ignore::UserWarning:torch\..*")
-NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])])
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each device; products in full precision."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield request.param
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def a_model(device: str, dtype: torch.dtype, config: ModelConfig = TINY) -> S2S:
