@@ -326,6 +326,7 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
     form = {"content-type": f"multipart/form-data; boundary={boundary}"}
     program = str(ROOT / "benchmarks" / "serve_litserve.py")
     counts = (1, 4 * options.batch * options.replicas)
+    idle = {"min_replicas": 0}  # LitServe has the street model alone
 
     def measured(url: str, path: str) -> list[Told]:
         question = Question(path, bodies, form)
@@ -333,7 +334,7 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
         return [closed(url, question, callers, options.seconds) for callers in counts]
 
     def ours() -> list[Told]:
-        with service(folder, release, options, "street") as url:
+        with service(folder, release, options, "street", satellite=idle, synthesis=idle) as url:
             return measured(url, "/v1/embed/street")
 
     def theirs() -> list[Told]:

@@ -23,6 +23,7 @@ from s2s_ray.index import Descriptors, ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
 from s2s_ray.prior import Prior
 from serve.batching import Batcher
+from serve.memory import keep_memory
 from serve.releases import ReleaseKey, ReleaseSlots
 from serve.settings import ModelScaling, ServeArgs
 from serve.telemetry import ModelMetrics, ProcessMetrics
@@ -72,6 +73,8 @@ class _ModelReplica(_Replica[M]):
         started = time.monotonic()
         super().__init__()
         torch.set_num_threads(args.threads)
+        if args.device == "cpu":
+            keep_memory()
         self._device, self._scaling = args.device, scaling
         self._metrics = ModelMetrics()
         self._batched: Batcher[tuple[M, Pixels], Timed] = Batcher(self._answer)

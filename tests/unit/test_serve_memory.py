@@ -1,0 +1,32 @@
+"""What a replica's process keeps of its memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from serve.memory import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.zeros(16, 1 << 20)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_large_tensors_take_the_pages_of_those_before_them() -> None:
+    def faults(arm: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, arm], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("give back") > 100, "without it every tensor's pages are cleared again"
+    assert faults("keep") < 20
