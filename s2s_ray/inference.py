@@ -61,8 +61,8 @@ class _Inference:
 
         Args:
             precision: of the arithmetic; what comes out is float32 all the same.
-            compile: put the convolutional networks through torch.compile, now, for any number of images. Takes a
-                minute or two, and a C++ compiler on CPUs.
+            compile: put the convolutional networks through torch.compile, now, for any number of images. Takes
+                minutes, and a C++ compiler on CPUs.
         """
         for name in _SPARE[use]:
             owner, _, part = name.rpartition(".")

@@ -48,7 +48,7 @@ class ModelScaling(Scaling):
     precision: Precision = Field("float32", description="of the model's arithmetic; descriptors stay float32")
     compile: bool = Field(
         False,
-        description="torch.compile: faster networks, for a minute or two at a replica's start and a release's load",
+        description="torch.compile: faster networks, for minutes of compiling at a start or a new shape of model",
     )
 
     @model_validator(mode="after")
