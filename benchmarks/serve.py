@@ -45,6 +45,7 @@ from s2s_ray.data.images import decode, encode
 from s2s_ray.data.sources import open_source
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
+from s2s_ray.memory import keep_memory
 from s2s_ray.model.s2s import S2S
 from s2s_ray.registry import fingerprint
 
@@ -242,6 +243,7 @@ _loaded: dict[str, Work] = {}
 
 def _load(release: Release, images: Images) -> None:
     torch.set_num_threads(1)
+    keep_memory()  # as a replica does
     _loaded.update(works(release, images))
 
 
@@ -317,7 +319,7 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
     """Street embedding as JSON from multipart forms, by both, with as many replicas.
 
     Each is alone on the machine while it is measured, started anew every round: at rest LitServe's processes poll for
-    some three tenths of a core.
+    some three tenths of a core. Our satellite and synthesis deployments stand at zero.
     """
     boundary = "x" * 24
     disposition = 'Content-Disposition: form-data; name="image"; filename="a.jpg"'

@@ -21,9 +21,9 @@ from torch import Tensor
 from s2s_ray.data.schema import Pixels
 from s2s_ray.index import Descriptors, ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
+from s2s_ray.memory import keep_memory
 from s2s_ray.prior import Prior
 from serve.batching import Batcher
-from serve.memory import keep_memory
 from serve.releases import ReleaseKey, ReleaseSlots
 from serve.settings import ModelScaling, ServeArgs
 from serve.telemetry import ModelMetrics, ProcessMetrics
