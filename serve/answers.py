@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 import numpy as np
+import orjson
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
@@ -25,13 +26,18 @@ SEVERAL_SYNTHESIS_TYPES = (JSON,)
 
 
 def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: str) -> Response:
-    """Descriptors B x D, one per upload, as JSON or as a `.npy` file of float32."""
+    """Descriptors B x D, one per upload, as JSON or as a `.npy` file of float32.
+
+    In JSON each number is the shortest that float32 reads back as itself. Raises ValueError where one is not finite.
+    """
+    if not np.isfinite(descriptors).all():
+        raise ValueError("the model gave a descriptor that is not finite")
     if kind == NPY:
         buffer = io.BytesIO()
         np.save(buffer, descriptors, allow_pickle=False)
         return Response(buffer.getvalue(), media_type=NPY)
-    lists = [{"descriptor": descriptor.tolist()} for descriptor in descriptors]
-    return JSONResponse(_one_or_many(release, uploads, lists))
+    content = _one_or_many(release, uploads, [{"descriptor": descriptor} for descriptor in descriptors])
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
 
 
 def localizations(release: str, uploads: Uploads, found: list[list[dict[str, Any]]], kind: str) -> Response:

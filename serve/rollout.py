@@ -53,6 +53,7 @@ class Rollout:
         self._changed = changed
         self._serving = serving
         self._faulty: dict[str | None, float] = {}
+        self._awaited: set[str | None] = set()
         self._held: tuple[float, dict[str, int]] = (-FRESH_S, {})
         self._counting = asyncio.Lock()
 
@@ -116,7 +117,9 @@ class Rollout:
             release = await asyncio.to_thread(resolve, self._args, wanted)
             await asyncio.gather(*(self._prepare(name, release.key) for name in self._deployments))
         except (RayActorError, DeploymentUnavailableError, TimeoutError) as error:
-            log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
+            if wanted not in self._awaited:  # tried again several times a second, told once
+                log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
+            self._awaited.add(wanted)
             self.fault = "It is not loaded on all replicas yet."
             return False
         except (ValueError, ReleaseNotLoadedError) as error:
@@ -124,6 +127,7 @@ class Rollout:
             self._faulty[wanted] = time.monotonic()
             self.fault = str(error)
             return False
+        self._awaited.clear()
         before, self.current = self.current, release
         self.next = self.fault = None
         self._held = (-FRESH_S, {})

@@ -105,6 +105,23 @@ def test_the_next_release_is_loaded_everywhere_before_it_is_stamped(monkeypatch:
     assert (world.rollout.next, world.rollout.fault) == (None, None)
 
 
+def test_waiting_for_a_release_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, "b", "a")
+    monkeypatch.setattr(module.log, "propagate", True)
+    unavailable = DeploymentUnavailableError("none")  # type: ignore[arg-type]
+    for _ in range(2):
+        world.deployments["street"].fault = lambda _id: unavailable
+        caplog.clear()
+        assert [world.step() for _ in range(5)] == [None] * 5
+        told = [record.getMessage() for record in caplog.records if "not loaded everywhere" in record.message]
+        assert [line.split()[1] for line in told] == ["b", "a"]
+        world.deployments["street"].fault = lambda _id: None
+        assert world.step() == "b"
+        world.rollout.current = None  # again, after it was served
+
+
 def test_a_damaged_release_changes_nothing_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "a")
     world.step()
