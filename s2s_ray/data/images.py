@@ -37,7 +37,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(_too_large(image.width, image.height, max_pixels))
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)  # and without it a copy, though nothing is turned
+            return _rgb(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -75,4 +76,4 @@ def _rgb(image: Image.Image) -> Pixels:
         raise UnreadableImage("has floating-point pixels; expected 8 or 16 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -103,6 +103,23 @@ def test_street_embedding(fakes: Fakes) -> None:
     np.testing.assert_array_equal(view, GEOMETRY.street(panorama, 90, (0.1, 0.6)))
 
 
+def test_descriptors_in_json_are_those_of_the_model_to_the_bit(fakes: Fakes) -> None:
+    descriptor = np.array([0.1, -1e-38, 1 / 3, np.nextafter(np.float32(0.5), np.float32(1))], np.float32)
+    fakes.street.answer = lambda _view: descriptor
+    response = post(fakes, "/v1/embed/street", flat(40, 100))
+    assert response.headers["content-type"] == "application/json"
+    np.testing.assert_array_equal(np.array(response.json()["descriptor"], np.float32), descriptor)
+    assert b"[0.1," in response.content, "no more digits than float32 has"
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-npy"])
+def test_a_descriptor_that_is_not_finite_is_no_answer(fakes: Fakes, accept: str) -> None:
+    fakes.street.answer = lambda _view: np.array([0.5, np.nan, 0, 0], np.float32)
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"accept": accept})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] in sentence(response)
+
+
 @pytest.mark.parametrize("layout", [None, "auto", "north-up", "polar"])
 def test_satellite_embedding(fakes: Fakes, layout: str | None) -> None:
     tile = flat(50, 50)
