@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.nodeid import coerce_node_id
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -30,6 +31,15 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 # the same examples everywhere, however slow the machine
 settings.register_profile("s2s", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("s2s")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest 9.2 schemathesis gives all operations one id, and of such tests pytest-xdist runs one alone."""
+    for item in items:
+        label = getattr(item, "operation_label", None)
+        if label is not None and label not in item.nodeid:
+            item._id = coerce_node_id(f"{item.nodeid}[{label}]")  # type: ignore[attr-defined]
+    assert len({item.nodeid for item in items}) == len(items), "two tests have one id"
 
 
 @pytest.fixture(autouse=True)
