@@ -28,7 +28,8 @@ SEVERAL_SYNTHESIS_TYPES = (JSON,)
 def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: str) -> Response:
     """Descriptors B x D, one per upload, as JSON or as a `.npy` file of float32.
 
-    In JSON each number is the shortest that float32 reads back as itself. Raises ValueError where one is not finite.
+    In JSON each number is the shortest that float32 reads back as itself. It takes less time than the way to another
+    thread. Raises ValueError where a number is not finite.
     """
     if not np.isfinite(descriptors).all():
         raise ValueError("the model gave a descriptor that is not finite")

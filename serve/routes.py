@@ -127,7 +127,7 @@ async def embed_street(request: Request, api: Api, body: Images, rows: Rows, hea
     """Unit descriptors of 360-degree panoramas."""
     kind = accepted(request, answers.EMBEDDING_TYPES)
     descriptors = await _street_descriptors(api, body, heading, rows)
-    return _embedded(api, body, descriptors, kind)
+    return _encoded(api, lambda: answers.embeddings(api.release.id, body, np.stack(descriptors), kind))
 
 
 @inference.post(
@@ -141,7 +141,7 @@ async def embed_satellite(request: Request, api: Api, body: Images, layout: Layo
     kind = accepted(request, answers.EMBEDDING_TYPES)
     views = await _views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
     descriptors = await asyncio.gather(*(api.ask("satellite", "model", view) for view in views))
-    return _embedded(api, body, descriptors, kind)
+    return _encoded(api, lambda: answers.embeddings(api.release.id, body, np.stack(descriptors), kind))
 
 
 @inference.post(
@@ -164,15 +164,11 @@ async def synthesize(request: Request, api: Api, body: Images, layout: LayoutOf 
     streets = await asyncio.gather(*(api.ask("synthesis", "model", view) for view in polars))
 
     def encode() -> Response:
-        started = time.perf_counter()
-        try:
-            if kind != answers.JSON:
-                return answers.view(streets[0], kind)
-            return answers.views(api.release.id, body, streets, [polar.transpose(1, 2, 0) for polar in polars])
-        finally:
-            api.spent("encode", time.perf_counter() - started)
+        if kind != answers.JSON:
+            return answers.view(streets[0], kind)
+        return answers.views(api.release.id, body, streets, [polar.transpose(1, 2, 0) for polar in polars])
 
-    return await api.off_loop(encode)
+    return await api.off_loop(lambda: _encoded(api, encode))
 
 
 @inference.post(
@@ -372,12 +368,12 @@ async def _views(api: Exchange, body: Uploads, prepare: Callable[[Pixels], Tenso
     return await asyncio.gather(*jobs)
 
 
-def _embedded(api: Exchange, body: Uploads, descriptors: list[Descriptors], kind: str) -> Response:
-    """On the event loop: it takes less than the way to another thread."""
+def _encoded(api: Exchange, encode: Callable[[], Response]) -> Response:
     started = time.perf_counter()
-    answer = answers.embeddings(api.release.id, body, np.stack(descriptors), kind)
-    api.spent("encode", time.perf_counter() - started)
-    return answer
+    try:
+        return encode()
+    finally:
+        api.spent("encode", time.perf_counter() - started)
 
 
 def _registry(api: Exchange) -> tuple[str, str]:
