@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _pytest.nodeid import coerce_node_id
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -34,11 +33,7 @@ settings.load_profile("s2s")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest 9.2 schemathesis gives all operations one id, and of such tests pytest-xdist runs one alone."""
-    for item in items:
-        label = getattr(item, "operation_label", None)
-        if label is not None and label not in item.nodeid:
-            item._id = coerce_node_id(f"{item.nodeid}[{label}]")  # type: ignore[attr-defined]
+    """Of several tests with one id pytest-xdist runs one and says nothing."""
     assert len({item.nodeid for item in items}) == len(items), "two tests have one id"
 
 
