@@ -58,7 +58,7 @@ def _options(name: str, scaling: Scaling, args: ServeArgs) -> dict[str, Any]:
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
         "backpressure_config": {"status_code": 503, "retry_after_s": args.retry_after_s},
-        "health_check_period_s": 5,
+        "health_check_period_s": 2,  # how a replica that died is noticed; what waits for it waits for this, too
         # A rolling update starts the new replica first: one replica alone would leave a gap.
         "max_surge_percent": 100,
     }

@@ -20,7 +20,7 @@ from s2s_ray import registry
 from s2s_ray.client import Client
 from s2s_ray.data.images import encode
 from s2s_ray.inference import Localizer
-from tests.integration.served import Running, noise, replicas
+from tests.integration.served import PATIENT_S, Running, noise, replicas
 
 PANORAMA = noise(60, 120, 3)
 BODY = encode(PANORAMA, "png")
@@ -96,7 +96,7 @@ def patient(running: Running) -> Callable[[], Answer]:
 
     def ask() -> Answer:
         started = time.monotonic()
-        with Client(running.url) as client:
+        with Client(running.url, timeout_s=PATIENT_S) as client:
             [[first, *_]] = client.localize([BODY], k=3)
         return Answer(200, client.release, (first.id, first.descriptor_distance), time.monotonic() - started)
 

@@ -36,6 +36,8 @@ TINY = ModelConfig(
 TILES = 7
 SCARCE = {"num_cpus": 0.2, "max_replicas": 1, "max_batch": 2, "max_ongoing_requests": 2, "max_queued_requests": 4}
 """Settings of a deployment that is soon overloaded."""
+PATIENT_S = 120
+"""Deadline of requests that wait for a new process: beside other tests that start clusters one takes half a minute."""
 
 
 class Running(NamedTuple):
@@ -92,7 +94,7 @@ def publish(folder: Path, seed: int, root: str) -> registry.Release:
 def deployed(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
     """`serve run` of the project's own `serve/config.yaml`, on that port, with some arguments changed."""
     tree = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
-    tree["http_options"]["port"] = port
+    tree["http_options"] |= {"port": port, "request_timeout_s": 2 * PATIENT_S}
     [application] = tree["applications"]
     application["args"] |= arguments
     application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
@@ -141,7 +143,7 @@ def running_in(
     )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+        with httpx.Client(base_url=url, timeout=2 * PATIENT_S, trust_env=False) as http:
             wait_until_it_answers(http, process, folder / "serve.log")
             assert release.index_uri is not None
             print(f"\nservice ready after {time.monotonic() - started:.1f} s")

@@ -23,7 +23,7 @@ from tests.integration.callers import (
     summary,
     until,
 )
-from tests.integration.served import SCARCE, Running, noise, publish, replicas, running_in
+from tests.integration.served import PATIENT_S, SCARCE, Running, noise, publish, replicas, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -40,7 +40,7 @@ def running(folder: Path) -> Iterator[Running]:
     street = {**lively, "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
     satellite = {**lively, "min_replicas": 0, "max_replicas": 1}
     changes = {"street": street, "satellite": satellite, "synthesis": SCARCE}
-    with running_in(folder, poll_s=0.5, access_log=False, **changes) as service:
+    with running_in(folder, poll_s=0.5, access_log=False, timeout_s=PATIENT_S, **changes) as service:
         yield service
 
 
