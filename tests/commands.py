@@ -1,4 +1,4 @@
-"""The training command as a process that can be interrupted and killed, and what it started."""
+"""The training command as a process that can be interrupted and killed, and its workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from s2s_ray.training.checkpoint import CheckpointStore
+from tests.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,19 +55,6 @@ def wait_for_step(store: CheckpointStore, step: int, process: subprocess.Popen[s
         time.sleep(0.2)
 
 
-def worker_pids(session: int) -> list[int]:
-    """Pids of the training workers of the cluster that the command with this pid started."""
-    return [pid for pid, command in processes_of(session) if command.startswith("ray::RayTrainWorker")]
-
-
-def processes_of(session: int) -> list[tuple[int, str]]:
-    """Pids and command lines of the living processes of a session."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if command and os.getsid(int(folder.name)) == session:  # a zombie has no command line
-                found.append((int(folder.name), command))
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-    return found
+def workers_of(session: int) -> list[psutil.Process]:
+    """The training workers of the cluster that the command with this pid started."""
+    return processes_of(session, "ray::RayTrainWorker")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from s2s_ray.training.run import checkpoint_store
 from tests.chaos.runs import Ending, configured, logged_history
-from tests.commands import processes_of, started, train, wait_for_step, worker_pids
+from tests.commands import started, train, wait_for_step, workers_of
+from tests.processes import kill, processes_of
 
 EPOCHS = 12  # of three steps each
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -29,22 +27,20 @@ def test_a_killed_worker_and_a_killed_driver_cost_nothing(
     store = checkpoint_store(config)
     with started(train(two, tmp_path, "killed", EPOCHS)) as process:
         wait_for_step(store, 2, process)
-        victims = worker_pids(process.pid)
+        victims = workers_of(process.pid)
         assert len(victims) == 2
-        os.kill(victims[0], signal.SIGKILL)
+        victims[0].kill()
         wait_for_step(store, store.steps()[-1] + 3, process)
-        assert not set(victims) & set(worker_pids(process.pid))
+        assert not set(victims) & set(workers_of(process.pid))
         process.kill()
         _, errors = process.communicate()
     assert "resumed" in errors
     assert store.steps()[-1] < 3 * EPOCHS, "the driver was killed too late to matter"
     deadline = time.monotonic() + 60
-    while left := worker_pids(process.pid):
+    while left := workers_of(process.pid):
         assert time.monotonic() < deadline, f"workers outlive their driver: {left}"
         time.sleep(0.2)
-    for pid, _ in processes_of(process.pid):  # Ray's agents take their time
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill(processes_of(process.pid))  # Ray's agents take their time
 
     again = subprocess.run(train(two, tmp_path, "killed", EPOCHS), capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -130,8 +128,8 @@ def kill_replicas(running: Running, deployment: str) -> None:
     with load(raw(running)) as answers:
         until(lambda: len(answers) > 10, 30, "no load")
         before = len(answers)
-        for pid in replicas(running, deployment):
-            os.kill(pid, signal.SIGKILL)
+        for replica in replicas(running, deployment):
+            replica.kill()
         until(lambda: len(answers) > before + 40, 90, "no answers any more")
     print(f"\n{deployment} killed: {summary(answers)}")
     assert {answer.status for answer in answers} == {200}, summary(answers)
@@ -143,7 +141,7 @@ def kill_ingress(running: Running) -> None:
     with load(raw(running)) as blunt, load(patient(running)) as answers:
         until(lambda: len(answers) > 10 and len(blunt) > 10, 30, "no load")
         before = len(answers)
-        os.kill(ingress, signal.SIGKILL)
+        ingress.kill()
         until(lambda: len(answers) > before + 30, 90, "no answers any more")
     print(f"\ningress killed: not repeated {summary(blunt)}; through the client {summary(answers)}")
     assert {answer.status for answer in answers} == {200}

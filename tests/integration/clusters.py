@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 
 import httpx
 import yaml
+
+from tests.processes import kill, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -128,9 +129,7 @@ class LocalCluster:
         node.terminate()
         with suppress(subprocess.TimeoutExpired):
             node.wait(timeout=15)
-        for pid in processes(node.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(processes_of(node.pid))
         node.wait(timeout=10)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
@@ -151,15 +150,6 @@ class LocalCluster:
             return httpx.get(url, timeout=5).status_code in (200, 401)
         except httpx.TransportError:
             return False
-
-
-def processes(session: int) -> Iterator[int]:
-    """Pids of the living processes of a session."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                yield int(folder.name)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 import yaml
@@ -28,6 +29,7 @@ from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Localizer
 from s2s_ray.model.s2s import S2S
+from tests.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(
@@ -171,13 +173,6 @@ def wait_until_it_answers(http: httpx.Client, process: subprocess.Popen[bytes], 
     raise AssertionError(f"no answer within 180 s:\n{log.read_text()}")
 
 
-def replicas(running: Running, deployment: str) -> list[int]:
-    """Process ids of the replicas of a deployment."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            session = int(stat.read_text().rpartition(")")[2].split()[3])
-            if session == running.process.pid and command.startswith(f"ray::ServeReplica:s2s:{deployment}"):
-                found.append(int(stat.parent.name))
-    return sorted(found)
+def replicas(running: Running, deployment: str) -> list[psutil.Process]:
+    """The processes of the replicas of a deployment."""
+    return processes_of(running.process.pid, f"ray::ServeReplica:s2s:{deployment}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from ray.util import get_node_ip_address
@@ -27,15 +26,16 @@ from s2s_ray.data.sources import open_source
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.monitoring.metrics import RAY_PREFIX, TRAINING
 from s2s_ray.training.checkpoint import CheckpointStore
+from tests.commands import workers_of
 from tests.integration.clusters import (
     LocalCluster,
     deployed,
     finished,
     local_cluster,
     logs_of,
-    processes,
     wait_for,
 )
+from tests.processes import processes_of
 
 EPOCHS = 4
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -149,14 +149,9 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     assert read_meta(release.checkpoint_uri)["run"] == "first"
 
 
-def workers(cluster: LocalCluster) -> list[int]:
-    """Pids of the training workers on all nodes."""
-    found = []
-    for pid in (pid for node in cluster.nodes for pid in processes(node.pid)):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                found.append(pid)
-    return found
+def workers(cluster: LocalCluster) -> list[psutil.Process]:
+    """The training workers on all nodes."""
+    return [worker for node in cluster.nodes for worker in workers_of(node.pid)]
 
 
 def gauges_of(page: str, run: str) -> set[str]:
@@ -194,7 +189,7 @@ def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) ->
         wait_for("checkpoint", lambda: store.steps() and store.steps()[-1] > EVERY)
 
         lost = next(node for node in cluster.alive() if not node["is_head_node"])
-        os.kill(raylet(cluster.nodes[0].pid, lost["node_id"]), signal.SIGKILL)
+        raylet(cluster.nodes[0].pid, lost["node_id"]).kill()
         killed = time.monotonic()
         wait_for("end of the node", lambda: lost["node_id"] not in {node["node_id"] for node in cluster.alive()})
         at = store.steps()[-1]  # its worker did some steps more before it ended
@@ -248,14 +243,13 @@ def autoscaling(address: str) -> dict[str, Any]:
     }
 
 
-def raylet(session: int, node: str) -> int:
-    """The pid of the raylet of a node; its id is in its environment."""
-    for pid in processes(session):
-        with suppress(FileNotFoundError, PermissionError, ProcessLookupError):
-            program = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-            if program.endswith(b"/raylet/raylet") and f"NODE_ID_FOR_TESTING={node}".encode() in environment:
-                return pid
+def raylet(session: int, node: str) -> psutil.Process:
+    """The raylet of a node, whose id is in its environment."""
+    for process in processes_of(session):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            named = process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING")
+            if process.cmdline()[0].endswith("/raylet/raylet") and named == node:
+                return process
     raise AssertionError(f"no raylet of node {node}")
 
 

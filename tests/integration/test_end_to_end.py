@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.processes import commands_of
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration
 
@@ -29,20 +31,6 @@ SMALL = (
 )
 
 
-def descendants(session: int) -> list[str]:
-    """Command lines of living processes that a process started, by the session they share."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(command)
-    return found
-
-
 @pytest.mark.timeout(600)
 def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
@@ -53,7 +41,7 @@ def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     ) as process:
         output, _ = process.communicate(timeout=570)
     assert process.returncode == 0, output[-5000:]
-    assert descendants(process.pid) == [], "the demo leaves processes running"
+    assert commands_of(process.pid) == [], "the demo leaves processes running"
 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["gallery"] == GALLERY

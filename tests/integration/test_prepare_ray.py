@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pytest
 
 from s2s_ray import storage
@@ -23,6 +23,7 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.index_parts import Build, PartWriter, build_in_parts
 from s2s_ray.model.s2s import S2S
+from tests.processes import kill, processes_of, wait_for_the_end_of
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
@@ -113,12 +114,13 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_
         while len(done := shards(tmp_path / "set")) < 6:
             assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
             assert time.monotonic() < deadline, "not half of the shards after two minutes"
-            workers = {pid: peak for pid, name, peak in processes(job.pid) if name.startswith("ray::Map")}
-            most = max([most, *workers.values()])
+            workers = processes_of(job.pid, "ray::Map")
+            for worker in workers:
+                with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                    most = max(most, peak_memory(worker))
             if len(done) >= 2 and killed_worker is None and workers:
-                killed_worker = next(iter(workers))
-                with suppress(ProcessLookupError):
-                    os.kill(killed_worker, signal.SIGKILL)
+                killed_worker = workers[0]
+                kill([killed_worker])
             time.sleep(0.02)
     finally:
         job.kill()
@@ -156,24 +158,10 @@ def shards(folder: Path) -> list[str]:
     )
 
 
-def processes(session: int) -> Iterator[tuple[int, str, int]]:
-    """Living processes of a session: number, name as they give it themselves, largest memory in bytes so far."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                name = (stat.parent / "cmdline").read_text().replace("\0", " ")
-                status = (stat.parent / "status").read_text()
-                peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
-                yield int(stat.parent.name), name, int(peak) * 1024
-
-
-def wait_for_the_end_of(session: int) -> None:
-    """Where their driver is gone tasks end by themselves (two of Ray's own agents take a minute)."""
-    deadline = time.monotonic() + 60
-    while left := [name for _, name, _ in processes(session) if "Agent" not in name]:
-        assert time.monotonic() < deadline, f"the killed job leaves processes running: {left}"
-        time.sleep(0.5)
+def peak_memory(process: psutil.Process) -> int:
+    """The largest resident size of a process so far, in bytes; 0 when it is about to end."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 @pytest.mark.usefixtures("ray_cluster")

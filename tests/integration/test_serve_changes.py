@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from s2s_ray import registry
@@ -119,10 +120,10 @@ def test_replicas_are_added_under_load_and_removed_to_zero_where_allowed(running
 
 def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     """Requests that come whether or not others were answered: the accepted ones stay quick, memory does not grow."""
-    pids = [*replicas(running, "Ingress"), *replicas(running, "Synthesis")]
-    before = sum(map(resident_mb, pids))
+    processes = [*replicas(running, "Ingress"), *replicas(running, "Synthesis")]
+    before = sum(map(resident_mb, processes))
     told = flood(running)
-    grown = sum(map(resident_mb, pids)) - before
+    grown = sum(map(resident_mb, processes)) - before
     print(f"\n{told}; memory {grown:+.0f} MB")
     assert {answer.status for answer in told.answers} == {200, 503}
     # Ray's Python proxy takes a few dozen requests a second: it, not the model, is what most of them wait for here.
@@ -131,6 +132,5 @@ def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     assert running.http.post("/v1/synthesize", content=encode(noise(48, 48, 1), "png")).status_code == 200
 
 
-def resident_mb(pid: int) -> float:
-    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
-    return int(line.split()[1]) / 1000
+def resident_mb(process: psutil.Process) -> float:
+    return process.memory_info().rss / 1e6

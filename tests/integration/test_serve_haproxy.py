@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.callers import PANORAMA, flood, kill_ingress, kill_replicas, raw
 from tests.integration.served import PATIENT_S, SCARCE, Running, behind_haproxy, running_in
+from tests.processes import processes_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-LOOPBACK = "0100007F"  # as /proc/net/tcp has it
 
 
 @pytest.fixture(scope="module")
@@ -23,30 +23,28 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield service
 
 
-def listening(process: Path) -> set[tuple[str, int]]:
-    """Addresses and ports that a process listens on, IPv4 and IPv6."""
-    sockets = set()
-    for descriptor in (process / "fd").iterdir():
-        with suppress(FileNotFoundError):
-            sockets.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
-    found = set()
-    for table in ("tcp", "tcp6"):
-        for line in (process / "net" / table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in sockets:
-                address, port = fields[1].split(":")
-                found.add((address, int(port, 16)))
-    return found
-
-
-def haproxies(running: Running) -> list[Path]:
+def haproxies(running: Running) -> list[psutil.Process]:
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            session = int((process / "stat").read_text().rpartition(")")[2].split()[3])
-            if session == running.process.pid and (process / "comm").read_text() == "haproxy\n":
+    for process in processes_of(running.process.pid):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            if process.name() == "haproxy":
                 found.append(process)
     return found
+
+
+def all_listen_on(running: Running) -> set[tuple[str, int]]:
+    """Addresses and ports, IPv4 and IPv6, at a moment when no process takes over from another, as with each change."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        processes, found = haproxies(running), set()
+        with suppress(psutil.NoSuchProcess):
+            for process in processes:
+                connections = process.net_connections("tcp")
+                found |= {tuple(one.laddr) for one in connections if one.status == psutil.CONN_LISTEN}
+            if processes and haproxies(running) == processes:
+                return found
+        time.sleep(0.1)
+    raise AssertionError("no HAProxy that stays as it is for a moment within a minute")
 
 
 def test_it_answers_as_the_plain_classes_do(running: Running) -> None:
@@ -59,12 +57,10 @@ def test_it_answers_as_the_plain_classes_do(running: Running) -> None:
 
 
 def test_nothing_of_it_listens_beyond_loopback(running: Running) -> None:
-    processes = haproxies(running)
-    assert processes
-    ports = {one for process in processes for one in listening(process)}
+    ports = all_listen_on(running)
     assert int(running.url.rpartition(":")[2]) in {port for _, port in ports}
     assert len(ports) == 3, "the service, figures, statistics"
-    assert {address for address, _ in ports} == {LOOPBACK}
+    assert {address for address, _ in ports} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("deployment", ["StreetEmbedding", "Search"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -16,8 +13,9 @@ import pytest
 from s2s_ray import registry
 from s2s_ray.inference import Localizer
 from tests.integration.callers import load, patient, raw, summary, until
-from tests.integration.clusters import deployed, local_cluster, processes, wait_for
+from tests.integration.clusters import deployed, local_cluster, wait_for
 from tests.integration.served import Running, publish
+from tests.processes import commands_of, kill, processes_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 DEPLOYMENTS = ("Ingress", "StreetEmbedding", "Search")
@@ -25,13 +23,8 @@ DEPLOYMENTS = ("Ingress", "StreetEmbedding", "Search")
 
 def replicas_on(node: subprocess.Popen[bytes]) -> Counter[str]:
     """How many replicas of each deployment a node runs."""
-    found: Counter[str] = Counter()
-    for pid in processes(node.pid):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-            if replica := re.match(r"ray::ServeReplica:s2s:(\w+)", command):
-                found[replica[1]] += 1
-    return found
+    replicas = (re.match(r"ray::ServeReplica:s2s:(\w+)", command) for command in commands_of(node.pid))
+    return Counter(replica[1] for replica in replicas if replica)
 
 
 def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
@@ -59,8 +52,7 @@ def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
             running = Running(http, url, root, release, localizer, leaving)
             with load(raw(running)) as blunt, load(patient(running)) as answers:
                 until(lambda: len(answers) > 20 and len(blunt) > 20, 60, "no load")
-                for pid in processes(leaving.pid):
-                    os.kill(pid, signal.SIGKILL)
+                kill(processes_of(leaving.pid))
                 again = until(
                     lambda: all(replicas_on(staying)[name] == 2 for name in DEPLOYMENTS), 180, "no new replicas"
                 )

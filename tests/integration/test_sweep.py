@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.config import load_config
 from s2s_ray.training.loop import Trainer
 from tests.commands import started
+from tests.processes import wait_for_the_end_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
@@ -107,23 +106,6 @@ def test_a_killed_sweep_goes_on_and_can_be_extended(settings: list[str], tmp_pat
 
     again = load_config(root / "best.yaml", [f"train.storage={tmp_path / 'runs'}", "train.epochs=1"])
     assert len(Trainer(again).fit()) == 1, "best.yaml is a configuration for train as it is"
-
-
-def wait_for_the_end_of(session: int) -> None:
-    """Where their driver is gone trials end by themselves (two of Ray's own agents take a minute)."""
-    deadline = time.monotonic() + 60
-    while left := [name for name in processes(session) if "Agent" not in name]:
-        assert time.monotonic() < deadline, f"the killed sweep leaves processes running: {left}"
-        time.sleep(0.5)
-
-
-def processes(session: int) -> Iterator[str]:
-    """Command lines of the living processes of a session."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                yield (stat.parent / "cmdline").read_text()
 
 
 @pytest.mark.shared

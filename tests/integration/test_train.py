@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from s2s_ray.training.checkpoint import CheckpointStore
-from tests.commands import processes_of, started, train, wait_for_step
+from tests.commands import started, train, wait_for_step
+from tests.processes import commands_of
 
 EPOCHS = 6  # of three steps each
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -43,7 +44,7 @@ def interrupted(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     store = CheckpointStore(str(storage / "stopped" / "checkpoints"))
     with started(train(settings, storage, "stopped", 500)) as process:
         wait_for_step(store, 2, process)
-        processes = [command for _, command in processes_of(process.pid)]
+        processes = commands_of(process.pid)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finished = store.steps()
