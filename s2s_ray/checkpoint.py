@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from s2s_ray import storage
-from s2s_ray.config import ModelConfig
+from s2s_ray.checkpoint_meta import FORMAT, META_FILE, MODEL_FILE, CheckpointError, checked_meta, model_config
 from s2s_ray.model.s2s import S2S
 from s2s_ray.version import code_version
-
-FORMAT = 1
-MODEL_FILE = "model.safetensors"
-META_FILE = "meta.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and what is wrong."""
 
 
 def save_model(model: S2S, meta: dict[str, Any], directory: Path) -> None:
@@ -54,7 +45,8 @@ def load_checkpoint(uri: str | Path, device: str | torch.device = "cpu") -> S2S:
     """
     with tempfile.TemporaryDirectory() as folder:
         directory = storage.fetch(str(uri), Path(folder) / "checkpoint", only=(MODEL_FILE, META_FILE))
-        config = model_config(_read_meta_file(directory / META_FILE, str(uri)), str(uri))
+        meta = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+        config = model_config(checked_meta(meta, str(uri)), str(uri))
         try:
             state = load_file(directory / MODEL_FILE)
         except SafetensorError as error:
@@ -65,41 +57,3 @@ def load_checkpoint(uri: str | Path, device: str | torch.device = "cpu") -> S2S:
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {uri}: its weights do not fit its configuration: {error}") from None
     return model.to(device).eval()
-
-
-def read_meta(uri: str | Path) -> dict[str, Any]:
-    """`meta.json` of a checkpoint. Raises StorageError or CheckpointError."""
-    tree = storage.read_json(storage.join(str(uri), META_FILE))
-    return _checked(tree, str(uri))
-
-
-def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
-    """The model configuration that a checkpoint's `meta` carries."""
-    try:
-        return ModelConfig.model_validate(meta.get("model"))
-    except ValidationError as error:
-        raise CheckpointError(f"checkpoint {uri}: model configuration in {META_FILE} is not valid: {error}") from None
-
-
-def check_fits(uri: str, found: ModelConfig, wanted: ModelConfig) -> None:
-    """Refuse a checkpoint whose model differs from the configured one, naming each difference.
-
-    How weights were first filled (`street_weights`) is not part of a model's shape.
-    """
-    theirs, ours = found.model_dump(exclude={"street_weights"}), wanted.model_dump(exclude={"street_weights"})
-    differences = [
-        f"model.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
-    ]
-    if differences:
-        raise CheckpointError(f"checkpoint {uri} is of another model: {'; '.join(differences)}")
-
-
-def _read_meta_file(path: Path, uri: str) -> dict[str, Any]:
-    return _checked(json.loads(path.read_text(encoding="utf-8")), uri)
-
-
-def _checked(tree: Any, uri: str) -> dict[str, Any]:
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise CheckpointError(f"checkpoint {uri}: {META_FILE} has format {found!r}, this version reads {FORMAT}")
-    return tree

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from s2s_ray import storage
 from s2s_ray.data.images import decode, encode
-from s2s_ray.data.schema import Pixels
-from s2s_ray.data.views import Layout
+from s2s_ray.data.schema import Layout, Pixels
 from s2s_ray.index import Descriptors
 from s2s_ray.prior import Box, Circle, Prior
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2s_ray import conditional, storage
-from s2s_ray.checkpoint import META_FILE, MODEL_FILE, read_meta
+from s2s_ray.checkpoint_meta import META_FILE, MODEL_FILE, read_meta
 from s2s_ray.index import read_info
 
 RELEASE_FILE = "release.json"

@@ -9,9 +9,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serve.deployments import SatelliteEmbedding, Search, StreetEmbedding, Synthesis
 from serve.ingress import Ingress
-from serve.releases import resolve
+from serve.models import SatelliteEmbedding, StreetEmbedding, Synthesis
+from serve.search import Search
+from serve.served import resolve
 from serve.settings import ModelScaling, Scaling, ServeArgs
 
 # Where calls go by gRPC (serve.haproxy) Serve's own choice, by queue lengths, gave one of two replicas five times the

@@ -19,9 +19,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.releases import ReleaseNotLoadedError, ServedRelease
+from serve.releases import ReleaseNotLoadedError
 from serve.requests import RequestError
 from serve.rollout import Rollout
+from serve.served import ServedRelease
 from serve.settings import ServeArgs
 from serve.telemetry import Recorder
 

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 from s2s_ray.version import code_version
 from serve import page, routes
 from serve.exchange import Frame, Service
-from serve.releases import ServedRelease
 from serve.requests import RequestError
 from serve.rollout import Rollout
+from serve.served import ServedRelease
 from serve.settings import ServeArgs
 from serve.telemetry import IngressMetrics, log_in_json
 

@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from s2s_ray.data.views import Layout
+from s2s_ray.data.schema import Layout
 from s2s_ray.prior import Box, Circle, Prior, PriorError, check_position
 
 LARGEST_K = 100

@@ -12,7 +12,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray import registry, storage
-from serve.releases import ReleaseKey, ReleaseNotLoadedError, ServedRelease, candidates, resolve
+from serve.releases import ReleaseKey, ReleaseNotLoadedError, candidates
+from serve.served import ServedRelease, resolve
 from serve.settings import ServeArgs
 
 log = logging.getLogger("s2s_ray.serve")

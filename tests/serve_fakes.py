@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from s2s_ray.data.views import ViewGeometry
 from serve.exchange import Service
-from serve.releases import ReleaseKey, ServedRelease
+from serve.releases import ReleaseKey
 from serve.rollout import Rollout
 from serve.schemas import IndexDescription, ModelInfo
+from serve.served import ServedRelease
 from serve.settings import ServeArgs
 
 HEIGHT, WIDTH, COUNT = 32, 72, 12

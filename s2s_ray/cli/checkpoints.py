@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint, read_meta, save_model
+from s2s_ray.checkpoint import load_checkpoint, save_model
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
 from s2s_ray.config import load_config
 

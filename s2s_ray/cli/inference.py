@@ -16,8 +16,7 @@ import typer
 
 from s2s_ray import storage
 from s2s_ray.data.images import decode, encode
-from s2s_ray.data.schema import Pixels, UnreadableImage
-from s2s_ray.data.views import Layout
+from s2s_ray.data.schema import Layout, Pixels, UnreadableImage
 from s2s_ray.index import Descriptors
 from s2s_ray.prior import Box, Circle, Prior, check_position, distances_m
 

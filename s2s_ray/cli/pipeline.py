@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint, read_meta
+from s2s_ray.checkpoint import load_checkpoint
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.cli.options import CheckpointOption, ConfigOption, SetOption, device_of
 from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, ConfigError, load_config

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from s2s_ray import storage
 from s2s_ray.config import Contrast, Resize
 from s2s_ray.data.images import Encoding
-from s2s_ray.data.schema import Split, Treatment
-from s2s_ray.data.views import PanoramaKind
+from s2s_ray.data.schema import PanoramaKind, Split, Treatment
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"

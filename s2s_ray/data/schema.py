@@ -13,6 +13,11 @@ from s2s_ray.config import Contrast, Resize
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Layout = Literal["auto", "north-up", "polar"]
+LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
+PanoramaKind = Literal["sphere", "cropped", "part"]
+"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
+
 Pixels = NDArray[np.uint8]
 
 

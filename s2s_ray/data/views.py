@@ -9,20 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from s2s_ray import geometry
 from s2s_ray.config import Contrast, ModelConfig, Resize
-from s2s_ray.data.schema import Pixels
-
-Layout = Literal["auto", "north-up", "polar"]
-LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
-
-PanoramaKind = Literal["sphere", "cropped", "part"]
-"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
+from s2s_ray.data.schema import LAYOUTS, Layout, PanoramaKind, Pixels
 
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)

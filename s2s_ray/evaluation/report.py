@@ -12,7 +12,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import read_meta
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import Config
 from s2s_ray.evaluation.evaluate import EvaluationReport
 from s2s_ray.version import code_version

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from s2s_ray.checkpoint import read_meta
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.config import Config
 from s2s_ray.data.dataset import Batch, PairDataset

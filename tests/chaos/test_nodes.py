@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import read_meta
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import Config
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store

@@ -19,8 +19,8 @@ from s2s_ray.index import ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
 from serve.exchange import Service
 from serve.ingress import create_api
-from serve.releases import resolve
 from serve.rollout import Rollout
+from serve.served import resolve
 from serve.settings import ServeArgs
 
 

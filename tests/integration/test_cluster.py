@@ -18,7 +18,7 @@ import yaml
 from ray.util import get_node_ip_address
 
 from s2s_ray import registry
-from s2s_ray.checkpoint import read_meta
+from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import load_config
 from s2s_ray.data.images import encode
 from s2s_ray.data.manifest import read_manifest

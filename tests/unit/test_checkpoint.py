@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from s2s_ray import S2S, load_checkpoint, storage
-from s2s_ray.checkpoint import CheckpointError, check_fits, save_model
+from s2s_ray.checkpoint import save_model
+from s2s_ray.checkpoint_meta import CheckpointError, check_fits
 from s2s_ray.config import ModelConfig
 from s2s_ray.training.checkpoint import CheckpointStore
 from s2s_ray.training.run import RunError, find_checkpoint

@@ -13,9 +13,11 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from s2s_ray.data.views import ViewGeometry
 from s2s_ray.registry import RegistryError
 from serve import rollout as module
-from serve.releases import MOST_HELD, ReleaseKey, ReleaseNotLoadedError, ReleaseSlots, ServedRelease
+from serve.releases import ReleaseKey, ReleaseNotLoadedError
+from serve.replica import MOST_HELD, ReleaseSlots
 from serve.rollout import Rollout
 from serve.schemas import IndexDescription, ModelInfo
+from serve.served import ServedRelease
 from serve.settings import ModelScaling, ServeArgs
 
 ARGS = ServeArgs(registry="r", name="n", satellite=ModelScaling(min_replicas=0))

@@ -39,11 +39,12 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.prior import Box, Circle
 from serve import answers
 from serve.app import build
-from serve.deployments import StreetEmbedding
 from serve.ingress import create_api
-from serve.releases import ReleaseKey, ReleaseNotLoadedError, resolve
+from serve.models import StreetEmbedding
+from serve.releases import ReleaseKey, ReleaseNotLoadedError
 from serve.requests import negotiate
 from serve.schemas import finite
+from serve.served import resolve
 from serve.settings import ModelScaling, ServeArgs
 from tests.serve_fakes import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
 

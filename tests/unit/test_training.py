@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import CheckpointError, read_meta
+from s2s_ray.checkpoint_meta import CheckpointError, read_meta
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.manifest import DatasetError
 from s2s_ray.data.prepare import prepare

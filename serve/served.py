@@ -1,0 +1,43 @@
+"""A release as the ingress needs it: how images become its views, and what the service says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s2s_ray.data.views import ViewGeometry
+from serve.releases import ReleaseKey, locate
+from serve.schemas import IndexDescription, ModelInfo, finite
+from serve.settings import ServeArgs
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRelease:
+    """A release as the ingress needs it."""
+
+    key: ReleaseKey
+    geometry: ViewGeometry
+    description: ModelInfo
+
+    @property
+    def id(self) -> str:
+        return self.key.id
+
+
+def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
+    """What the arguments ask for, or another release of the same name. Raises what `locate` raises."""
+    key, meta, config, info = locate(args, release)
+    geometry = ViewGeometry.of_checkpoint(config, meta)
+    description = ModelInfo(
+        release=key.id,
+        run=meta.get("run"),
+        step=meta.get("step"),
+        epoch=meta.get("epoch"),
+        metrics=finite(meta.get("metrics") or {}),
+        height=config.height,
+        width=config.width,
+        descriptor_size=config.descriptor_size,
+        synthesizes=config.synthesizes,
+        panorama_rows=geometry.panorama_rows,
+        index=IndexDescription(kind=info.kind, count=info.count, dataset=info.dataset, split=info.split),
+    )
+    return ServedRelease(key, geometry, description)
