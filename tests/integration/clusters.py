@@ -59,6 +59,7 @@ class LocalCluster:
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}",
             f"--metrics-export-port={self.metrics_port}",
+            f"--ray-client-server-port={free_port()}",
             *options,
         )
         wait_for("dashboard", lambda: self._answers(f"{self.dashboard}/api/version"))
