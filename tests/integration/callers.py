@@ -8,11 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 
 from s2s_ray import registry
 from s2s_ray.client import Client
@@ -20,6 +21,7 @@ from s2s_ray.data.images import encode
 from s2s_ray.inference import Localizer
 from tests.integration.served import PATIENT_S, Running, noise, replicas
 
+T = TypeVar("T")
 PANORAMA = noise(60, 120, 3)
 BODY = encode(PANORAMA, "png")
 CALLERS = 4
@@ -147,17 +149,47 @@ def kill_ingress(running: Running) -> None:
     assert {answer.status for answer in answers} == {200}
 
 
+def settled(read: Callable[[Running], T], running: Running) -> T:
+    """Figures of the service once they no longer change."""
+    before = read(running)
+    for _ in range(20):
+        time.sleep(2.5)
+        after = read(running)
+        if after == before:
+            return after
+        before = after
+    raise AssertionError("the figures never rest")
+
+
+def seconds_of_synthesis(running: Running) -> Counter[tuple[str, float]]:
+    """The histograms of each ingress, from the arrival of a request to its answer: how many took at most so long."""
+    found: Counter[tuple[str, float]] = Counter()
+    for family in text_string_to_metric_families(running.http.get("/metrics").text):
+        for sample in family.samples:
+            labels = sample.labels
+            if sample.name == "ray_s2s_request_seconds_bucket" and labels["endpoint"] == "/v1/synthesize":
+                found[labels["replica"], float(labels["le"])] += int(sample.value)
+    return found
+
+
 class Flood(NamedTuple):
     """Answers to requests that come whether or not others were answered, and seconds of those that were accepted."""
 
     answers: list[Answer]
     accepted: NDArray[np.float64]
     alone: float
+    inside: Counter[float]
+    """Of those that reached the ingress, how many it answered (or refused) within so many seconds."""
+
+    def within(self, share: float) -> float:
+        """The least bound of the histogram that holds this share of them."""
+        return min(bound for bound, count in self.inside.items() if count >= share * max(self.inside.values()))
 
     def __str__(self) -> str:
         return (
             f"open loop of {RATE} requests/s: {summary(self.answers)}; accepted: median {np.median(self.accepted):.2f} "
-            f"s, at most {self.accepted.max():.2f} s; alone: {self.alone:.3f} s"
+            f"s, at most {self.accepted.max():.2f} s; alone: {self.alone:.3f} s; the {max(self.inside.values())} that "
+            f"reached the ingress: half within {self.within(0.5)} s of it, all within {self.within(1)} s"
         )
 
 
@@ -169,6 +201,7 @@ def flood(running: Running) -> Flood:
         started = time.monotonic()
         assert running.http.post("/v1/synthesize", content=tile).status_code == 200
         alone.append(time.monotonic() - started)
+    before = settled(seconds_of_synthesis, running)
 
     async def one(http: httpx.AsyncClient, after: float) -> Answer:
         await asyncio.sleep(after)
@@ -186,4 +219,7 @@ def flood(running: Running) -> Flood:
 
     answers = asyncio.run(all_of_them())
     accepted = np.array([answer.seconds for answer in answers if answer.status == 200])
-    return Flood(answers, accepted, float(np.median(alone)))
+    inside: Counter[float] = Counter()
+    for (_, bound), count in (settled(seconds_of_synthesis, running) - before).items():
+        inside[bound] += count
+    return Flood(answers, accepted, float(np.median(alone)), inside)

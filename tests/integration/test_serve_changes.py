@@ -126,8 +126,8 @@ def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     grown = sum(map(resident_mb, processes)) - before
     print(f"\n{told}; memory {grown:+.0f} MB")
     assert {answer.status for answer in told.answers} == {200, 503}
-    # Ray's Python proxy takes a few dozen requests a second: it, not the model, is what most of them wait for here.
-    assert told.accepted.max() < 30
+    # What the limits of the deployments leave. Most wait in Ray's Python proxy, which takes a few dozen a second.
+    assert told.within(1) <= 5
     assert grown < 100
     assert running.http.post("/v1/synthesize", content=encode(noise(48, 48, 1), "png")).status_code == 200
 

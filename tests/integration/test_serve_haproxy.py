@@ -76,4 +76,4 @@ def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
     told = flood(running)
     print(f"\n{told}")
     assert {answer.status for answer in told.answers} == {200, 503}
-    assert told.accepted.max() < 30, "far below the deadline"
+    assert told.within(1) <= 5, "what the limits of the deployments leave"
