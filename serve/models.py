@@ -1,8 +1,4 @@
-"""The deployments that hold a model. Each wraps a plain class of the library in a few lines.
-
-Calls carry the release they are meant for, and are answered from it and no other. Answers come with the seconds
-that the model itself took; what the caller waited beyond that was queueing and transport.
-"""
+"""The deployments that hold a model. Each wraps a plain class of the library in a few lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What every deployment of a model or an index is: a replica that holds releases."""
+"""What every deployment of a model or an index is: a replica that holds releases.
+
+Calls carry the release they are meant for, and are answered from it and no other. Answers come with the seconds
+that the model or the index itself took; what the caller waited beyond that was queueing and transport.
+"""
 
 from __future__ import annotations
 
