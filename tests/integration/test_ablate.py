@@ -13,7 +13,7 @@ from s2s_ray.config import Config, ConfigError, load_config
 from s2s_ray.training.run import find_checkpoint
 from s2s_ray.tuning.ablate import AblationError, ablate
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 
 
 def study(narrow: list[str], folder: Path, *overrides: str) -> Config:
