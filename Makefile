@@ -8,13 +8,13 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml serve/vendor.py
+$(STAMP): requirements.lock pyproject.toml s2s_ray/service/deploy/vendor.py
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "s2s-ray needs Python 3.11 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true # on all cores; some packages' templates are no Python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	$(BIN)/python -m serve.vendor
+	$(BIN)/python -m s2s_ray.service.deploy.vendor
 	touch $@
 
 demo: $(STAMP) ## a city, a trained model and a service that says where you are, below ./demo
@@ -24,16 +24,17 @@ serve: $(STAMP) ## the demo's release over HTTP on 127.0.0.1:8000, until Ctrl-C
 	$(BIN)/python -m serve --registry demo/registry --name demo
 
 # Two processes, a file to each at a time, the long ones first; PyTorch's own threads would only get in each other's way.
+UNIT := $(filter-out tests/integration/ tests/chaos/ tests/gpu/ tests/support/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## everything
 	$(PYTEST)
 
 test-fast: $(STAMP) ## unit tests but the slowest, and one end-to-end run
-	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py tests/unit
+	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py $(UNIT)
 
 fuzz: $(STAMP) ## 20,000 damaged uploads against the application in process
-	S2S_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/unit/test_serve_fuzz.py
+	S2S_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
 
 audit: $(STAMP) ## known vulnerabilities of the locked dependencies; asks an online database
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/audit pip-audit

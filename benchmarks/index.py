@@ -27,10 +27,10 @@ import faiss
 import numpy as np
 import torch
 
-from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors
+from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.training.run import find_checkpoint
-from s2s_ray.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors
 
 DIMENSION, INTRINSIC, NOISE = 2048, 64, 0.1
 QUERIES, CHUNK, K = 100, 20_000, 10

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 
 from s2s_ray.config import load_config
 from s2s_ray.data.dataset import Batch, PairDataset
-from s2s_ray.data.images import decode
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
+from s2s_ray.geo.images import decode
 
 
 def made(folder: str, pairs: int, encoding: str) -> PairDataset:

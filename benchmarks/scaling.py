@@ -28,10 +28,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.prepare import prepare
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.step import TrainingStep
 
@@ -67,7 +67,7 @@ def telling_parts(folder: str) -> Callable[[Trainer, Any], Any]:
     """For `ray_train.train`: makes each worker write where the time of its last epoch went to a file of its own."""
 
     def tell(trainer: Trainer, report: Any) -> Any:
-        from s2s_ray.collectives import rank
+        from s2s_ray.runtime.collectives import rank
 
         watch, train_epoch, batches = Stopwatch(), trainer._train_epoch, trainer._batches
         reduce = dist.all_reduce

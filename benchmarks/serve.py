@@ -39,15 +39,15 @@ import yaml
 from http_load import Question, Told, closed, opened
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import save_model
 from s2s_ray.config import load_config
-from s2s_ray.data.images import decode, encode
 from s2s_ray.data.sources import open_source
+from s2s_ray.geo.images import decode, encode
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
-from s2s_ray.memory import keep_memory
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.registry import fingerprint
+from s2s_ray.runtime.memory import keep_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 TILES, IMAGES = 1000, 8

@@ -9,7 +9,7 @@ import litserve
 import torch
 from fastapi import Request
 
-from s2s_ray.data.images import decode
+from s2s_ray.geo.images import decode
 from s2s_ray.inference import Embedder
 
 

@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 
 from s2s_ray.config import Config, load_config
 from s2s_ray.data.prepare import prepare
+from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
+from s2s_ray.sweep.space import Params, Space
+from s2s_ray.sweep.study import SweepStudy
 from s2s_ray.training.loop import Trainer
-from s2s_ray.tuning.search import StandIn, StudySearch, early_stopping
-from s2s_ray.tuning.space import Params, Space
-from s2s_ray.tuning.study import SweepStudy
-from s2s_ray.tuning.trial import BEGUN, EPOCH
+from s2s_ray.trials.trial import BEGUN, EPOCH
 
 CURVES = Path(__file__).with_name("curves.json")
 EPOCHS, PAIRS = 9, 360  # of the pairs a fifth is held out for validation

@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from s2s_ray import registry
-from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.cli import run
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, load_config, with_values
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.images import encode
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
 from s2s_ray.evaluation.evaluate import EvaluationReport, evaluate
 from s2s_ray.evaluation.galleries import save, training_curves
-from s2s_ray.index_build import build_index
+from s2s_ray.geo.images import encode
+from s2s_ray.index.build import build_index
+from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.cluster import ray_cluster
 
 NAME = "demo"
 FOLDERS = ("data", "sweeps", "runs", "registry", "index", "pictures")
@@ -110,7 +110,7 @@ def settings(folder: Path, overrides: list[str]) -> Config:
 
 def tuned(config: Config) -> Config:
     """The configuration with the losses' weights that did best in a sweep of short trials."""
-    from s2s_ray.tuning.sweep import describe, sweep
+    from s2s_ray.sweep.sweep import describe, sweep
 
     result = sweep(with_values(config, SHORT))
     print(describe(result))
@@ -137,8 +137,8 @@ def publish(checkpoint: str, dataset: PairDataset, folder: Path) -> None:
 
 def ask(config: Config, folder: Path) -> dict[str, int]:
     """Serve the release and send held-out panoramas and tiles to it, as a user's program would."""
-    from serve.local import serving
-    from serve.settings import ServeArgs
+    from s2s_ray.service.local import serving
+    from s2s_ray.service.settings import ServeArgs
 
     source = open_source(config.source)
     records = [record for record in source.records() if record.split == "test"][:ASKED]

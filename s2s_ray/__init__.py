@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2s_ray.checkpoint import load_checkpoint
+    from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.model.s2s import S2S
 
 __all__ = ["S2S", "load_checkpoint"]
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return S2S
     if name == "load_checkpoint":
-        from s2s_ray.checkpoint import load_checkpoint
+        from s2s_ray.model.checkpoint import load_checkpoint
 
         return load_checkpoint
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2s_ray import storage
-from s2s_ray.data.images import decode, encode
-from s2s_ray.data.schema import Layout, Pixels
+from s2s_ray.geo.images import Layout, Pixels, decode, encode
+from s2s_ray.geo.prior import Box, Circle, Prior
 from s2s_ray.index import Descriptors
-from s2s_ray.prior import Box, Circle, Prior
 
 T = TypeVar("T")
 ImageLike = str | Path | bytes | NDArray[np.uint8]

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.checkpoint_meta import read_meta
-from s2s_ray.data.schema import Layout, Pixels
-from s2s_ray.data.views import ViewGeometry, to_pixels
+from s2s_ray.geo.images import Layout, Pixels
+from s2s_ray.geo.prior import Prior
+from s2s_ray.geo.views import ViewGeometry, to_pixels
 from s2s_ray.index import Descriptors, Match, ReferenceIndex
+from s2s_ray.model.checkpoint import load_checkpoint
+from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.model.folding import fold
 from s2s_ray.model.s2s import S2S
-from s2s_ray.prior import Prior
 from s2s_ray.registry import fingerprint
 
 Rows = tuple[float, float]

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from s2s_ray.config import Config, ManifestSourceConfig
-from tests.faulty_proxy import FaultyProxy
+from tests.support.faulty_proxy import FaultyProxy
 
 BUCKET = "s2s-tests"
 

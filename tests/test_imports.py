@@ -12,7 +12,7 @@ import pytest
     ("module", "blocked"),
     [
         ("s2s_ray.training.loop", ["ray", "mlflow", "wandb", "prometheus_client"]),
-        ("serve.search", ["torch"]),
+        ("s2s_ray.service.replicas.search", ["torch"]),
         ("s2s_ray.client", ["torch", "ray"]),
         ("s2s_ray.registry", ["torch", "ray"]),
     ],

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.schema import Pixels
 from s2s_ray.evaluation.evaluate import METRICS, satellite_tile, synthesised_views
 from s2s_ray.evaluation.galleries import comparison_gallery, evenly_spaced, pixels, save
+from s2s_ray.geo.images import Pixels
+from s2s_ray.model.checkpoint import load_checkpoint
 
 TITLES = {
     "retrieval_only": "i. retrieval only",

@@ -20,17 +20,17 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.cluster import StoppedError, in_thread
+from s2s_ray.ablation.comparison import Arm, arms, run_of, summarise
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.evaluation.ablation import Arm, arms, run_of, summarise
 from s2s_ray.evaluation.evaluate import METRICS, evaluate
+from s2s_ray.model.checkpoint import load_checkpoint
+from s2s_ray.runtime.cluster import StoppedError, in_thread
 from s2s_ray.training.loop import DivergedError, Trainer, check_ready
 from s2s_ray.training.run import find_checkpoint, located, run_uri
-from s2s_ray.tuning.claim import DATA_FREE, TRAIN_FREE, claim
-from s2s_ray.tuning.driver import driving
-from s2s_ray.tuning.placement import placement, quieten_tune, slots
+from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.trials.driver import driving
+from s2s_ray.trials.placement import placement, quieten_tune, slots
 
 logger = logging.getLogger(__name__)
 

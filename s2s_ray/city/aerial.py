@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.light import Light, cast_shade
-from s2s_ray.data.sources.synthetic.noise import Floats, lattice
-from s2s_ray.data.sources.synthetic.pixels import shrink
-from s2s_ray.data.sources.synthetic.roofs import roof_slope
-from s2s_ray.data.sources.synthetic.scene import Scene
-from s2s_ray.data.sources.synthetic.things import FLAT, HEDGE
-from s2s_ray.data.sources.synthetic.traffic import Boxes
+from s2s_ray.city import surface
+from s2s_ray.city.light import Light, cast_shade
+from s2s_ray.city.noise import Floats, lattice
+from s2s_ray.city.pixels import shrink
+from s2s_ray.city.roofs import roof_slope
+from s2s_ray.city.scene import Scene
+from s2s_ray.city.things import FLAT, HEDGE
+from s2s_ray.city.traffic import Boxes
 
 
 def render_tile(

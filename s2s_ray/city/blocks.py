@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.district import FARM, HOUSES, MARKET, PARK, ROWS, SLABS, SQUARE, TOWERS
-from s2s_ray.data.sources.synthetic.things import BLANK, FLAT, GABLE, HIP, HOUSE, OFFICE, SHOP, Plot, Rect
+from s2s_ray.city import surface
+from s2s_ray.city.district import FARM, HOUSES, MARKET, PARK, ROWS, SLABS, SQUARE, TOWERS
+from s2s_ray.city.things import BLANK, FLAT, GABLE, HIP, HOUSE, OFFICE, SHOP, Plot, Rect
 
 
 def houses(plot: Plot, rect: Rect) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.relief import roof_height
-from s2s_ray.data.sources.synthetic.scene import Scene
-from s2s_ray.data.sources.synthetic.things import Table
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.relief import roof_height
+from s2s_ray.city.scene import Scene
+from s2s_ray.city.things import Table
 
 EYE_M = 2.0
 VIEW_M = 100.0

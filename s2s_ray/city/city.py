@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.contents import Contents, fill
-from s2s_ray.data.sources.synthetic.district import PAVEMENT_M
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.streets import Streets
-from s2s_ray.data.sources.synthetic.things import PATCH, SOLID, SPOT, TREE, Table, stacked
+from s2s_ray.city.contents import Contents, fill
+from s2s_ray.city.district import PAVEMENT_M
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.streets import Streets
+from s2s_ray.city.things import PATCH, SOLID, SPOT, TREE, Table, stacked
 
 THING_M = 32.0  # no thing reaches farther from its middle
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.blocks import FILL, house
-from s2s_ray.data.sources.synthetic.district import CELL_M, PAVEMENT_M, District
-from s2s_ray.data.sources.synthetic.noise import Floats, generator
-from s2s_ray.data.sources.synthetic.spots import draw_spots
-from s2s_ray.data.sources.synthetic.streets import Streets
-from s2s_ray.data.sources.synthetic.things import PATCH, SOLID, TREE, Plot, Rect, Table, stacked, table
+from s2s_ray.city import surface
+from s2s_ray.city.blocks import FILL, house
+from s2s_ray.city.district import CELL_M, PAVEMENT_M, District
+from s2s_ray.city.noise import Floats, generator
+from s2s_ray.city.spots import draw_spots
+from s2s_ray.city.streets import Streets
+from s2s_ray.city.things import PATCH, SOLID, TREE, Plot, Rect, Table, stacked, table
 
 VERGE_M = 1.1  # street trees stand this far behind the kerb
 

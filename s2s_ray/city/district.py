@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.noise import Floats, generator
+from s2s_ray.city.noise import Floats, generator
 
 CELL_M = 360.0  # lattice of district centres
 REACH_M = 620.0  # half the extent of a district's street tables

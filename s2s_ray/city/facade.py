@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.camera import Camera, Hits, Strikes
-from s2s_ray.data.sources.synthetic.light import Light, Shade
-from s2s_ray.data.sources.synthetic.noise import Floats, lattice
-from s2s_ray.data.sources.synthetic.roofs import roof_slope, sun_across, sun_along
-from s2s_ray.data.sources.synthetic.things import BLANK, FLAT, HEDGE, OFFICE, SHOP, Table
+from s2s_ray.city.camera import Camera, Hits, Strikes
+from s2s_ray.city.light import Light, Shade
+from s2s_ray.city.noise import Floats, lattice
+from s2s_ray.city.roofs import roof_slope, sun_across, sun_along
+from s2s_ray.city.things import BLANK, FLAT, HEDGE, OFFICE, SHOP, Table
 
 _DOOR = np.array((0.26, 0.17, 0.12), np.float32)
 _GLASS = np.array((0.17, 0.21, 0.26), np.float32)

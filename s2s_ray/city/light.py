@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.scene import Scene
+from s2s_ray.city import surface
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.scene import Scene
 
 SHADOW_REACH_M = 48.0
 _LUSH, _DRY, _AUTUMN = (0.30, 0.42, 0.16), (0.52, 0.46, 0.27), (0.50, 0.34, 0.14)

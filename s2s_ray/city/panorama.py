@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic import facade, sky, sprites
-from s2s_ray.data.sources.synthetic.camera import EYE_M, VIEW_M, Camera, aim, march
-from s2s_ray.data.sources.synthetic.light import Light, Shade, cast_shade
-from s2s_ray.data.sources.synthetic.noise import lattice
-from s2s_ray.data.sources.synthetic.pixels import shrink
-from s2s_ray.data.sources.synthetic.scene import Scene
-from s2s_ray.data.sources.synthetic.traffic import Boxes
+from s2s_ray.city import facade, sky, sprites
+from s2s_ray.city.camera import EYE_M, VIEW_M, Camera, aim, march
+from s2s_ray.city.light import Light, Shade, cast_shade
+from s2s_ray.city.noise import lattice
+from s2s_ray.city.pixels import shrink
+from s2s_ray.city.scene import Scene
+from s2s_ray.city.traffic import Boxes
 
 SHADE_M = 50.0  # shadows are cast within this distance
 

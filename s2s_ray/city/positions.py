@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from s2s_ray.city.noise import generator
+from s2s_ray.city.streets import Streets
 from s2s_ray.data.schema import Split
-from s2s_ray.data.sources.synthetic.noise import generator
-from s2s_ray.data.sources.synthetic.streets import Streets
 
 GAP_M = 800.0  # between the training region and the test region
 _INSIDE_M = 1.0  # from the kerb

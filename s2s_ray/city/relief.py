@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.things import FLAT, GABLE, Table
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.things import FLAT, GABLE, Table
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.light import Light
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.things import FLAT, GABLE, Table
+from s2s_ray.city.light import Light
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.things import FLAT, GABLE, Table
 
 
 def sun_along(solids: Table, light: Light) -> NDArray[np.float32]:

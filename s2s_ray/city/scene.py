@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.city import Land
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.relief import Rasters, raise_things
-from s2s_ray.data.sources.synthetic.things import SOLID, TREE, Table, stacked
+from s2s_ray.city.city import Land
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.relief import Rasters, raise_things
+from s2s_ray.city.things import SOLID, TREE, Table, stacked
 
 BITS = 8
 SIDE = 1 << BITS  # cells of a page along an axis

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.camera import Camera
-from s2s_ray.data.sources.synthetic.light import Light
+from s2s_ray.city.camera import Camera
+from s2s_ray.city.light import Light
 
 _SUN = np.array((1.0, 0.95, 0.82), np.float32)
 

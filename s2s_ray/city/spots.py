@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.district import CELL_M, FAR, District
-from s2s_ray.data.sources.synthetic.noise import generator
-from s2s_ray.data.sources.synthetic.streets import Streets
-from s2s_ray.data.sources.synthetic.things import SPOT, Table
+from s2s_ray.city import surface
+from s2s_ray.city.district import CELL_M, FAR, District
+from s2s_ray.city.noise import generator
+from s2s_ray.city.streets import Streets
+from s2s_ray.city.things import SPOT, Table
 
 KERB, LANE, LOT, WALK = range(4)
 _DARTS = 14000

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.camera import EYE_M, VIEW_M, Camera
-from s2s_ray.data.sources.synthetic.light import Light
-from s2s_ray.data.sources.synthetic.noise import Floats, lattice
-from s2s_ray.data.sources.synthetic.things import Table
-from s2s_ray.data.sources.synthetic.traffic import Boxes
+from s2s_ray.city.camera import EYE_M, VIEW_M, Camera
+from s2s_ray.city.light import Light
+from s2s_ray.city.noise import Floats, lattice
+from s2s_ray.city.things import Table
+from s2s_ray.city.traffic import Boxes
 
 _BARK = np.array((0.30, 0.24, 0.19), np.float32)
 _GLASS = np.array((0.20, 0.24, 0.28), np.float32)

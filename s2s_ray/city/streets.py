@@ -14,10 +14,10 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.district import CELL_M, FAR, District, draw_district
-from s2s_ray.data.sources.synthetic.noise import Floats, generator
-from s2s_ray.data.sources.synthetic.survey import survey
+from s2s_ray.city import surface
+from s2s_ray.city.district import CELL_M, FAR, District, draw_district
+from s2s_ray.city.noise import Floats, generator
+from s2s_ray.city.survey import survey
 
 RIVER_M = 11.0  # half its width
 

@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.district import AVENUE_M, FAR, OLD, PAVEMENT_M, District
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.surface import (
-    ASPHALT,
-    FIELD,
-    GRASS,
-    MARKING,
-    PARKING,
-    PAVEMENT,
-    PLAZA,
-    YARD,
-)
+from s2s_ray.city.district import AVENUE_M, FAR, OLD, PAVEMENT_M, District
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.surface import ASPHALT, FIELD, GRASS, MARKING, PARKING, PAVEMENT, PLAZA, YARD
 
 _BASE = np.array([GRASS, YARD, GRASS, PLAZA, PARKING, GRASS, PLAZA, FIELD], np.uint8)  # ground by kind of block
 Survey = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.sources.synthetic.noise import Floats
-from s2s_ray.data.sources.synthetic.spots import WALK
-from s2s_ray.data.sources.synthetic.things import Table
+from s2s_ray.city.noise import Floats
+from s2s_ray.city.spots import WALK
+from s2s_ray.city.things import Table
 
 REACH_M = 50.0
 _PAINT = np.array(

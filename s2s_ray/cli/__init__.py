@@ -11,15 +11,15 @@ from typing import Annotated
 
 import typer
 
-from s2s_ray.cli import checkpoints, inference, pipeline, results, watching
-from s2s_ray.cluster import StoppedError, log_plainly
+from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
 from s2s_ray.config import preset_names
+from s2s_ray.runtime.cluster import StoppedError, log_plainly
 from s2s_ray.version import code_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-for verbs in (pipeline.app, results.app, watching.app, inference.app):
+for verbs in (pipeline.app, results.app, watching.app, inference.app, service.app):
     app.add_typer(verbs)
-app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 INTERRUPTED = 130  # exit code of work that Ctrl-C stopped, as a shell gives it
 

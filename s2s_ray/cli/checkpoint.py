@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint, save_model
-from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
 from s2s_ray.config import load_config
+from s2s_ray.model.checkpoint import load_checkpoint, save_model
+from s2s_ray.model.checkpoint_meta import read_meta
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 

@@ -15,10 +15,9 @@ import numpy as np
 import typer
 
 from s2s_ray import storage
-from s2s_ray.data.images import decode, encode
-from s2s_ray.data.schema import Layout, Pixels, UnreadableImage
+from s2s_ray.geo.images import Layout, Pixels, UnreadableImage, decode, encode
+from s2s_ray.geo.prior import Box, Circle, Prior, check_position, distances_m
 from s2s_ray.index import Descriptors
-from s2s_ray.prior import Box, Circle, Prior, check_position, distances_m
 
 if TYPE_CHECKING:  # httpx costs every other verb its import
     from s2s_ray.client import ServedMatch

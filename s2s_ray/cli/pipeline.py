@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.cli.options import CheckpointOption, ConfigOption, SetOption, device_of
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config, ConfigError, load_config
+from s2s_ray.model.checkpoint import load_checkpoint
+from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.runtime.cluster import ray_cluster
 
 if TYPE_CHECKING:
     from s2s_ray.index import ReferenceIndex
@@ -80,7 +80,7 @@ def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> No
     """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
     settings = load_config(config, overrides or ())
     with ray_cluster():
-        from s2s_ray.tuning.sweep import describe, sweep
+        from s2s_ray.sweep.sweep import describe, sweep
 
         result = sweep(settings)
     typer.echo(describe(result))
@@ -116,7 +116,7 @@ def build_index(
     """Embed the satellite tiles of a split (evaluation.split) of data.uri into a reference index."""
     from s2s_ray.data.dataset import PairDataset
     from s2s_ray.index import ReferenceIndex
-    from s2s_ray.index_build import build_index as run
+    from s2s_ray.index.build import build_index as run
     from s2s_ray.training.run import find_checkpoint
 
     settings = load_config(config, overrides or ())
@@ -149,7 +149,7 @@ def _indexed(index: ReferenceIndex, known: ReferenceIndex | None, out: str) -> s
 
 
 def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
-    from s2s_ray.index_parts import Build, build_in_parts
+    from s2s_ray.index.parts import Build, build_in_parts
 
     build = Build(
         storage.absolute(checkpoint),
@@ -166,8 +166,8 @@ def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
 def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str, known: ReferenceIndex | None) -> None:
     from s2s_ray.config import ManifestSourceConfig
     from s2s_ray.data.sources.manifest import ManifestSource
-    from s2s_ray.data.views import ViewGeometry
-    from s2s_ray.index_build import index_tiles
+    from s2s_ray.geo.views import ViewGeometry
+    from s2s_ray.index.build import index_tiles
 
     if not isinstance(settings.source, ManifestSourceConfig):
         raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles indexes those of a manifest")

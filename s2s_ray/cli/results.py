@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.cli.options import CheckpointOption, ConfigOption, SetOption, device_of
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import load_config
+from s2s_ray.model.checkpoint import load_checkpoint
+from s2s_ray.runtime.cluster import ray_cluster
 
 app = typer.Typer()
 
@@ -100,7 +100,7 @@ def run_ablation(config: ConfigOption = "paper", overrides: SetOption = None) ->
     """Train and compare ablate.arms and ablate.differences with ablate.seeds; the same ablate.name goes on."""
     settings = load_config(config, overrides or ())
     with ray_cluster():
-        from s2s_ray.tuning.ablate import ablate
+        from s2s_ray.ablation.study import ablate
 
         uri = ablate(settings)
     typer.echo(storage.read_bytes(storage.join(uri, "table.txt")).decode(), nl=False)

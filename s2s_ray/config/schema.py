@@ -570,7 +570,7 @@ def _parts(node: Any) -> str:
 
 
 def _presets() -> Any:
-    return resources.files("s2s_ray") / "presets"
+    return resources.files("s2s_ray.config") / "presets"
 
 
 def _number(text: str) -> float | str:

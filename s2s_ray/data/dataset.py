@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s2s_ray import storage
-from s2s_ray.data.cache import ShardCache
-from s2s_ray.data.images import decode
-from s2s_ray.data.manifest import DatasetError, read_manifest
-from s2s_ray.data.schema import Pixels, Split, UnreadableImage
-from s2s_ray.geometry import flip_pair
+from s2s_ray.data.description import DatasetError, read_manifest
+from s2s_ray.data.schema import Split
+from s2s_ray.geo.images import Pixels, UnreadableImage, decode
+from s2s_ray.geo.polar import flip_pair
+from s2s_ray.storage.cache import ShardCache
 
 
 @dataclass(frozen=True, slots=True)

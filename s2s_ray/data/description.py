@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
 from s2s_ray.config import Contrast, Resize
-from s2s_ray.data.images import Encoding
-from s2s_ray.data.schema import PanoramaKind, Split, Treatment
+from s2s_ray.data.schema import Split, Treatment
+from s2s_ray.geo.images import Encoding
+from s2s_ray.geo.views import PanoramaKind
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"

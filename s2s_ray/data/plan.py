@@ -12,9 +12,10 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.config import Config, SourceConfig
-from s2s_ray.data.manifest import MANIFEST, SCHEMA_VERSION, DatasetError, Geometry
-from s2s_ray.data.schema import SPLITS, Record, Source, UnreadableImage
+from s2s_ray.data.description import MANIFEST, SCHEMA_VERSION, DatasetError, Geometry
+from s2s_ray.data.schema import SPLITS, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
+from s2s_ray.geo.images import UnreadableImage
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s2s_ray import storage
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.config import Config
-from s2s_ray.data.holdout import hold_out
-from s2s_ray.data.manifest import (
+from s2s_ray.data.description import (
     MANIFEST,
     SCHEMA_VERSION,
     DatasetError,
@@ -20,19 +18,13 @@ from s2s_ray.data.manifest import (
     SplitInfo,
     read_manifest,
 )
+from s2s_ray.data.holdout import hold_out
 from s2s_ray.data.plan import make_plan
 from s2s_ray.data.schema import SPLITS, Record, Split
-from s2s_ray.data.shard import (
-    RECORD_SCHEMA,
-    Plan,
-    ShardReport,
-    arrow_bytes,
-    finished,
-    record_columns,
-    write_shard,
-)
+from s2s_ray.data.shard import RECORD_SCHEMA, Plan, ShardReport, arrow_bytes, finished, record_columns, write_shard
 from s2s_ray.data.sources import open_source
-from s2s_ray.progress import ProgressFactory, progress
+from s2s_ray.runtime.cluster import ray_cluster
+from s2s_ray.runtime.progress import ProgressFactory, progress
 from s2s_ray.version import code_version
 
 log = logging.getLogger(__name__)

@@ -6,27 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from s2s_ray.config import Contrast, Resize
+from s2s_ray.geo.images import Pixels
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Layout = Literal["auto", "north-up", "polar"]
-LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
-PanoramaKind = Literal["sphere", "cropped", "part"]
-"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
-
-Pixels = NDArray[np.uint8]
-
-
-class UnreadableImage(ValueError):  # noqa: N818 - what is listed, more than an error
-    """An image that is missing or cannot be decoded; the message is the reason, without the id."""
-
-
-class TooManyPixels(UnreadableImage):
-    """An image that was not decoded because of its size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from s2s_ray import storage
 from s2s_ray.config import SourceConfig
-from s2s_ray.data.images import Encoding, encode
-from s2s_ray.data.manifest import FileInfo, Geometry, Quarantined
-from s2s_ray.data.schema import Pair, PanoramaKind, Pixels, Record, Source, Split, UnreadableImage
+from s2s_ray.data.description import FileInfo, Geometry, Quarantined
+from s2s_ray.data.schema import Pair, Record, Source, Split
 from s2s_ray.data.sources import open_source
-from s2s_ray.data.views import ViewError, ViewGeometry
+from s2s_ray.geo.images import Encoding, Pixels, UnreadableImage, encode
+from s2s_ray.geo.views import PanoramaKind, ViewError, ViewGeometry
 
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from s2s_ray import storage
-from s2s_ray.data.images import decode
-from s2s_ray.data.manifest import DatasetManifest, FileInfo, SplitInfo, read_manifest
-from s2s_ray.data.schema import UnreadableImage
+from s2s_ray.data.description import DatasetManifest, FileInfo, SplitInfo, read_manifest
 from s2s_ray.data.sources import published_counts
-from s2s_ray.progress import ProgressFactory, progress
+from s2s_ray.geo.images import UnreadableImage, decode
+from s2s_ray.runtime.progress import ProgressFactory, progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.evaluation.rows import Rows, StoredRows
 from s2s_ray.model.s2s import S2S
-from s2s_ray.progress import progress
+from s2s_ray.runtime.progress import progress
 
 IN_MEMORY_BYTES = 250_000_000
 """Descriptors of a view up to this size stay in memory; those of CVACT_test are 760 MB."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.schema import Pixels
 from s2s_ray.evaluation.descriptors import batches, evaluating, room
 from s2s_ray.evaluation.galleries import (
     Match,
@@ -32,8 +31,9 @@ from s2s_ray.evaluation.perceptual import Perceptual
 from s2s_ray.evaluation.queries import QUERIES, metres_between, parquet_bytes, queries_table
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, nearest, recall_at_k, require_finite
 from s2s_ray.evaluation.rows import Rows
+from s2s_ray.geo.images import Pixels
 from s2s_ray.model.s2s import S2S
-from s2s_ray.progress import progress
+from s2s_ray.runtime.progress import progress
 
 METRICS = "metrics.json"
 TOP = 5

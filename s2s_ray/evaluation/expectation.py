@@ -12,7 +12,7 @@ import torch
 
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.manifest import Geometry
+from s2s_ray.data.description import Geometry
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
 from s2s_ray.model.s2s import S2S

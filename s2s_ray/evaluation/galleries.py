@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from s2s_ray import storage
-from s2s_ray.data.schema import Pixels
-from s2s_ray.data.views import to_pixels
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.views import to_pixels
 
 TRUE = "#12934a"
 """Frame of a correct tile."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
-from s2s_ray.data.views import to_pixels
+from s2s_ray.geo.views import to_pixels
 
 _LPIPS_FILES = {
     "alex": "alexnet-owt-7be5be79.pth",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.evaluation.recall import RecallResult
-from s2s_ray.index_build import entries_table
+from s2s_ray.index.build import entries_table
 
 QUERIES = "queries.parquet"
 

@@ -12,9 +12,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from s2s_ray import storage
-from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import Config
 from s2s_ray.evaluation.evaluate import EvaluationReport
+from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.version import code_version
 
 HISTORY_FILE = "history.json"

@@ -7,10 +7,12 @@ import struct
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from s2s_ray.data.schema import Pixels, TooManyPixels, UnreadableImage
-
+Pixels = NDArray[np.uint8]
+Layout = Literal["auto", "north-up", "polar"]
+LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
 Encoding = Literal["png", "jpeg", "webp"]
 # Street-level panoramas reach 13312 x 6656; just below the size at which Pillow itself warns.
 MAX_PIXELS = 89_000_000
@@ -18,6 +20,14 @@ MAX_PIXELS = 89_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
 # What Pillow's decoders raise on damaged files; the last three are what its own `open` takes for damage too.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
+
+
+class UnreadableImage(ValueError):  # noqa: N818 - what is listed, more than an error
+    """An image that is missing or cannot be decoded; the message is the reason, without the id."""
+
+
+class TooManyPixels(UnreadableImage):
+    """An image that was not decoded because of its size."""
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from s2s_ray import geometry
 from s2s_ray.config import Contrast, ModelConfig, Resize
-from s2s_ray.data.schema import LAYOUTS, Layout, PanoramaKind, Pixels
+from s2s_ray.geo import polar as geometry
+from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
+
+PanoramaKind = Literal["sphere", "cropped", "part"]
+"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
 
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)

@@ -1,6 +1,6 @@
 """Making a reference index: of a data set's tiles or of a region's own list, from nothing or added to one there is.
 
-`s2s_ray.index_parts` does the same for a large data set, on many nodes.
+`s2s_ray.index.parts` does the same for a large data set, on many nodes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from s2s_ray import storage
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.schema import Split, UnreadableImage
+from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.data.views import ViewError, ViewGeometry
-from s2s_ray.index import COLUMNS, IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.geo.views import ViewError, ViewGeometry
+from s2s_ray.index.index import COLUMNS, IndexInfo, ReferenceIndex, ReferenceIndexError
 from s2s_ray.model.s2s import S2S
-from s2s_ray.progress import progress
+from s2s_ray.runtime.progress import progress
 
 
 @torch.inference_mode()

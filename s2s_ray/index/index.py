@@ -1,8 +1,8 @@
 """The reference index: descriptors of a region's satellite tiles and where the tiles are, searched by descriptor.
 
-A saved index is a published directory: the files of its `s2s_ray.vectors`, `entries.parquet` (one row per tile, in
-the order of the vectors) and `index.json`, which names the checkpoint whose descriptors these are; the pictures of
-`s2s_ray.pictures` where it was built from a data set.
+A saved index is a published directory: the files of its `s2s_ray.index.vectors`, `entries.parquet` (one row per tile,
+in the order of the vectors) and `index.json`, which names the checkpoint whose descriptors these are; the pictures of
+`s2s_ray.index.pictures` where it was built from a data set.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from s2s_ray import storage, vectors
-from s2s_ray.pictures import Pictures, write_pictures
-from s2s_ray.prior import Prior
-from s2s_ray.vectors import INDEX_FILE as INDEX_FILE
-from s2s_ray.vectors import Descriptors as Descriptors
-from s2s_ray.vectors import Kind, Vectors
+from s2s_ray import storage
+from s2s_ray.geo.prior import Prior
+from s2s_ray.index import vectors
+from s2s_ray.index.pictures import Pictures, write_pictures
+from s2s_ray.index.vectors import INDEX_FILE as INDEX_FILE
+from s2s_ray.index.vectors import Descriptors as Descriptors
+from s2s_ray.index.vectors import Kind, Vectors
 
 if TYPE_CHECKING:  # a process that only searches needs neither the model nor the data set
     from s2s_ray.data.dataset import PairDataset

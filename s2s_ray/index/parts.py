@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint
-from s2s_ray.cluster import ray_cluster
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
-from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
-from s2s_ray.index_build import entries_table
-from s2s_ray.progress import ProgressFactory, progress
-from s2s_ray.vectors import HALVES_FILE
+from s2s_ray.index.build import entries_table
+from s2s_ray.index.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.index.vectors import HALVES_FILE
+from s2s_ray.model.checkpoint import load_checkpoint
+from s2s_ray.runtime.cluster import ray_cluster
+from s2s_ray.runtime.progress import ProgressFactory, progress
 
 log = logging.getLogger(__name__)
 

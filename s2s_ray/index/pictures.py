@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from s2s_ray.data.images import encode
-from s2s_ray.data.schema import Pixels
+from s2s_ray.geo.images import Pixels, encode
 
 if TYPE_CHECKING:
     from s2s_ray.data.dataset import PairDataset

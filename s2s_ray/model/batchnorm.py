@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.model.precision import at_least_float32
+from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -1,6 +1,6 @@
 """Checkpoints of the model: `model.safetensors` and `meta.json` in a published directory.
 
-A checkpoint directory may hold the trainer's state too (`s2s_ray.training.checkpoint`); readers here never need it.
+A checkpoint directory may hold the trainer's state too (`s2s_ray.training.checkpoints`); readers here never need it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from s2s_ray import storage
-from s2s_ray.checkpoint_meta import FORMAT, META_FILE, MODEL_FILE, CheckpointError, checked_meta, model_config
+from s2s_ray.model.checkpoint_meta import FORMAT, META_FILE, MODEL_FILE, CheckpointError, checked_meta, model_config
 from s2s_ray.model.s2s import S2S
 from s2s_ray.version import code_version
 

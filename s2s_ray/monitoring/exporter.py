@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from s2s_ray import storage
 from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, take_inventory
-from s2s_ray.monitoring.metrics import STORAGE
+from s2s_ray.runtime.metrics import STORAGE
 
 logger = logging.getLogger(__name__)
 

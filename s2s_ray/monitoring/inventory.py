@@ -15,7 +15,7 @@ import yaml
 
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
-from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.logbook import DIVERGED_FILE
 from s2s_ray.training.run import CONFIG_FILE, load_run_config
 
@@ -146,7 +146,7 @@ def run_status(uri: str) -> RunStatus:
 
 def sweep_status(uri: str) -> SweepStatus:
     """One sweep. Raises StorageError or ConfigError for a damaged one."""
-    from s2s_ray.tuning.study import RECALL, read_records
+    from s2s_ray.sweep.study import RECALL, read_records
 
     tree = yaml.safe_load(storage.read_bytes(storage.join(uri, "sweep.yaml")))
     config = Config.from_tree(tree["config"]).tune

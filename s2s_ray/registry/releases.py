@@ -22,9 +22,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from s2s_ray import conditional, storage
-from s2s_ray.checkpoint_meta import META_FILE, MODEL_FILE, read_meta
+from s2s_ray import storage
 from s2s_ray.index import read_info
+from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, read_meta
+from s2s_ray.storage import conditional
 
 RELEASE_FILE = "release.json"
 POINTER_FILE = "current.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Gauge
 
-from s2s_ray.monitoring.metrics import TRAINING
+from s2s_ray.runtime.metrics import TRAINING
 
 
 class RayGauges:

@@ -1,4 +1,4 @@
-"""`serve run serve.app:build registry=URI name=NAME`, or `serve deploy serve/config.yaml`."""
+"""`serve run s2s_ray.service.app:build registry=URI name=NAME`, or `serve deploy serve/config.yaml`."""
 
 # No `from __future__ import annotations` here: Serve recognises the typed argument of `build` by its annotation,
 # and would hand over a plain dictionary if that were a string.
@@ -9,14 +9,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from serve.ingress import Ingress
-from serve.models import SatelliteEmbedding, StreetEmbedding, Synthesis
-from serve.search import Search
-from serve.served import resolve
-from serve.settings import ModelScaling, Scaling, ServeArgs
+from s2s_ray.service.http.ingress import Ingress
+from s2s_ray.service.replicas.models import SatelliteEmbedding, StreetEmbedding, Synthesis
+from s2s_ray.service.replicas.search import Search
+from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.settings import ModelScaling, Scaling, ServeArgs
 
-# Where calls go by gRPC (serve.haproxy) Serve's own choice, by queue lengths, gave one of two replicas five times the
-# requests of the other.
+# Behind HAProxy calls travel by gRPC (s2s_ray.service.deploy.haproxy). There, Serve's own choice by queue lengths gave
+# one of two replicas five times the requests of the other.
 IN_TURN = RequestRouterConfig(
     request_router_class="ray.serve.experimental.round_robin_router:RoundRobinRouter"  # type: ignore[arg-type]  # a path, which its validator takes
 )

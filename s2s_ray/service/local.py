@@ -10,8 +10,8 @@ import httpx
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from serve.app import build
-from serve.settings import ServeArgs
+from s2s_ray.service.app import build
+from s2s_ray.service.settings import ServeArgs
 
 APPLICATION = "s2s"
 READY_S = 120.0

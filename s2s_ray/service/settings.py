@@ -1,4 +1,4 @@
-"""The arguments of `serve.app:build`: everything that can be tuned, with its default and its meaning."""
+"""The arguments of `s2s_ray.service.app:build`: everything that can be tuned, with its default and its meaning."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Token(Arguments):
 
 
 class ServeArgs(Arguments):
-    """Arguments of `serve.app:build`: a release of a registry, or a checkpoint and its index by URI."""
+    """Arguments of `s2s_ray.service.app:build`: a release of a registry, or a checkpoint and its index by URI."""
 
     registry: str | None = Field(None, description="URI of the registry")
     name: str | None = Field(None, description="name in the registry")

@@ -1,9 +1,9 @@
 """What the service counts and logs.
 
-The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` hands on what all nodes
-export (`serve.exporter`), so that they are right whichever ingress answers. Ray exports a histogram's counts exactly
-but makes up its sum from the middles of the buckets, so what is to be averaged has a counter beside it. The log has
-one JSON line per request.
+The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` forwards what all nodes
+export (`s2s_ray.service.http.metrics`), so they are right whichever ingress answers. Ray exports a histogram's counts
+exactly but makes up its sum from the middles of the buckets, so what is to be averaged has a counter beside it. The
+log has one JSON line per request.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def log_in_json(access: bool) -> None:
     """Send the service's log to standard error, which Ray keeps and Serve tags with the replica, as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
-    logger = logging.getLogger("s2s_ray.serve")
+    logger = logging.getLogger("s2s_ray.service")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logging.getLogger("s2s_ray.serve.access").disabled = not access
+    logging.getLogger("s2s_ray.service.access").disabled = not access

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from s2s_ray import storage
 from s2s_ray.config import ConfigError
-from s2s_ray.data.manifest import DatasetError, FileInfo
+from s2s_ray.data.description import DatasetError, FileInfo
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from s2s_ray import storage
-from s2s_ray.filesystem import endpoint
+from s2s_ray.storage.filesystem import endpoint
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
-from s2s_ray.filesystem import (
+from s2s_ray.storage.filesystem import (
     DamagedError,
     DiskFullError,
     NotFoundError,

@@ -16,12 +16,12 @@ from rich.live import Live
 from rich.table import Table
 
 from s2s_ray import storage
-from s2s_ray.monitoring.gauges import RayGauges
-from s2s_ray.training.checkpoint import CheckpointStore
-from s2s_ray.tuning.search import StudySearch
-from s2s_ray.tuning.space import short, told
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, searched
-from s2s_ray.tuning.trial import EPOCH, FAILED
+from s2s_ray.runtime.gauges import RayGauges
+from s2s_ray.sweep.search import StudySearch
+from s2s_ray.sweep.space import short, told
+from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
+from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.trials.trial import EPOCH, FAILED
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, searched
+from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
 from s2s_ray.version import code_version
 
 TRIALS_FILE = "trials.parquet"
@@ -153,6 +153,6 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _page(**values: Any) -> bytes:
-    text = resources.files("s2s_ray.tuning").joinpath("report.html").read_text(encoding="utf-8")
+    text = resources.files("s2s_ray.sweep").joinpath("report.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
     return template.render(**values).encode()

@@ -15,9 +15,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search.optuna import OptunaSearch
 
 from s2s_ray.config import Config, ConfigError
-from s2s_ray.tuning.space import Space
-from s2s_ray.tuning.study import RECALL, SweepStudy, direction, run_name, sampler
-from s2s_ray.tuning.trial import BEGUN, EPOCH, FAILED
+from s2s_ray.sweep.space import Space
+from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
+from s2s_ray.trials.trial import BEGUN, EPOCH, FAILED
 
 History = list[dict[str, Any]]
 """Figures of a run's epochs, as in its `history.json`."""

@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import ConfigError, TuneConfig
-from s2s_ray.filesystem import is_local
-from s2s_ray.tuning.space import Params, Space
+from s2s_ray.storage.filesystem import is_local
+from s2s_ray.sweep.space import Params, Space
 
 JOURNAL = "study.journal"
 RECALL = "recall_at_1"

@@ -20,20 +20,20 @@ from dataclasses import dataclass
 from ray import tune
 
 from s2s_ray import registry, storage
-from s2s_ray.cluster import StoppedError, in_thread
 from s2s_ray.config import Config
-from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.runtime.cluster import StoppedError, in_thread
+from s2s_ray.sweep.progress import SweepProgress
+from s2s_ray.sweep.report import write_report
+from s2s_ray.sweep.search import History, StudySearch, early_stopping
+from s2s_ray.sweep.space import Space, told
+from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
+from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
-from s2s_ray.tuning.claim import DATA_FREE, TRAIN_FREE, claim
-from s2s_ray.tuning.driver import driving
-from s2s_ray.tuning.placement import asked, placement, quieten_tune, slots
-from s2s_ray.tuning.progress import SweepProgress
-from s2s_ray.tuning.report import write_report
-from s2s_ray.tuning.search import History, StudySearch, early_stopping
-from s2s_ray.tuning.space import Space, told
-from s2s_ray.tuning.study import RECALL, SweepStudy, TrialRecord, sampler
-from s2s_ray.tuning.trial import run_trial
+from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.trials.driver import driving
+from s2s_ray.trials.placement import asked, placement, quieten_tune, slots
+from s2s_ray.trials.trial import run_trial
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import save_state
-from s2s_ray.checkpoint_meta import MODEL_FILE, CheckpointError, read_meta
+from s2s_ray.model.checkpoint import save_state
+from s2s_ray.model.checkpoint_meta import MODEL_FILE, CheckpointError, read_meta
 
 logger = logging.getLogger(__name__)
 

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from s2s_ray.checkpoint_meta import read_meta
-from s2s_ray.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.config import Config
 from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
 from s2s_ray.data.schema import Split
-from s2s_ray.losses import allowed_negatives
+from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.model.losses import allowed_negatives
 from s2s_ray.model.pretrained import initialise_street_encoder
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from s2s_ray.collectives import world_size
 from s2s_ray.model.generator import Encoded
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.collectives import world_size
 
 
 @dataclass(frozen=True)

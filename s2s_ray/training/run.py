@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from s2s_ray import storage
-from s2s_ray.checkpoint_meta import check_fits
 from s2s_ray.config import Config
-from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.model.checkpoint_meta import check_fits
+from s2s_ray.training.checkpoints import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

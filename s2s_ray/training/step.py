@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, start_sum, sum_over_ranks, world_size
 from s2s_ray.config import LossConfig, TrainConfig
-from s2s_ray.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
+from s2s_ray.model.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.precision import at_least_float32
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.collectives import gather_rows, start_sum, sum_over_ranks, world_size
 from s2s_ray.training.networks import Networks
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from s2s_ray.collectives import rank
 from s2s_ray.data.dataset import Batch
+from s2s_ray.runtime.collectives import rank
 
 EVERY_S = 5.0
 """Seconds between two settings of the gauges: what reads them asks every ten seconds or less often."""

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from s2s_ray.collectives import gather_rows, rank, sum_over_ranks, world_size
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.sampler import share
@@ -15,6 +14,7 @@ from s2s_ray.evaluation.descriptors import batches, embed_indices, evaluating
 from s2s_ray.evaluation.image_quality import measure
 from s2s_ray.evaluation.recall import recall_at_k
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.collectives import gather_rows, rank, sum_over_ranks, world_size
 
 
 def validation_recall(

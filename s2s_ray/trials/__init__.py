@@ -1,1 +1,1 @@
-"""Sweeps: the search space, the study, the trials, what is told of them."""
+"""What sweeps and ablation studies share: trials, their placement, and the claim on a study."""

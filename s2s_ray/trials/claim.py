@@ -8,7 +8,7 @@ import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.manifest import read_manifest
+from s2s_ray.data.description import read_manifest
 
 # What may differ when trials are continued: it changes no trial's result.
 TRAIN_FREE = (

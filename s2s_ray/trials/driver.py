@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from s2s_ray import conditional, storage
+from s2s_ray import storage
+from s2s_ray.storage import conditional
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pytest
 
 from s2s_ray.config import Config
 from s2s_ray.data.prepare import prepare
-from tests.chaos.runs import Ending, configured, launch
+from tests.support.killed_runs import Ending, configured, launch
 
 EPOCHS = 3  # of three steps each
 

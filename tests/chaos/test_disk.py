@@ -11,11 +11,12 @@ import pytest
 import torch
 from pyarrow import fs
 
-from s2s_ray import filesystem, storage
+from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.manifest import read_manifest
+from s2s_ray.data.description import read_manifest
+from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
-from tests.chaos.runs import Ending, configured
+from tests.support.killed_runs import Ending, configured
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 PAGE = 4096

@@ -12,7 +12,7 @@ import torch
 from s2s_ray.data.dataset import Batch, Sample, collate
 from s2s_ray.training.loop import DivergedError, Trainer
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos.runs import Ending, assert_equal, configured, launch
+from tests.support.killed_runs import Ending, assert_equal, configured, launch
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos.runs import Ending, configured, logged_history
-from tests.commands import started, train, wait_for_step, workers_of
-from tests.processes import kill, processes_of
+from tests.support.commands import started, train, wait_for_step, workers_of
+from tests.support.killed_runs import Ending, configured, logged_history
+from tests.support.processes import kill, processes_of
 
 EPOCHS = 12  # of three steps each
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

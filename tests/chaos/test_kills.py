@@ -14,7 +14,7 @@ import pytest
 from s2s_ray import storage
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos.runs import KILLED, STEPS, Ending, configured, die, killed_at, launch, logged_history
+from tests.support.killed_runs import KILLED, STEPS, Ending, configured, die, killed_at, launch, logged_history
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import Config
+from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos import nodes
-from tests.chaos.runs import Ending, configured
-from tests.commands import ROOT
+from tests.support import simulated_nodes as nodes
+from tests.support.commands import ROOT
+from tests.support.killed_runs import Ending, configured
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from s2s_ray import filesystem, load_checkpoint, registry, storage
+from s2s_ray import load_checkpoint, registry, storage
 from s2s_ray.config import Config
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.verify import verify
+from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos.runs import Ending, assert_equal, before_step, configured
-from tests.commands import train
+from tests.support.commands import train
+from tests.support.killed_runs import Ending, assert_equal, before_step, configured
 
 if TYPE_CHECKING:
-    from tests.faulty_proxy import FaultyProxy
+    from tests.support.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared, pytest.mark.timeout(600)]
 

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from s2s_ray.data.sources.synthetic import surface
-from s2s_ray.data.sources.synthetic.aerial import render_tile
-from s2s_ray.data.sources.synthetic.camera import EYE_M
-from s2s_ray.data.sources.synthetic.contents import Contents
-from s2s_ray.data.sources.synthetic.light import Light, draw_light
-from s2s_ray.data.sources.synthetic.noise import generator
-from s2s_ray.data.sources.synthetic.panorama import render_panorama
-from s2s_ray.data.sources.synthetic.scene import Atlas
-from s2s_ray.data.sources.synthetic.things import BLANK, FLAT, PATCH, ROUND, SOLID, SPOT, TREE
-from s2s_ray.data.sources.synthetic.traffic import Boxes, no_traffic
-from s2s_ray.geometry import polar_transform
+from s2s_ray.city import surface
+from s2s_ray.city.aerial import render_tile
+from s2s_ray.city.camera import EYE_M
+from s2s_ray.city.contents import Contents
+from s2s_ray.city.light import Light, draw_light
+from s2s_ray.city.noise import generator
+from s2s_ray.city.panorama import render_panorama
+from s2s_ray.city.scene import Atlas
+from s2s_ray.city.things import BLANK, FLAT, PATCH, ROUND, SOLID, SPOT, TREE
+from s2s_ray.city.traffic import Boxes, no_traffic
+from s2s_ray.geo.polar import polar_transform
 
 EYE_AT = (1234.5, -678.25)
 HEIGHT, WIDTH = 40, 144

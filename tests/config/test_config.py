@@ -8,7 +8,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from s2s_ray.config import Config, ConfigError, ManifestSourceConfig, SyntheticSourceConfig, load_config, preset_names
+from s2s_ray.config import (
+    Config,
+    ConfigError,
+    ManifestSourceConfig,
+    SyntheticSourceConfig,
+    load_config,
+    preset_names,
+)
 
 PAPER = {
     "model.height": 112,

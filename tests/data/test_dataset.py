@@ -12,14 +12,15 @@ import torch
 from pyarrow import fs
 from torch.utils.data import DataLoader
 
-from s2s_ray import filesystem, storage
+from s2s_ray import storage
 from s2s_ray.config import ConfigError
 from s2s_ray.data.dataset import Batch, PairDataset, Sample, collate
-from s2s_ray.data.manifest import DatasetError
+from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
+from s2s_ray.storage import filesystem
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

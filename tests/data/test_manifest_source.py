@@ -14,10 +14,11 @@ import pytest
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
-from s2s_ray.data.schema import Record, UnreadableImage
+from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
 from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
-from s2s_ray.data.utm import to_utm, utm_zone
+from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.geo.utm import to_utm, utm_zone
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

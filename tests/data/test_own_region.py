@@ -14,15 +14,16 @@ from pyproj import Geod
 
 from s2s_ray.config import Config, ConfigError, ManifestSourceConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.manifest import DatasetError, Geometry
+from s2s_ray.data.description import DatasetError, Geometry
 from s2s_ray.data.prepare import prepare
-from s2s_ray.data.schema import Pair, Record, Treatment, UnreadableImage
+from s2s_ray.data.schema import Pair, Record, Treatment
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.geotiff import GeoTiff
 from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
 from s2s_ray.data.sources.map_tiles import MapTiles
-from s2s_ray.data.utm import to_utm
 from s2s_ray.data.verify import verify
+from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.geo.utm import to_utm
 
 LATITUDE, LONGITUDE = -35.3, 149.1
 MARKS = ((0.0, 40.0), (90.0, 40.0), (200.0, 45.0))  # bearing and metres of a mark in each channel

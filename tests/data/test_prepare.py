@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.data.images import decode
-from s2s_ray.data.manifest import DatasetError, DatasetManifest, Geometry, read_manifest
+from s2s_ray.data.description import DatasetError, DatasetManifest, Geometry, read_manifest
 from s2s_ray.data.prepare import prepare
-from s2s_ray.data.schema import Pair, Record, UnreadableImage
+from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.progress import Advance
+from s2s_ray.geo.images import UnreadableImage, decode
+from s2s_ray.runtime.progress import Advance
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

@@ -17,15 +17,16 @@ from scipy.io import savemat
 from s2s_ray import cli
 from s2s_ray.config import Config, ConfigError, CvactSourceConfig, CvusaSourceConfig, load_config
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.manifest import DatasetError, read_manifest
+from s2s_ray.data.description import DatasetError, read_manifest
 from s2s_ray.data.prepare import prepare
-from s2s_ray.data.schema import Record, UnreadableImage
+from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
 from s2s_ray.data.sources.cvact import CvactSource
 from s2s_ray.data.sources.cvusa import CvusaSource
 from s2s_ray.data.sources.files import ArchiveError
 from s2s_ray.data.verify import verify
-from s2s_ray.data.views import ViewGeometry, prepare_satellite, prepare_street
+from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.geo.views import ViewGeometry, prepare_satellite, prepare_street
 
 PLACE = (692_000.25, 6_090_000.125)
 

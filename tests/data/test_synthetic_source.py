@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
+from s2s_ray.city import scene, surface
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record
-from s2s_ray.data.sources.synthetic import SyntheticSource, scene, surface
+from s2s_ray.data.sources.synthetic import SyntheticSource
 from s2s_ray.evaluation.colour import colour_matching_recall
 
 SMALL = SyntheticSourceConfig(

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from s2s_ray.config import load_config
-from serve.settings import ServeArgs
+from s2s_ray.service.settings import ServeArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kuberay"
@@ -25,7 +25,7 @@ Tree = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def schema() -> Tree:
-    loaded: Tree = yaml.safe_load((ROOT / "tests" / "unit" / "kuberay_schema.yaml").read_text())
+    loaded: Tree = yaml.safe_load((ROOT / "tests" / "deploy" / "kuberay_schema.yaml").read_text())
     return loaded
 
 

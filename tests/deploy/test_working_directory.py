@@ -16,6 +16,6 @@ def test_a_submission_sends_the_code_and_little_else(tmp_path: Path) -> None:
     create_package(str(ROOT), package, include_gitignore=True, excludes=[])
     names = set(zipfile.ZipFile(package).namelist())
     assert package.stat().st_size < LIMIT / 20
-    assert {"jobs/train.py", "serve/app.py", "s2s_ray/training/loop.py", "s2s_ray/presets/paper.yaml"} <= names
+    assert {"jobs/train.py", "serve/app.py", "s2s_ray/training/loop.py", "s2s_ray/config/presets/paper.yaml"} <= names
     left_out = ("tests/", "docs/", "benchmarks/", "deploy/", "demo/", ".git/", ".venv/", "build/")
     assert not [name for name in names if name.startswith(left_out)]

@@ -15,7 +15,6 @@ import torch
 from matplotlib.collections import PathCollection
 from PIL import Image
 
-from s2s_ray.checkpoint import save_model
 from s2s_ray.config import Config, EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
@@ -24,6 +23,7 @@ from s2s_ray.evaluation.evaluate import evaluate
 from s2s_ray.evaluation.figures import draw_figures, save_figures
 from s2s_ray.evaluation.galleries import comparison_gallery
 from s2s_ray.evaluation.report import report_page
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 
 if TYPE_CHECKING:

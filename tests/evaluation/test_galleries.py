@@ -14,7 +14,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from s2s_ray.data.schema import Pixels
 from s2s_ray.evaluation.galleries import (
     TRUE,
     Match,
@@ -28,7 +27,8 @@ from s2s_ray.evaluation.galleries import (
     synthesis_gallery,
     training_curves,
 )
-from s2s_ray.geometry import polar_transform
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.polar import polar_transform
 
 
 def plain(value: int, height: int = 12, width: int = 12) -> Pixels:

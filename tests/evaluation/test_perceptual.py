@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from s2s_ray.config import EvaluationConfig
-from s2s_ray.data.views import to_pixels
 from s2s_ray.evaluation import perceptual
 from s2s_ray.evaluation.perceptual import Perceptual, PerceptualError
+from s2s_ray.geo.views import to_pixels
 
 pytestmark = pytest.mark.slow  # torchvision and torchmetrics take seconds to import
 

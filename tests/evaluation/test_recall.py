@@ -10,14 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2s_ray.evaluation.recall import (
-    DescriptorError,
-    Nearby,
-    Places,
-    nearest,
-    recall_at_k,
-    require_finite,
-)
+from s2s_ray.evaluation.recall import DescriptorError, Nearby, Places, nearest, recall_at_k, require_finite
 from s2s_ray.evaluation.rows import StoredRows
 
 

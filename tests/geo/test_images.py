@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2s_ray.data.images import Encoding, decode, encode
-from s2s_ray.data.schema import Pixels, UnreadableImage
+from s2s_ray.geo.images import Encoding, Pixels, UnreadableImage, decode, encode
 
 
 @pytest.fixture

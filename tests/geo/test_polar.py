@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2s_ray.geometry import flip_pair, panorama_crop, polar_transform, resize_area, roll_to_north
+from s2s_ray.geo.polar import flip_pair, panorama_crop, polar_transform, resize_area, roll_to_north
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

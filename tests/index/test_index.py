@@ -14,6 +14,7 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.geo.prior import Box
 from s2s_ray.index import (
     ENTRIES_FILE,
     INDEX_FILE,
@@ -23,9 +24,8 @@ from s2s_ray.index import (
     ReferenceIndexError,
     read_info,
 )
-from s2s_ray.index_build import build_index
+from s2s_ray.index.build import build_index
 from s2s_ray.model.s2s import S2S
-from s2s_ray.prior import Box
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2

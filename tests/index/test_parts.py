@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint, save_model
 from s2s_ray.config import ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.index import ReferenceIndex
-from s2s_ray.index_build import build_index
-from s2s_ray.index_parts import Build, PartWriter, build_in_parts
+from s2s_ray.index.build import build_index
+from s2s_ray.index.parts import Build, PartWriter, build_in_parts
+from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
 from tests.conftest import PairFolder
 

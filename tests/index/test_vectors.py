@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from s2s_ray import vectors
-from s2s_ray.vectors import CompressedVectors, FlatVectors
+from s2s_ray.index import vectors
+from s2s_ray.index.vectors import CompressedVectors, FlatVectors
 
 COUNT, DIMENSION, K = 6000, 96, 10
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s2s_ray.checkpoint_meta import read_meta
+from s2s_ray.ablation.study import AblationError, ablate
 from s2s_ray.config import Config, ConfigError, load_config
+from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import find_checkpoint
-from s2s_ray.tuning.ablate import AblationError, ablate
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 

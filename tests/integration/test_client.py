@@ -17,15 +17,15 @@ from s2s_ray import registry, storage
 from s2s_ray.cli import main
 from s2s_ray.client import Client, ServiceError
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.images import decode, encode
 from s2s_ray.data.prepare import prepare
-from s2s_ray.index_build import build_index
+from s2s_ray.geo.images import decode, encode
+from s2s_ray.geo.prior import Box, Circle
+from s2s_ray.index.build import build_index
 from s2s_ray.inference import Localizer, Synthesizer
-from s2s_ray.prior import Box, Circle
-from serve.settings import ServeArgs
+from s2s_ray.service.settings import ServeArgs
 from tests.conftest import PairFolder
-from tests.integration.direct import application, listening
-from tests.integration.served import noise, save_tiny
+from tests.support.in_process_service import application, listening
+from tests.support.served import noise, save_tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 

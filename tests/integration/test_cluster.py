@@ -18,24 +18,17 @@ import yaml
 from ray.util import get_node_ip_address
 
 from s2s_ray import registry
-from s2s_ray.checkpoint_meta import read_meta
 from s2s_ray.config import load_config
-from s2s_ray.data.images import encode
-from s2s_ray.data.manifest import read_manifest
+from s2s_ray.data.description import read_manifest
 from s2s_ray.data.sources import open_source
+from s2s_ray.geo.images import encode
 from s2s_ray.index import ReferenceIndex
-from s2s_ray.monitoring.metrics import RAY_PREFIX, TRAINING
-from s2s_ray.training.checkpoint import CheckpointStore
-from tests.commands import workers_of
-from tests.integration.clusters import (
-    LocalCluster,
-    deployed,
-    finished,
-    local_cluster,
-    logs_of,
-    wait_for,
-)
-from tests.processes import processes_of
+from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.runtime.metrics import RAY_PREFIX, TRAINING
+from s2s_ray.training.checkpoints import CheckpointStore
+from tests.support.clusters import LocalCluster, deployed, finished, local_cluster, logs_of, wait_for
+from tests.support.commands import workers_of
+from tests.support.processes import processes_of
 
 EPOCHS = 4
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]

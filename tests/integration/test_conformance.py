@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s2s_ray import cli
 from s2s_ray.config import LossConfig, TrainConfig
-from s2s_ray.geometry import polar_transform
+from s2s_ray.geo.polar import polar_transform
 from s2s_ray.inference import Embedder
 from s2s_ray.model.released import read_released
 from s2s_ray.model.s2s import S2S

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.processes import commands_of
+from tests.support.processes import commands_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration

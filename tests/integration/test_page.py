@@ -16,14 +16,14 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from s2s_ray import registry, storage
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.images import encode
 from s2s_ray.data.prepare import prepare
-from s2s_ray.index_build import build_index
-from serve.page import VENDOR
-from serve.settings import ServeArgs
+from s2s_ray.geo.images import encode
+from s2s_ray.index.build import build_index
+from s2s_ray.service.http.page import VENDOR
+from s2s_ray.service.settings import ServeArgs
 from tests.conftest import PairFolder
-from tests.integration.direct import application, listening
-from tests.integration.served import save_tiny
+from tests.support.in_process_service import application, listening
+from tests.support.served import save_tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -250,7 +250,7 @@ def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
 
 def test_the_documentation_works_offline(browser: Browser, url: str) -> None:
     if not VENDOR.is_dir():
-        pytest.skip("serve/static/vendor is empty: `make setup` fetches it where npm is installed")
+        pytest.skip("s2s_ray/service/static/vendor is empty: `make setup` fetches it where npm is installed")
     page = browser.new_page(viewport=DESKTOP)
     others: list[Any] = []
     page.on("request", lambda asked: others.append(asked.url) if not local(asked.url, url) else None)

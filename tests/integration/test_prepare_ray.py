@@ -16,14 +16,14 @@ import psutil
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.checkpoint import save_model
 from s2s_ray.config import Config, ModelConfig
-from s2s_ray.data.manifest import DatasetError
+from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
 from s2s_ray.index import ReferenceIndex
-from s2s_ray.index_parts import Build, PartWriter, build_in_parts
+from s2s_ray.index.parts import Build, PartWriter, build_in_parts
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
-from tests.processes import kill, processes_of, wait_for_the_end_of
+from tests.support.processes import kill, processes_of, wait_for_the_end_of
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from s2s_ray.data.images import decode, encode
+from s2s_ray.geo.images import decode, encode
 from s2s_ray.inference import Synthesizer
-from tests.integration.callers import settled
-from tests.integration.served import SCARCE, TILES, TINY, Running, noise, replicas, running_in
-from tests.mutations import uploads
+from tests.support.callers import settled
+from tests.support.served import SCARCE, TILES, TINY, Running, noise, replicas, running_in
+from tests.support.uploads import uploads
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

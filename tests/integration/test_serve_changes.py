@@ -12,19 +12,9 @@ import psutil
 import pytest
 
 from s2s_ray import registry
-from s2s_ray.data.images import encode
-from tests.integration.callers import (
-    expected,
-    flood,
-    kill_ingress,
-    kill_replicas,
-    load,
-    many_at_once,
-    raw,
-    summary,
-    until,
-)
-from tests.integration.served import PATIENT_S, SCARCE, Running, noise, publish, replicas, running_in
+from s2s_ray.geo.images import encode
+from tests.support.callers import expected, flood, kill_ingress, kill_replicas, load, many_at_once, raw, summary, until
+from tests.support.served import PATIENT_S, SCARCE, Running, noise, publish, replicas, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -9,9 +9,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from tests.integration.callers import PANORAMA, flood, kill_ingress, kill_replicas, raw
-from tests.integration.served import PATIENT_S, SCARCE, Running, behind_haproxy, running_in
-from tests.processes import processes_of
+from tests.support.callers import PANORAMA, flood, kill_ingress, kill_replicas, raw
+from tests.support.processes import processes_of
+from tests.support.served import PATIENT_S, SCARCE, Running, behind_haproxy, running_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -12,10 +12,10 @@ import pytest
 
 from s2s_ray import registry
 from s2s_ray.inference import Localizer
-from tests.integration.callers import load, patient, raw, summary, until
-from tests.integration.clusters import deployed, local_cluster, wait_for
-from tests.integration.served import Running, publish
-from tests.processes import commands_of, kill, processes_of
+from tests.support.callers import load, patient, raw, summary, until
+from tests.support.clusters import deployed, local_cluster, wait_for
+from tests.support.processes import commands_of, kill, processes_of
+from tests.support.served import Running, publish
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 DEPLOYMENTS = ("Ingress", "StreetEmbedding", "Search")

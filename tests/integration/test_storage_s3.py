@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from s2s_ray import conditional, filesystem, storage
+from s2s_ray import storage
 from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.verify import verify
-from s2s_ray.storage import NotFoundError, StorageError
+from s2s_ray.storage import NotFoundError, StorageError, conditional, filesystem
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
-    from tests.faulty_proxy import FaultyProxy
+    from tests.support.faulty_proxy import FaultyProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared]
 

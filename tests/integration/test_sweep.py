@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint
 from s2s_ray.config import load_config
+from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.training.loop import Trainer
-from tests.commands import started
-from tests.processes import wait_for_the_end_of
+from tests.support.commands import started
+from tests.support.processes import wait_for_the_end_of
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from s2s_ray.training.checkpoint import CheckpointStore
-from tests.commands import started, train, wait_for_step
-from tests.processes import commands_of
+from s2s_ray.training.checkpoints import CheckpointStore
+from tests.support.commands import started, train, wait_for_step
+from tests.support.processes import commands_of
 
 EPOCHS = 6  # of three steps each
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

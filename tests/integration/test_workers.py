@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from s2s_ray.collectives import gather_rows, rank, sum_over_ranks, world_size
 from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
 from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.collectives import gather_rows, rank, sum_over_ranks, world_size
 from s2s_ray.training.step import TrainingStep
 
 WORKERS = 4

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from s2s_ray import S2S, load_checkpoint, storage
-from s2s_ray.checkpoint import save_model
-from s2s_ray.checkpoint_meta import CheckpointError, check_fits
 from s2s_ray.config import ModelConfig
-from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.model.checkpoint import save_model
+from s2s_ray.model.checkpoint_meta import CheckpointError, check_fits
+from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.run import RunError, find_checkpoint
 
 SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)

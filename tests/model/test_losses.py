@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2s_ray.losses import (
+from s2s_ray.model.losses import (
     adversarial_loss,
     allowed_negatives,
     reconstruction_loss,

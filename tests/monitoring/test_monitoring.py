@@ -23,16 +23,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import save_model
 from s2s_ray.cli import main
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.prepare import prepare
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.monitoring.exporter import exporting
 from s2s_ray.monitoring.inventory import take_inventory
-from s2s_ray.monitoring.metrics import RAY_PREFIX, STORAGE, TRAINING
 from s2s_ray.monitoring.status import DeploymentStatus, StatusError, age, dashboard_address, deployments, show
+from s2s_ray.runtime.metrics import RAY_PREFIX, STORAGE, TRAINING
+from s2s_ray.sweep.study import SweepStudy, read_records
 from s2s_ray.training.loop import DivergedError, Trainer
-from s2s_ray.tuning.study import SweepStudy, read_records
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import load_checkpoint, save_model
 from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
+from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.registry import RegistryError
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from s2s_ray.cluster import in_thread
+from s2s_ray.runtime.cluster import in_thread
 
 
 def test_a_stopped_job_is_an_interrupted_one() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s2s_ray.monitoring.gauges import RayGauges
-from s2s_ray.monitoring.metrics import TRAINING
+from s2s_ray.runtime.gauges import RayGauges
+from s2s_ray.runtime.metrics import TRAINING
 
 
 @pytest.mark.parametrize("name", TRAINING)

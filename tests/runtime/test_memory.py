@@ -9,7 +9,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from s2s_ray.memory import keep_memory
+from s2s_ray.runtime.memory import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def faults():

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from s2s_ray import progress as module
-from s2s_ray.progress import progress
+from s2s_ray.runtime import progress as module
+from s2s_ray.runtime.progress import progress
 
 
 @pytest.fixture

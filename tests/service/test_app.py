@@ -30,23 +30,23 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import save_model
 from s2s_ray.config import ModelConfig
-from s2s_ray.data.images import decode, encode
-from s2s_ray.data.views import ViewGeometry
+from s2s_ray.geo.images import decode, encode
+from s2s_ray.geo.prior import Box, Circle
+from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
-from s2s_ray.prior import Box, Circle
-from serve import answers
-from serve.app import build
-from serve.ingress import create_api
-from serve.models import StreetEmbedding
-from serve.releases import ReleaseKey, ReleaseNotLoadedError
-from serve.requests import negotiate
-from serve.schemas import finite
-from serve.served import resolve
-from serve.settings import ModelScaling, ServeArgs
-from tests.serve_fakes import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
+from s2s_ray.service.app import build
+from s2s_ray.service.http import responses as answers
+from s2s_ray.service.http.ingress import create_api
+from s2s_ray.service.http.requests import negotiate
+from s2s_ray.service.http.schemas import finite
+from s2s_ray.service.replicas.models import StreetEmbedding
+from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError
+from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.settings import ModelScaling, ServeArgs
+from tests.support.fake_service import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
@@ -400,7 +400,7 @@ def test_overload_and_damaged_releases_are_503_with_retry_after(
 
 
 def test_a_lost_replica_is_asked_again_elsewhere(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.exchange._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("s2s_ray.service.http.exchange._FIRST_PAUSE_S", 0.001)
     faults = [RayActorError(), ObjectLostError("ab", None, "")]
 
     def answer(_view: Any) -> Any:
@@ -479,7 +479,7 @@ def test_tokens(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
         assert response.headers["www-authenticate"].startswith("Bearer")
         assert SECRET not in sentence(response)
     assert ask(fakes, "GET", "/v1/model").status_code == 401
-    with caplog.at_level("INFO", logger="s2s_ray.serve.access"):
+    with caplog.at_level("INFO", logger="s2s_ray.service.access"):
         bearer = {"authorization": f"Bearer {SECRET}"}
         assert post(fakes, "/v1/embed/street", flat(40, 100), headers=bearer).status_code == 200
     fields = caplog.records[-1].__dict__["fields"]
@@ -640,7 +640,7 @@ def test_the_deployed_configuration_is_valid() -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert schema.http_options.host == "127.0.0.1"
     [application] = schema.applications
-    assert application.import_path == "serve.app:build"
+    assert application.import_path == "s2s_ray.service.app:build"
     args = ServeArgs.model_validate(application.args)
     assert args == ServeArgs(registry="registry", name="default")
     assert args.street == ModelScaling()

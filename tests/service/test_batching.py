@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from serve.batching import Batcher
+from s2s_ray.service.replicas.batching import Batcher
 
 
 class Slow:

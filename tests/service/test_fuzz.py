@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serve.ingress import create_api
-from tests.mutations import uploads
-from tests.serve_fakes import Fakes
+from s2s_ray.service.http.ingress import create_api
+from tests.support.fake_service import Fakes
+from tests.support.uploads import uploads
 
 COUNT = int(os.environ.get("S2S_FUZZ", "500"))
 DOCUMENTED = {200, 400, 406, 413, 415, 422}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve.haproxy import environment
+from s2s_ray.service.deploy.haproxy import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENERS = "frontend figures\n    bind :19101\n    mode http\nlisten stats\n  bind *:18404\n  mode http\n"
@@ -16,7 +16,7 @@ DEFAULTS = "defaults\n    timeout client 1s\n    timeout connect 1s\n    timeout
 
 def test_the_command_prints_what_a_shell_takes(tmp_path: Path) -> None:
     folder = tmp_path / "a place"
-    command = [sys.executable, "-m", "serve.haproxy", str(folder)]
+    command = [sys.executable, "-m", "s2s_ray.service.deploy.haproxy", str(folder)]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     shell = f"{printed}\nenv"
     set_ = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.exporter import merge
+from s2s_ray.service.http.metrics import merge
 
 NODE = """# HELP ray_s2s_requests_total Answered requests.
 # TYPE ray_s2s_requests_total counter

@@ -15,9 +15,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from s2s_ray.data.images import encode
-from serve.ingress import create_api
-from tests.serve_fakes import Fakes, flat
+from s2s_ray.geo.images import encode
+from s2s_ray.service.http.ingress import create_api
+from tests.support.fake_service import Fakes, flat
 
 PICTURES = [encode(flat(40, 100), "png"), encode(flat(50, 50), "png"), encode(flat(40, 100), "jpeg"), b"", b"no image"]
 for kind in ("image/png", "image/jpeg", "image/webp", "image/tiff", "application/octet-stream"):

@@ -10,15 +10,15 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from s2s_ray.data.views import ViewGeometry
+from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.registry import RegistryError
-from serve import rollout as module
-from serve.releases import ReleaseKey, ReleaseNotLoadedError
-from serve.replica import MOST_HELD, ReleaseSlots
-from serve.rollout import Rollout
-from serve.schemas import IndexDescription, ModelInfo
-from serve.served import ServedRelease
-from serve.settings import ModelScaling, ServeArgs
+from s2s_ray.service.http.schemas import IndexDescription, ModelInfo
+from s2s_ray.service.replicas.replica import MOST_HELD, ReleaseSlots
+from s2s_ray.service.rollout import rollout as module
+from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError
+from s2s_ray.service.rollout.rollout import Rollout
+from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.settings import ModelScaling, ServeArgs
 
 ARGS = ServeArgs(registry="r", name="n", satellite=ModelScaling(min_replicas=0))
 NAMES = ("street", "satellite", "synthesis", "search")

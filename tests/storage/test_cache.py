@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from s2s_ray import filesystem, storage
+from s2s_ray import storage
 from s2s_ray.config import ConfigError
-from s2s_ray.data.cache import ShardCache
-from s2s_ray.data.manifest import DatasetError, FileInfo
+from s2s_ray.data.description import DatasetError, FileInfo
+from s2s_ray.storage import filesystem
+from s2s_ray.storage.cache import ShardCache
 
 SHARDS = 6
 URI = "s3://bucket/set"

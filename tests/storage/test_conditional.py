@@ -9,7 +9,8 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from s2s_ray import conditional, storage
+from s2s_ray import storage
+from s2s_ray.storage import conditional
 
 
 def test_the_second_of_two_writers_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from s2s_ray import filesystem, storage
-from s2s_ray.storage import DamagedError, NotFoundError, StorageError
+from s2s_ray import storage
+from s2s_ray.storage import DamagedError, NotFoundError, StorageError, filesystem
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_publication_cut_short_does_not_exist(release: Path, tmp_path: Path, m
             raise KeyboardInterrupt
         upload(path, target)
 
-    monkeypatch.setattr(storage, "upload", fail_on_second)
+    monkeypatch.setattr(files, "upload", fail_on_second)
     with pytest.raises(KeyboardInterrupt):
         storage.publish(release, uri)
     assert storage.exists(storage.join(uri, "a.bin"))
@@ -261,7 +261,7 @@ def test_an_upload_that_arrives_damaged_is_made_again(
         if path.name == "a.bin" and damaged.pop(0):
             (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999 + b"b")
 
-    monkeypatch.setattr(storage, "upload", spoil)
+    monkeypatch.setattr(files, "upload", spoil)
     uri = str(tmp_path / "store")
     damaged += [False]
     storage.publish(release, uri)

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from s2s_ray import registry
 from s2s_ray.client import Client
-from s2s_ray.data.images import encode
+from s2s_ray.geo.images import encode
 from s2s_ray.inference import Localizer
-from tests.integration.served import PATIENT_S, Running, noise, replicas
+from tests.support.served import PATIENT_S, Running, noise, replicas
 
 T = TypeVar("T")
 PANORAMA = noise(60, 120, 3)

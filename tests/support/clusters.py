@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.processes import kill, processes_of
+from tests.support.processes import kill, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from s2s_ray.training.checkpoint import CheckpointStore
-from tests.processes import processes_of
+from s2s_ray.training.checkpoints import CheckpointStore
+from tests.support.processes import processes_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def train(settings: list[str], storage: Path | str, name: str, epochs: int) -> list[str]:

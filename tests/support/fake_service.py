@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.data.views import ViewGeometry
-from serve.exchange import Service
-from serve.releases import ReleaseKey
-from serve.rollout import Rollout
-from serve.schemas import IndexDescription, ModelInfo
-from serve.served import ServedRelease
-from serve.settings import ServeArgs
+from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.service.http.exchange import Service
+from s2s_ray.service.http.schemas import IndexDescription, ModelInfo
+from s2s_ray.service.rollout.releases import ReleaseKey
+from s2s_ray.service.rollout.rollout import Rollout
+from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.settings import ServeArgs
 
 HEIGHT, WIDTH, COUNT = 32, 72, 12
 GEOMETRY = ViewGeometry(HEIGHT, WIDTH)

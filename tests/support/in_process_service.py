@@ -17,11 +17,11 @@ from fastapi import FastAPI
 
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
-from serve.exchange import Service
-from serve.ingress import create_api
-from serve.rollout import Rollout
-from serve.served import resolve
-from serve.settings import ServeArgs
+from s2s_ray.service.http.exchange import Service
+from s2s_ray.service.http.ingress import create_api
+from s2s_ray.service.rollout.rollout import Rollout
+from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.settings import ServeArgs
 
 
 class Direct:

@@ -24,12 +24,12 @@ import yaml
 from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint import save_model
 from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Localizer
+from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
-from tests.processes import processes_of
+from tests.support.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ModelConfig(

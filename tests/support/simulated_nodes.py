@@ -20,14 +20,14 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
-from s2s_ray.cluster import log_plainly
-from s2s_ray.collectives import rank, world_size
 from s2s_ray.config import Config
-from s2s_ray.training.checkpoint import CheckpointStore
+from s2s_ray.runtime.cluster import log_plainly
+from s2s_ray.runtime.collectives import rank, world_size
+from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.loop import Report, Trainer
 from s2s_ray.training.ray_train import TrainResult, train
 from s2s_ray.training.run import checkpoint_store
-from tests.chaos.runs import before_step
+from tests.support.killed_runs import before_step
 
 PATIENCE_S = 150.0
 ELASTIC_STEPS = (2, 5)

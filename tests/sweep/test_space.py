@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from s2s_ray.config import Config, ConfigError, load_config, value_at, with_values
-from s2s_ray.tuning.space import Space
+from s2s_ray.sweep.space import Space
 
 
 def space(*parameters: tuple[str, dict[str, Any]], **sections: dict[str, Any]) -> Space:

@@ -11,12 +11,12 @@ import pytest
 from optuna.trial import TrialState
 
 from s2s_ray.config import Config, ConfigError
-from s2s_ray.tuning import sweep
-from s2s_ray.tuning.report import write_report
-from s2s_ray.tuning.search import StandIn, StudySearch, early_stopping
-from s2s_ray.tuning.space import Space
-from s2s_ray.tuning.study import SweepStudy, run_name, sampler
-from s2s_ray.tuning.trial import BEGUN, EPOCH, FAILED, BestSoFar
+from s2s_ray.sweep import sweep
+from s2s_ray.sweep.report import write_report
+from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
+from s2s_ray.sweep.space import Space
+from s2s_ray.sweep.study import SweepStudy, run_name, sampler
+from s2s_ray.trials.trial import BEGUN, EPOCH, FAILED, BestSoFar
 
 SPACE = {"loss.alpha": {"low": 1.0, "high": 100.0, "log": True}, "mining.start": {"choices": ["never", "plateau"]}}
 

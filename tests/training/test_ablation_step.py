@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2s_ray.config import Ablation, Config, ConfigError, LossConfig, ModelConfig, TrainConfig
-from s2s_ray.losses import triplet_loss
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.blocks import power_iterate
+from s2s_ray.model.losses import triplet_loss
 from s2s_ray.model.s2s import S2S, NoSynthesisError
 from s2s_ray.training.step import TrainingStep
 

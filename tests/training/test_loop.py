@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from s2s_ray import storage
-from s2s_ray.checkpoint_meta import CheckpointError, read_meta
 from s2s_ray.config import Config, load_config
-from s2s_ray.data.manifest import DatasetError
+from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
+from s2s_ray.model.checkpoint_meta import CheckpointError, read_meta
 from s2s_ray.training.loop import DivergedError, Trainer, check_ready
 from s2s_ray.training.run import RunError, checkpoint_store, load_run_config, run_uri
 

@@ -14,7 +14,7 @@ import torch
 from s2s_ray import storage
 from s2s_ray.config import Config, ConfigError, with_values
 from s2s_ray.data.prepare import prepare
-from s2s_ray.monitoring.metrics import TRAINING
+from s2s_ray.runtime.metrics import TRAINING
 from s2s_ray.training import telemetry
 from s2s_ray.training.loop import DivergedError, Trainer
 from s2s_ray.training.run import run_uri

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from s2s_ray.tuning import driver
-from s2s_ray.tuning.driver import DRIVER_FILE, SILENT_S, driving
+from s2s_ray.trials import driver
+from s2s_ray.trials.driver import DRIVER_FILE, SILENT_S, driving
 
 
 class RefusedError(ValueError):
@@ -21,7 +21,7 @@ class RefusedError(ValueError):
 
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom s2s_ray.tuning.driver import driving\n"
+        "import sys\nfrom s2s_ray.trials.driver import driving\n"
         f"with driving({str(tmp_path)!r}, 'sweep', ValueError):\n"
         "    print('drives', flush=True)\n    sys.stdin.read()\n"
     )

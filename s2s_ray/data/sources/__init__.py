@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, SyntheticSourceConfig
-from s2s_ray.data.manifest import Geometry
+from s2s_ray.data.description import Geometry
 from s2s_ray.data.schema import Source, Split
 
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from s2s_ray import storage
 from s2s_ray.config import CvactSourceConfig
-from s2s_ray.data.images import decode
-from s2s_ray.data.schema import Pair, Pixels, Record, Split, Treatment, UnreadableImage
+from s2s_ray.data.schema import Pair, Record, Split, Treatment
 from s2s_ray.data.sources.files import ArchiveError, read_archive_file, require_panorama
-from s2s_ray.data.utm import to_degrees
-from s2s_ray.data.views import FULL_SPHERE_ROWS
+from s2s_ray.geo.images import Pixels, UnreadableImage, decode
+from s2s_ray.geo.utm import to_degrees
+from s2s_ray.geo.views import FULL_SPHERE_ROWS
 
 INDEX = "ACT_data.mat"
 FOLDERS = {"val": "ANU_data_small", "test": "ANU_data_test"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from s2s_ray import storage
-from s2s_ray.data.images import decode
-from s2s_ray.data.schema import Pixels, UnreadableImage
+from s2s_ray.geo.images import Pixels, UnreadableImage, decode
 
 
 class ArchiveError(ValueError):

@@ -8,7 +8,7 @@ import numpy as np
 
 from s2s_ray import storage
 from s2s_ray.config import ConfigError
-from s2s_ray.data.schema import Pixels, UnreadableImage
+from s2s_ray.geo.images import Pixels, UnreadableImage
 
 
 class GeoTiff:

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
-from s2s_ray.data.schema import SPLITS, Pair, Pixels, Record, Split, Treatment
+from s2s_ray.data.schema import SPLITS, Pair, Record, Split, Treatment
 from s2s_ray.data.sources.files import read_image
-from s2s_ray.data.utm import to_utm, utm_zone
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.utm import to_utm, utm_zone
 
 OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
 _SHOWN = 5

@@ -10,8 +10,7 @@ from PIL import Image
 
 from s2s_ray import storage
 from s2s_ray.config import ConfigError
-from s2s_ray.data.images import decode
-from s2s_ray.data.schema import Pixels, UnreadableImage
+from s2s_ray.geo.images import Pixels, UnreadableImage, decode
 
 _SUFFIXES = ("png", "jpg", "jpeg", "webp")
 _KEPT = 256  # map tiles kept decoded: places close to each other share them

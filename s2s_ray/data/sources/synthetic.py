@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from pyproj import Transformer
 
+from s2s_ray.city.aerial import render_tile
+from s2s_ray.city.camera import VIEW_M
+from s2s_ray.city.city import City
+from s2s_ray.city.light import SHADOW_REACH_M, draw_light
+from s2s_ray.city.noise import generator
+from s2s_ray.city.panorama import SHADE_M, render_panorama
+from s2s_ray.city.positions import positions
+from s2s_ray.city.scene import SIDE, Atlas, Scene
+from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
+from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split, Treatment
-from s2s_ray.data.sources.synthetic.aerial import render_tile
-from s2s_ray.data.sources.synthetic.camera import VIEW_M
-from s2s_ray.data.sources.synthetic.city import City
-from s2s_ray.data.sources.synthetic.light import SHADOW_REACH_M, draw_light
-from s2s_ray.data.sources.synthetic.noise import generator
-from s2s_ray.data.sources.synthetic.panorama import SHADE_M, render_panorama
-from s2s_ray.data.sources.synthetic.positions import positions
-from s2s_ray.data.sources.synthetic.scene import SIDE, Atlas, Scene
-from s2s_ray.data.sources.synthetic.traffic import REACH_M as TRAFFIC_M
-from s2s_ray.data.sources.synthetic.traffic import draw_traffic
 
 ZONE = 32755
 ORIGIN = (692_000.0, 6_090_000.0)  # easting and northing of the city's origin in the zone

@@ -1,6 +1,6 @@
 """Serve behind the HAProxy that Ray brings along; Ray's Python proxy adds more to a request (benchmarks/serve.py).
 
-    eval "$(python -m serve.haproxy /run/s2s-haproxy)"      before `ray start`, on every node
+    eval "$(python -m s2s_ray.service.deploy.haproxy /run/s2s-haproxy)"      before `ray start`, on every node
 
 It forwards to the ingress replicas directly. Ray 2.60 lets its statistics and metrics listen on every interface,
 whatever host Serve is given; the program written here binds them to loopback before it starts HAProxy.
@@ -66,6 +66,6 @@ def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m serve.haproxy FOLDER")
+        sys.exit("usage: python -m s2s_ray.service.deploy.haproxy FOLDER")
     for name, value in environment(Path(sys.argv[1])).items():
         print(f"export {name}={shlex.quote(value)}")

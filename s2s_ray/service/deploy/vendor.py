@@ -1,4 +1,4 @@
-"""`python -m serve.vendor`: what the page and `/docs` need of others, from npm, into `serve/static/vendor`.
+"""`python -m s2s_ray.service.deploy.vendor` installs the page's npm files into `service/static/vendor`.
 
 Versions and hashes are pinned: a package that is not to the bit what it was is refused. Nothing of it is in the
 repository. Where npm is not at hand the service works without: no map on the page, no interactive `/docs`.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from s2s_ray.cli import run
 
-VENDOR = Path(__file__).with_name("static") / "vendor"
+VENDOR = Path(__file__).parents[1] / "static" / "vendor"
 
 
 class Package(NamedTuple):

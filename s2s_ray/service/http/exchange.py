@@ -19,16 +19,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.releases import ReleaseNotLoadedError
-from serve.requests import RequestError
-from serve.rollout import Rollout
-from serve.served import ServedRelease
-from serve.settings import ServeArgs
-from serve.telemetry import Recorder
+from s2s_ray.service.http.requests import RequestError
+from s2s_ray.service.rollout.releases import ReleaseNotLoadedError
+from s2s_ray.service.rollout.rollout import Rollout
+from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.settings import ServeArgs
+from s2s_ray.service.telemetry import Recorder
 
 T = TypeVar("T")
-access = logging.getLogger("s2s_ray.serve.access")
-log = logging.getLogger("s2s_ray.serve")
+access = logging.getLogger("s2s_ray.service.access")
+log = logging.getLogger("s2s_ray.service")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOST = (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError, ObjectLostError)

@@ -21,14 +21,14 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from starlette.exceptions import HTTPException
 
+from s2s_ray.service.http import page, routes
+from s2s_ray.service.http.exchange import Frame, Service
+from s2s_ray.service.http.requests import RequestError
+from s2s_ray.service.rollout.rollout import Rollout
+from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.settings import ServeArgs
+from s2s_ray.service.telemetry import IngressMetrics, log_in_json
 from s2s_ray.version import code_version
-from serve import page, routes
-from serve.exchange import Frame, Service
-from serve.requests import RequestError
-from serve.rollout import Rollout
-from serve.served import ServedRelease
-from serve.settings import ServeArgs
-from serve.telemetry import IngressMetrics, log_in_json
 
 
 def create_api(service: Service) -> FastAPI:
@@ -45,7 +45,7 @@ def create_api(service: Service) -> FastAPI:
         summary="Satellite-to-street embedding, synthesis and localisation",
         version=code_version(),
         lifespan=lifespan,
-        docs_url=None,  # with files of our own: serve.page
+        docs_url=None,  # with files of our own: s2s_ray.service.http.page
         redoc_url=None,
     )
     api.state.service = service

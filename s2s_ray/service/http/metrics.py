@@ -12,7 +12,7 @@ import logging
 import httpx
 import ray
 
-log = logging.getLogger("s2s_ray.serve")
+log = logging.getLogger("s2s_ray.service")
 
 PREFIXES = ("ray_s2s_", "ray_serve_")
 _TIMEOUT_S = 5.0

@@ -12,10 +12,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-from serve.settings import ServeArgs
+from s2s_ray.service.settings import ServeArgs
 
-STATIC = Path(__file__).with_name("static")
-VENDOR = STATIC / "vendor"  # filled by `python -m serve.vendor`
+STATIC = Path(__file__).parents[1] / "static"
+VENDOR = STATIC / "vendor"  # filled by `python -m s2s_ray.service.deploy.vendor`
 _NO_DOCS = """<!doctype html><html lang="en"><title>s2s-ray</title><p>The interactive documentation is not installed:
 <code>make setup</code> fetches it. The interface is described in <a href="openapi.json">openapi.json</a>."""
 

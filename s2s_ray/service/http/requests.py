@@ -12,8 +12,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from s2s_ray.data.schema import Layout
-from s2s_ray.prior import Box, Circle, Prior, PriorError, check_position
+from s2s_ray.geo.images import Layout
+from s2s_ray.geo.prior import Box, Circle, Prior, PriorError, check_position
 
 LARGEST_K = 100
 DEFAULT_K = 10
@@ -220,7 +220,7 @@ async def deadline(
         ),
     ] = None,
 ) -> None:
-    """Documents the header; the frame around the routes obeys it (`serve.exchange.Frame`)."""
+    """Documents the header; the frame around the routes obeys it (`s2s_ray.service.http.exchange.Frame`)."""
 
 
 Images = Annotated[Uploads, Depends(_uploads)]

@@ -11,11 +11,10 @@ import orjson
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
-from s2s_ray.data.images import Encoding, encode
-from s2s_ray.data.schema import Pixels
+from s2s_ray.geo.images import Encoding, Pixels, encode
+from s2s_ray.geo.prior import distances_m
 from s2s_ray.index import Descriptors
-from s2s_ray.prior import distances_m
-from serve.requests import Uploads
+from s2s_ray.service.http.requests import Uploads
 
 JSON, NPY, GEOJSON = "application/json", "application/x-npy", "application/geo+json"
 ENCODINGS: dict[str, Encoding] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}

@@ -14,14 +14,13 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from s2s_ray import registry, storage
-from s2s_ray.data.images import decode
-from s2s_ray.data.schema import Pixels, TooManyPixels, UnreadableImage
-from s2s_ray.data.views import ViewError
+from s2s_ray.geo.images import Pixels, TooManyPixels, UnreadableImage, decode
+from s2s_ray.geo.views import ViewError
 from s2s_ray.index import Descriptors
-from serve import answers
-from serve.exchange import Exchange
-from serve.exporter import scrape
-from serve.requests import (
+from s2s_ray.service.http import responses as answers
+from s2s_ray.service.http.exchange import Exchange
+from s2s_ray.service.http.metrics import scrape
+from s2s_ray.service.http.requests import (
     DEFAULT_K,
     IMAGE_BODY,
     Area,
@@ -37,7 +36,7 @@ from serve.requests import (
     accepted,
     deadline,
 )
-from serve.schemas import (
+from s2s_ray.service.http.schemas import (
     Error,
     Examples,
     Health,
@@ -52,7 +51,7 @@ from serve.schemas import (
     Synthesis,
     TileCollection,
 )
-from serve.security import administrator, authorized
+from s2s_ray.service.http.security import administrator, authorized
 
 _REFUSALS = {
     400: "Undecodable image, or a parameter that is not allowed",

@@ -12,8 +12,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from serve.requests import RequestError
-from serve.settings import Token
+from s2s_ray.service.http.requests import RequestError
+from s2s_ray.service.settings import Token
 
 _bearer = HTTPBearer(auto_error=False, description="Only where the service is configured with tokens.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

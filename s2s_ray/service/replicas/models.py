@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.data.schema import Pixels
+from s2s_ray.geo.images import Pixels
 from s2s_ray.index import Descriptors
 from s2s_ray.inference import Embedder, Synthesizer
-from s2s_ray.memory import keep_memory
-from serve.batching import Batcher
-from serve.releases import ReleaseKey
-from serve.replica import Replica, Timed
-from serve.settings import ModelScaling, ServeArgs
-from serve.telemetry import ModelMetrics
+from s2s_ray.runtime.memory import keep_memory
+from s2s_ray.service.replicas.batching import Batcher
+from s2s_ray.service.replicas.replica import Replica, Timed
+from s2s_ray.service.rollout.releases import ReleaseKey
+from s2s_ray.service.settings import ModelScaling, ServeArgs
+from s2s_ray.service.telemetry import ModelMetrics
 
 M = TypeVar("M", Embedder, Synthesizer)
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serve.releases import ReleaseKey, ReleaseNotLoadedError, candidates, locate
-from serve.settings import ServeArgs
+from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError, candidates, locate
+from s2s_ray.service.settings import ServeArgs
 
-log = logging.getLogger("s2s_ray.serve")
+log = logging.getLogger("s2s_ray.service")
 
 T = TypeVar("T")
 MOST_HELD = 2  # the current release and the next, or the one before

@@ -7,12 +7,12 @@ import time
 
 import faiss
 
+from s2s_ray.geo.prior import Prior
 from s2s_ray.index import Descriptors, ReferenceIndex
-from s2s_ray.prior import Prior
-from serve.releases import ReleaseKey
-from serve.replica import Replica, Timed
-from serve.settings import ServeArgs
-from serve.telemetry import ProcessMetrics
+from s2s_ray.service.replicas.replica import Replica, Timed
+from s2s_ray.service.rollout.releases import ReleaseKey
+from s2s_ray.service.settings import ServeArgs
+from s2s_ray.service.telemetry import ProcessMetrics
 
 
 class Search(Replica[ReferenceIndex]):

@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from s2s_ray import registry, storage
-from s2s_ray.checkpoint_meta import model_config, read_meta
 from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, read_info
-from serve.settings import ServeArgs
+from s2s_ray.model.checkpoint_meta import model_config, read_meta
+from s2s_ray.service.settings import ServeArgs
 
 
 class ReleaseKey(NamedTuple):

@@ -12,11 +12,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray import registry, storage
-from serve.releases import ReleaseKey, ReleaseNotLoadedError, candidates
-from serve.served import ServedRelease, resolve
-from serve.settings import ServeArgs
+from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError, candidates
+from s2s_ray.service.rollout.served import ServedRelease, resolve
+from s2s_ray.service.settings import ServeArgs
 
-log = logging.getLogger("s2s_ray.serve")
+log = logging.getLogger("s2s_ray.service")
 
 PREPARE_S = 600.0  # longest wait for all replicas to load a release
 RETRY_FAULTY_S = 30.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s2s_ray.data.views import ViewGeometry
-from serve.releases import ReleaseKey, locate
-from serve.schemas import IndexDescription, ModelInfo, finite
-from serve.settings import ServeArgs
+from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.service.http.schemas import IndexDescription, ModelInfo, finite
+from s2s_ray.service.rollout.releases import ReleaseKey, locate
+from s2s_ray.service.settings import ServeArgs
 
 
 @dataclass(frozen=True, slots=True)

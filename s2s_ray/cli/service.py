@@ -1,4 +1,4 @@
-"""`python -m serve --registry URI --name NAME`: serve a release on this machine until Ctrl-C."""
+"""The verb that serves a release on this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from s2s_ray.cli import run
-from s2s_ray.cluster import ray_cluster
+app = typer.Typer()
 
 
-def main(
+@app.command()
+def serve(
     registry: Annotated[
         str | None, typer.Option(help="Root of the registry: a directory or an object-store URI.")
     ] = None,
@@ -39,13 +39,15 @@ def main(
     given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
     with ExitStack() as stack:
         if haproxy:
-            from serve.haproxy import environment
+            from s2s_ray.service.deploy.haproxy import environment
 
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2s-haproxy-"))
             os.environ.update(environment(Path(folder), free_ports=True))  # before Ray is imported, which reads it once
+        from s2s_ray.runtime.cluster import ray_cluster
+
         stack.enter_context(ray_cluster())
-        from serve.local import serving
-        from serve.settings import ServeArgs
+        from s2s_ray.service.local import serving
+        from s2s_ray.service.settings import ServeArgs
 
         args = ServeArgs.model_validate({**(tree or {}), **given})
         with serving(args, host, port) as url:
@@ -54,7 +56,3 @@ def main(
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             stop.wait()
-
-
-if __name__ == "__main__":
-    run("serve", lambda: typer.run(main))

@@ -1,0 +1,1 @@
+"""Variants of a training, run with several seeds and compared."""

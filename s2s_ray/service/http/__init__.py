@@ -1,0 +1,1 @@
+"""The HTTP interface: requests, responses, routes and the page."""

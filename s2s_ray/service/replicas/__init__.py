@@ -1,0 +1,1 @@
+"""The deployments that hold a model or an index."""

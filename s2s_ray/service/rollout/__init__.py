@@ -1,0 +1,1 @@
+"""Which release the service answers with, and how it changes."""

@@ -1,0 +1,1 @@
+"""Sweeps: Ray Tune runs the trials, Optuna proposes them."""

@@ -1,0 +1,1 @@
+"""What `serve deploy` takes: the application builder and its configuration file."""

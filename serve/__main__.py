@@ -1,0 +1,10 @@
+"""`python -m serve --registry URI --name NAME`: the same as `s2s serve`."""
+
+from __future__ import annotations
+
+import sys
+
+from s2s_ray.cli import main
+
+if __name__ == "__main__":
+    main(["serve", *sys.argv[1:]])
