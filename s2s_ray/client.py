@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2s_ray import storage
+from s2s_ray.errors import ServiceError
 from s2s_ray.geo.images import Layout, Pixels, decode, encode
 from s2s_ray.geo.prior import Box, Circle, Prior
 from s2s_ray.index import Descriptors
@@ -35,14 +36,6 @@ _AGAIN = (500, 502, 503)  # 500 is what Serve's proxy makes of a lost ingress
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _AT_A_TIME = 8  # images in one request
-
-
-class ServiceError(ValueError):
-    """What the service refused or could not do, in its own words; `status` is the HTTP status, 0 for no answer."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class ServedMatch(NamedTuple):
@@ -170,7 +163,7 @@ class Client:
                 releases.add(answer.headers.get("S2S-Release"))
             if len(releases) <= 1:
                 return answers
-        raise ServiceError(0, f"{self.url} changes its release all the time; ask again later")
+        raise ServiceError(f"{self.url} keeps changing its release; try again later")
 
     def _tree(self, method: str, path: str) -> dict[str, Any]:
         tree: dict[str, Any] = self._ask(method, path, (), {}, "application/json").json()
@@ -195,7 +188,7 @@ class Client:
                 wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
             except httpx.TransportError as error:
                 if time.monotonic() + pause > deadline:
-                    raise ServiceError(0, f"{self.url} does not answer ({error or type(error).__name__})") from None
+                    raise ServiceError(f"{self.url} does not respond ({error or type(error).__name__})") from None
                 wait = pause
             # Spread, so that all who were turned away do not come back at once.
             time.sleep(min(wait * random.uniform(1, 1.5), max(0.0, deadline - time.monotonic())))
@@ -207,7 +200,7 @@ class Client:
                 sentence = str(answer.json()["error"])
             except (ValueError, KeyError, TypeError):
                 sentence = answer.text.strip() or answer.reason_phrase
-            raise ServiceError(answer.status_code, f"{self.url} answers {answer.status_code}: {sentence}")
+            raise ServiceError(f"{self.url} responds {answer.status_code}: {sentence}", answer.status_code)
         self.release = answer.headers.get("S2S-Release")
         return answer
 

@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
-from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.index import (
+    IndexInfo,
+    ReferenceIndex,
+)
 from s2s_ray.inference import Embedder, Localizer, Synthesizer, Use
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S

@@ -23,10 +23,16 @@ from s2s_ray import storage
 from s2s_ray.ablation.comparison import Arm, arms, run_of, summarise
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.errors import AblationError, DivergedError, StoppedError
 from s2s_ray.evaluation.evaluate import METRICS, evaluate
 from s2s_ray.model.checkpoint import load_checkpoint
-from s2s_ray.runtime.cluster import StoppedError, in_thread
-from s2s_ray.training.loop import DivergedError, Trainer, check_ready
+from s2s_ray.runtime.cluster import (
+    in_thread,
+)
+from s2s_ray.training.loop import (
+    Trainer,
+    check_ready,
+)
 from s2s_ray.training.run import find_checkpoint, located, run_uri
 from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, claim
 from s2s_ray.trials.driver import driving
@@ -37,10 +43,6 @@ logger = logging.getLogger(__name__)
 BEGUN_FILE = "ablate.yaml"
 _COMPARED = ("model", "loss", "mining", "train", "data", "evaluation")
 _FREE = {"train": (*TRAIN_FREE, "seed"), "data": DATA_FREE, "evaluation": ("chunk", "batch", "gallery_rows", "weights")}
-
-
-class AblationError(ValueError):
-    """A study that cannot run as configured, or whose runs failed; the message names the key or the runs."""
 
 
 def ablate(config: Config) -> str:

@@ -13,15 +13,16 @@ import typer
 
 from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
 from s2s_ray.config import preset_names
-from s2s_ray.runtime.cluster import StoppedError, log_plainly
+from s2s_ray.errors import S2SError
+from s2s_ray.runtime.cluster import (
+    log_plainly,
+)
 from s2s_ray.version import code_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 for verbs in (pipeline.app, results.app, watching.app, inference.app, service.app):
     app.add_typer(verbs)
 app.add_typer(checkpoint.app, name="checkpoint")
-
-INTERRUPTED = 130  # exit code of work that Ctrl-C stopped, as a shell gives it
 
 
 @app.callback(invoke_without_command=True)
@@ -38,12 +39,9 @@ def run(name: str, command: Callable[[], object]) -> None:
     log_plainly()
     try:
         command()
-    except ValueError as error:
+    except S2SError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except StoppedError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(error.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,7 @@ import typer
 from s2s_ray import registry, storage
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
 from s2s_ray.config import load_config
+from s2s_ray.errors import WeightsError
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.checkpoint_meta import read_meta
 
@@ -30,7 +31,9 @@ def import_released(
     from pathlib import Path
 
     from s2s_ray.data.sources import published_geometry
-    from s2s_ray.model.released import ReleasedCheckpointError, read_released
+    from s2s_ray.model.released import (
+        read_released,
+    )
 
     meta = {"run": "released", "step": 0, "source": storage.name(file)}
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +41,7 @@ def import_released(
         storage.download(file, local)
         model, unused = read_released(local)
         if unused and strict:
-            raise ReleasedCheckpointError(f"{file}: keys without a place: {', '.join(unused)}")
+            raise WeightsError(f"{file}: keys without a place: {', '.join(unused)}")
         if trained_on is not None:
             geometry = published_geometry(trained_on, model.config.height, model.config.width)
             meta["dataset"] = {"uri": trained_on, "digest": "", "geometry": geometry.model_dump(mode="json")}

@@ -15,7 +15,13 @@ import numpy as np
 import typer
 
 from s2s_ray import storage
-from s2s_ray.geo.images import Layout, Pixels, UnreadableImage, decode, encode
+from s2s_ray.errors import OptionError, UnreadableImageError
+from s2s_ray.geo.images import (
+    Layout,
+    Pixels,
+    decode,
+    encode,
+)
 from s2s_ray.geo.prior import Box, Circle, Prior, check_position, distances_m
 from s2s_ray.index import Descriptors
 
@@ -35,10 +41,6 @@ RowsOption = Annotated[
     str | None, typer.Option("--rows", metavar="FIRST,LAST", help="Part of the height that is kept, as fractions.")
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="auto, north-up or polar.")]
-
-
-class OptionError(ValueError):
-    """Options that do not go together; the message names them."""
 
 
 class Engine(Protocol):
@@ -214,8 +216,8 @@ def _read(images: list[str]) -> list[Pixels]:
     for image in images:
         try:
             pixels.append(decode(storage.read_bytes(image)))
-        except UnreadableImage as error:
-            raise UnreadableImage(f"the image {image} {error}") from None
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"the image {image} {error}") from None
     return pixels
 
 

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
-from s2s_ray.config import Config, ConfigError
+from s2s_ray.config import (
+    Config,
+)
+from s2s_ray.errors import ConfigError
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file or a preset: see `s2s --version`.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]

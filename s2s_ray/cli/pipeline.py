@@ -8,7 +8,11 @@ import typer
 
 from s2s_ray import registry, storage
 from s2s_ray.cli.options import CheckpointOption, ConfigOption, SetOption, device_of
-from s2s_ray.config import Config, ConfigError, load_config
+from s2s_ray.config import (
+    Config,
+    load_config,
+)
+from s2s_ray.errors import ConfigError, DivergedError
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.runtime.cluster import ray_cluster
@@ -63,7 +67,6 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
-        from s2s_ray.training.loop import DivergedError
         from s2s_ray.training.ray_train import train as run
 
         try:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from s2s_ray.errors import ConfigError
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -23,10 +25,6 @@ Resize = Literal["area", "cubic"]
 Contrast = Literal["none", "stretch"]
 Ablation = Literal["full", "retrieval_only", "no_gan", "separate_features"]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names each key, its value and what is allowed."""
 
 
 class Section(BaseModel):

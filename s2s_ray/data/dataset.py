@@ -15,9 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetError, read_manifest
+from s2s_ray.data.description import (
+    read_manifest,
+)
 from s2s_ray.data.schema import Split
-from s2s_ray.geo.images import Pixels, UnreadableImage, decode
+from s2s_ray.errors import DatasetError, StorageError, UnreadableImageError
+from s2s_ray.geo.images import (
+    Pixels,
+    decode,
+)
 from s2s_ray.geo.polar import flip_pair
 from s2s_ray.storage.cache import ShardCache
 
@@ -171,7 +177,7 @@ class PairDataset(Dataset[Sample]):
         table = self._cache.table(self._shards[shard])
         try:
             return decode(table.column(column)[row].as_py())
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             raise DatasetError(
                 f"{self.uri}: {column} image of {self.ids[index]} in {self._shards[shard].name} {error}"
             ) from None
@@ -180,7 +186,7 @@ class PairDataset(Dataset[Sample]):
 def _read_records(uri: str, digest: str) -> pa.Table:
     data = storage.read_bytes(uri)
     if storage.sha256(data) != digest:
-        raise storage.StorageError(f"{uri} fails its checksum: it is damaged; prepare the data set again")
+        raise StorageError(f"{uri} fails its checksum: it is damaged; prepare the data set again")
     return pa.ipc.open_file(data).read_all()
 
 

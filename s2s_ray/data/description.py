@@ -10,16 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from s2s_ray import storage
 from s2s_ray.config import Contrast, Resize
 from s2s_ray.data.schema import Split, Treatment
+from s2s_ray.errors import DatasetError, NotFoundError
 from s2s_ray.geo.images import Encoding
 from s2s_ray.geo.views import PanoramaKind
 
 SCHEMA_VERSION = 1
 MANIFEST = "dataset.json"
 CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
-
-
-class DatasetError(ValueError):
-    """A data set that cannot be made or read; the message names it and says what to do."""
 
 
 class _Entry(BaseModel):
@@ -116,7 +113,7 @@ def read_manifest(uri: str) -> DatasetManifest:
     place = storage.join(uri, MANIFEST)
     try:
         tree = storage.read_json(place)
-    except storage.NotFoundError:
+    except NotFoundError:
         raise DatasetError(
             f"{uri} holds no complete data set ({MANIFEST} is missing): "
             "make one with `s2s prepare`, or correct data.uri"

@@ -12,10 +12,14 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.config import Config, SourceConfig
-from s2s_ray.data.description import MANIFEST, SCHEMA_VERSION, DatasetError, Geometry
+from s2s_ray.data.description import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Geometry,
+)
 from s2s_ray.data.schema import SPLITS, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
-from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.errors import DatasetError, NotFoundError, UnreadableImageError
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +106,7 @@ def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
 def _begun(uri: str) -> dict[str, Any] | None:
     try:
         tree: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
-    except storage.NotFoundError:
+    except NotFoundError:
         if storage.exists(storage.join(uri, MANIFEST)):
             raise DatasetError(
                 f"{uri} has a {MANIFEST} without {PLAN}: it was not made here; choose another data.uri"
@@ -135,7 +139,7 @@ def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shar
     for record in _mixed(records):
         try:
             sizes.append(sum(len(image) for image in encode_record(source, record, plan).images.values()))
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             faults.append(f"{record.id}: {error}")
         if len(sizes) == _SAMPLES:
             break

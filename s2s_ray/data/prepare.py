@@ -12,7 +12,6 @@ from s2s_ray.config import Config
 from s2s_ray.data.description import (
     MANIFEST,
     SCHEMA_VERSION,
-    DatasetError,
     DatasetManifest,
     FileInfo,
     SplitInfo,
@@ -23,6 +22,7 @@ from s2s_ray.data.plan import make_plan
 from s2s_ray.data.schema import SPLITS, Record, Split
 from s2s_ray.data.shard import RECORD_SCHEMA, Plan, ShardReport, arrow_bytes, finished, record_columns, write_shard
 from s2s_ray.data.sources import open_source
+from s2s_ray.errors import DatasetError
 from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
 from s2s_ray.version import code_version

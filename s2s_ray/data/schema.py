@@ -72,4 +72,4 @@ class Source(Protocol):
         """All records, in a fixed order. Raises ValueError for a source that cannot be used."""
 
     def read(self, record: Record) -> Pair:
-        """Images of one record. Raises `UnreadableImage`."""
+        """Images of one record. Raises `UnreadableImageError`."""

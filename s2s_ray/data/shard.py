@@ -18,8 +18,16 @@ from s2s_ray.config import SourceConfig
 from s2s_ray.data.description import FileInfo, Geometry, Quarantined
 from s2s_ray.data.schema import Pair, Record, Source, Split
 from s2s_ray.data.sources import open_source
-from s2s_ray.geo.images import Encoding, Pixels, UnreadableImage, encode
-from s2s_ray.geo.views import PanoramaKind, ViewError, ViewGeometry
+from s2s_ray.errors import NotFoundError, UnreadableImageError, ViewError
+from s2s_ray.geo.images import (
+    Encoding,
+    Pixels,
+    encode,
+)
+from s2s_ray.geo.views import (
+    PanoramaKind,
+    ViewGeometry,
+)
 
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
@@ -79,18 +87,18 @@ def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, P
     Returns: polar and street, H W 3, values rounded to nearest.
 
     Raises:
-        UnreadableImage: a tile that is not square, a panorama that cannot be all of the horizon though it is said to
-            be, or images too small to be used.
+        UnreadableImageError: a tile that is not square, a panorama that cannot be all of the horizon though it is said
+            to be, or images too small to be used.
     """
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
-        raise UnreadableImage(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
+        raise UnreadableImageError(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
     views = _views(shape)
     try:
         polar = views.north_up(pair.satellite)
         street = views.street(pair.street, record.heading, fov=record.fov, smallest=1)
     except ViewError as error:
-        raise UnreadableImage(str(error)) from None
+        raise UnreadableImageError(str(error)) from None
     return _pixels(polar), _pixels(street)
 
 
@@ -101,7 +109,7 @@ def _views(shape: Geometry) -> ViewGeometry:
 
 
 def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
-    """Read, prepare and encode one record. Raises `UnreadableImage`."""
+    """Read, prepare and encode one record. Raises `UnreadableImageError`."""
     pair = source.read(record)
     polar, street = prepare_pair(pair, record, plan.geometry)
     images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
@@ -132,7 +140,7 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
             encoded = encode_record(source, record, plan)
             rows.append((record, encoded.images))
             panoramas[encoded.panorama] += 1
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             quarantine.append(Quarantined(id=record.id, split=shard.split, reason=str(error)))
     info = None
     if rows:
@@ -161,7 +169,7 @@ def finished(plan: Plan, k: int) -> ShardReport | None:
         file = None if tree["file"] is None else FileInfo.model_validate(tree["file"])
         if file is not None and storage.size(storage.join(plan.uri, file.name)) != file.bytes:
             return None
-    except storage.NotFoundError:
+    except NotFoundError:
         return None
     quarantine = tuple(Quarantined.model_validate(entry) for entry in tree["quarantine"])
     return ShardReport(shard.name, file, quarantine, tree.get("panoramas", {}))

@@ -10,7 +10,10 @@ import pyarrow as pa
 from s2s_ray import storage
 from s2s_ray.data.description import DatasetManifest, FileInfo, SplitInfo, read_manifest
 from s2s_ray.data.sources import published_counts
-from s2s_ray.geo.images import UnreadableImage, decode
+from s2s_ray.errors import NotFoundError, UnreadableImageError
+from s2s_ray.geo.images import (
+    decode,
+)
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
 
@@ -112,7 +115,7 @@ def _read(report: VerifyReport, info: FileInfo) -> pa.Table | None:
     """A file's table; None, with the fault noted, where it is not what the manifest lists."""
     try:
         data = storage.read_bytes(storage.join(report.uri, info.name))
-    except storage.NotFoundError:
+    except NotFoundError:
         report.faults.append(f"{info.name} is missing")
         return None
     if len(data) != info.bytes:
@@ -152,7 +155,7 @@ def _undecodable(manifest: DatasetManifest, shard: FileInfo, table: pa.Table, id
         for id, data in zip(ids, table.column(column), strict=True):
             try:
                 pixels = decode(data.as_py())
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 yield f"{id}: {column} image in {shard.name} {error}"
                 continue
             if column != "satellite" and pixels.shape != shape:

@@ -110,7 +110,7 @@ def evaluate(
 
     Raises:
         DescriptorError: descriptors that are not finite, by the pairs' ids.
-        PerceptualError: LPIPS, FID or KID without the weights at hand.
+        WeightsError: LPIPS, FID or KID without the weights at hand.
         ValueError: images of another resolution than the model's, an empty split.
     """
     measured = _measure(model, dataset, config, device, loader_workers)

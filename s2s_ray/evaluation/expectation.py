@@ -13,6 +13,7 @@ import torch
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.description import Geometry
+from s2s_ray.errors import ExpectationError
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
 from s2s_ray.model.s2s import S2S
@@ -21,10 +22,6 @@ log = logging.getLogger(__name__)
 
 KEYS = {"r1": "1", "r5": "5", "r10": "10", "r1%": "1%"}
 _TREATMENT = ("panorama_rows", "polar_size", "polar_contrast", "resize")
-
-
-class ExpectationError(ValueError):
-    """An expectation that is not one; the message shows the form."""
 
 
 @dataclass(frozen=True, slots=True)

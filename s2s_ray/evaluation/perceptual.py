@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
+from s2s_ray.errors import NotFoundError, WeightsError
 from s2s_ray.geo.views import to_pixels
 
 _LPIPS_FILES = {
@@ -35,17 +36,13 @@ _KID_SUBSET = 1000
 _UNREACHABLE = (URLError, OSError, RuntimeError)
 
 
-class PerceptualError(ValueError):
-    """A metric whose backbone cannot be had; the message names the key, the file and where it is looked for."""
-
-
 class Perceptual:
     """The configured ones of LPIPS, FID and KID over batches of image pairs; none by default, and then it is free.
 
     Results are keyed by metric and backbone: `lpips_alex`, `fid_inception`, `kid_inception`.
 
     Raises:
-        PerceptualError: weights that are neither at hand nor can be fetched, or a package that is not installed.
+        WeightsError: weights that are neither at hand nor can be fetched, or a package that is not installed.
     """
 
     def __init__(self, config: EvaluationConfig, images: int, device: torch.device | str) -> None:
@@ -103,7 +100,7 @@ def _lpips(backbone: str, weights: str | None) -> Any:
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=backbone)  # type: ignore[arg-type]
     except _UNREACHABLE as error:
-        raise PerceptualError(_absent("lpips", backbone, file, error)) from None
+        raise WeightsError(_absent("lpips", backbone, file, error)) from None
 
 
 def _backbone(name: str, weights: str | None) -> Any:
@@ -115,18 +112,18 @@ def _backbone(name: str, weights: str | None) -> Any:
 
             return NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         except ModuleNotFoundError:
-            raise PerceptualError(
+            raise WeightsError(
                 "evaluation.fid='inception' needs torch-fidelity, which is not installed: pip install 's2s-ray[fid]', "
                 "or choose resnet18, resnet34 or resnet50"
             ) from None
         except _UNREACHABLE as error:
-            raise PerceptualError(_absent("fid", name, file, error)) from None
+            raise WeightsError(_absent("fid", name, file, error)) from None
     import torchvision.models as zoo
 
     try:
         return _Features(zoo.get_model(name, weights="IMAGENET1K_V1"))
     except _UNREACHABLE as error:
-        raise PerceptualError(_absent("fid", name, file, error)) from None
+        raise WeightsError(_absent("fid", name, file, error)) from None
 
 
 def _distances(backbone: Any, subset: int) -> dict[str, Any]:
@@ -145,8 +142,8 @@ def _bring(file: str, weights: str | None) -> None:
     if weights is not None and not cached.exists():
         try:
             storage.download(storage.join(weights, file), cached)
-        except storage.NotFoundError:
-            raise PerceptualError(f"evaluation.weights={weights!r} holds no {file}") from None
+        except NotFoundError:
+            raise WeightsError(f"evaluation.weights={weights!r} holds no {file}") from None
 
 
 def _absent(key: str, backbone: str, file: str, error: Exception) -> str:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s2s_ray.errors import DescriptorError
 from s2s_ray.evaluation.rows import Rows
 
 TIE = 16 * 2.0**-23
@@ -19,10 +20,6 @@ TIE = 16 * 2.0**-23
 Dot products are taken in float64, so exact copies tie whatever the blocking; the tolerance covers the rounding
 of the descriptors themselves, which the model computes in float32.
 """
-
-
-class DescriptorError(ValueError):
-    """Descriptors that cannot be ranked; the message names the first offending rows."""
 
 
 @dataclass(frozen=True, slots=True)

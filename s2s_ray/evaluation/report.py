@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from s2s_ray import storage
 from s2s_ray.config import Config
+from s2s_ray.errors import NotFoundError
 from s2s_ray.evaluation.evaluate import EvaluationReport
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.version import code_version
@@ -35,7 +36,7 @@ def read_history(run: str) -> list[dict[str, Any]]:
     """The epochs of a run; none of a checkpoint that stands alone."""
     try:
         return list(storage.read_json(storage.join(run, HISTORY_FILE)))
-    except storage.NotFoundError:
+    except NotFoundError:
         return []
 
 

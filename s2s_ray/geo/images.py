@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from s2s_ray.errors import TooManyPixelsError, UnreadableImageError
+
 Pixels = NDArray[np.uint8]
 Layout = Literal["auto", "north-up", "polar"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
@@ -22,14 +24,6 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - what is listed, more than an error
-    """An image that is missing or cannot be decoded; the message is the reason, without the id."""
-
-
-class TooManyPixels(UnreadableImage):
-    """An image that was not decoded because of its size."""
-
-
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Pixels of an encoded image, H W 3 RGB.
 
@@ -37,26 +31,26 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     transparency is dropped; of an animation or a multi-page file the first image counts.
 
     Raises:
-        UnreadableImage: not an image, damaged, cut short, or more than `max_pixels` pixels. The message is a clause
-            that reads on from "the image ", fit to be shown to whoever sent it.
+        UnreadableImageError: not an image, damaged, cut short, or more than `max_pixels` pixels. The message is a
+            clause that reads on from "the image ", fit to be shown to whoever sent it.
     """
     if not data:
-        raise UnreadableImage("is empty (0 bytes)")
+        raise UnreadableImageError("is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise TooManyPixels(_too_large(image.width, image.height, max_pixels))
+                raise TooManyPixelsError(_too_large(image.width, image.height, max_pixels))
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # and without it a copy, though nothing is turned
             return _rgb(image)
-    except UnreadableImage:
+    except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        raise UnreadableImage("is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file") from None
+        raise UnreadableImageError("is not a JPEG, PNG, WebP, TIFF, BMP, GIF or JPEG 2000 file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooManyPixels(f"has more than {max_pixels:,} pixels; make it smaller") from None
+        raise TooManyPixelsError(f"has more than {max_pixels:,} pixels; make it smaller") from None
     except _DAMAGE as error:
-        raise UnreadableImage(f"is damaged or cut short ({error})") from None
+        raise UnreadableImageError(f"is damaged or cut short ({error})") from None
 
 
 def encode(pixels: Pixels, encoding: Encoding) -> bytes:
@@ -80,10 +74,10 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16") or image.mode == "I":
         wide = np.asarray(image).astype(np.int64)
         if wide.min() < 0 or wide.max() > 0xFFFF:
-            raise UnreadableImage("has 32-bit pixels; expected 8 or 16 bits a channel")
+            raise UnreadableImageError("has 32-bit pixels; expected 8 or 16 bits a channel")
         return np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode == "F":
-        raise UnreadableImage("has floating-point pixels; expected 8 or 16 bits a channel")
+        raise UnreadableImageError("has floating-point pixels; expected 8 or 16 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

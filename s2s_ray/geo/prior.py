@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from s2s_ray.errors import PriorError
+
 if TYPE_CHECKING:
     from pyproj import Geod
 
 _METRES_PER_DEGREE = 110_500.0  # of latitude, a little less than anywhere on the ellipsoid
 LARGEST_RADIUS_M = 20_100_000.0  # half way around
-
-
-class PriorError(ValueError):
-    """An area that is none; the message names the value and what is expected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s2s_ray.config import Contrast, ModelConfig, Resize
+from s2s_ray.errors import ViewError
 from s2s_ray.geo import polar as geometry
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
 
@@ -25,10 +26,6 @@ FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
 _ASPECT_TOLERANCE = 0.02
-
-
-class ViewError(ValueError):
-    """An image or a parameter that cannot become a view; the message says what is expected instead."""
 
 
 def prepare_street(

@@ -9,7 +9,6 @@ from s2s_ray.index.index import (
     IndexInfo,
     Match,
     ReferenceIndex,
-    ReferenceIndexError,
     read_info,
 )
 from s2s_ray.index.vectors import INDEX_FILE, Descriptors
@@ -23,6 +22,5 @@ __all__ = [
     "IndexInfo",
     "Match",
     "ReferenceIndex",
-    "ReferenceIndexError",
     "read_info",
 ]

@@ -17,9 +17,15 @@ from s2s_ray import storage
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.geo.images import UnreadableImage
-from s2s_ray.geo.views import ViewError, ViewGeometry
-from s2s_ray.index.index import COLUMNS, IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.errors import ReferenceIndexError, UnreadableImageError, ViewError
+from s2s_ray.geo.views import (
+    ViewGeometry,
+)
+from s2s_ray.index.index import (
+    COLUMNS,
+    IndexInfo,
+    ReferenceIndex,
+)
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
@@ -113,7 +119,7 @@ def index_tiles(
                 try:
                     polar.append(views.satellite(source.tile(record), "north-up"))
                     kept.append(record)
-                except (UnreadableImage, ViewError) as error:
+                except (UnreadableImageError, ViewError) as error:
                     faults.append(f"{record.id}: {error}")
             if polar:
                 parts.append(model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
+from s2s_ray.errors import NotFoundError, ReferenceIndexError
 from s2s_ray.geo.prior import Prior
 from s2s_ray.index import vectors
 from s2s_ray.index.pictures import Pictures, write_pictures
@@ -45,10 +46,6 @@ COLUMNS = pa.schema(
         ("zone", pa.int32()),
     ]
 )
-
-
-class ReferenceIndexError(ValueError):
-    """An index that cannot be used or asked so; the message names it and what does not fit."""
 
 
 class Match(NamedTuple):
@@ -224,7 +221,7 @@ class ReferenceIndex:
             directory = storage.on_this_machine(uri, Path(folder))
             missing = [name for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE) if not (directory / name).is_file()]
             if missing:
-                raise storage.NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")
+                raise NotFoundError(f"{uri} was published without {', '.join(missing)}: it is no index")
             info = _parse_info(json.loads((directory / INFO_FILE).read_bytes()), uri)
             entries = pq.read_table(directory / ENTRIES_FILE, schema=COLUMNS)
             return cls(info, vectors.load(info.kind, directory), entries, Pictures(directory))

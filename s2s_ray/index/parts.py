@@ -21,8 +21,12 @@ import torch
 from s2s_ray import registry, storage
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
+from s2s_ray.errors import ReferenceIndexError
 from s2s_ray.index.build import entries_table
-from s2s_ray.index.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.index.index import (
+    IndexInfo,
+    ReferenceIndex,
+)
 from s2s_ray.index.vectors import HALVES_FILE
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.runtime.cluster import ray_cluster

@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from s2s_ray import storage
-from s2s_ray.model.checkpoint_meta import FORMAT, META_FILE, MODEL_FILE, CheckpointError, checked_meta, model_config
+from s2s_ray.errors import CheckpointError
+from s2s_ray.model.checkpoint_meta import (
+    FORMAT,
+    META_FILE,
+    MODEL_FILE,
+    checked_meta,
+    model_config,
+)
 from s2s_ray.model.s2s import S2S
 from s2s_ray.version import code_version
 

@@ -9,14 +9,11 @@ from pydantic import ValidationError
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import CheckpointError
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
 META_FILE = "meta.json"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and what is wrong."""
 
 
 def read_meta(uri: str | Path) -> dict[str, Any]:

@@ -12,11 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2s_ray import storage
+from s2s_ray.errors import WeightsError
 from s2s_ray.model.retrieval import StreetEncoder
-
-
-class PretrainedWeightsError(ValueError):
-    """Starting weights that cannot be had or do not fit; the message names `model.street_weights`."""
 
 
 def initialise_street_encoder(encoder: StreetEncoder, weights: str) -> None:
@@ -30,9 +27,9 @@ def initialise_street_encoder(encoder: StreetEncoder, weights: str) -> None:
     state = _imagenet() if weights == "imagenet" else _read(weights)
     own = encoder.state_dict()
     if missing := [name for name in own if name not in state]:
-        raise PretrainedWeightsError(f"model.street_weights={weights!r} lacks {', '.join(missing[:3])}: not a ResNet34")
+        raise WeightsError(f"model.street_weights={weights!r} lacks {', '.join(missing[:3])}: not a ResNet34")
     if wrong := [name for name in own if state[name].shape != own[name].shape]:
-        raise PretrainedWeightsError(f"model.street_weights={weights!r} does not fit: {wrong[0]} has another shape")
+        raise WeightsError(f"model.street_weights={weights!r} does not fit: {wrong[0]} has another shape")
     encoder.load_state_dict({name: state[name] for name in own})
 
 
@@ -42,7 +39,7 @@ def _imagenet() -> dict[str, Tensor]:
     try:
         return dict(ResNet34_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
     except (URLError, OSError) as error:
-        raise PretrainedWeightsError(
+        raise WeightsError(
             f"model.street_weights='imagenet' cannot be fetched here ({error}): give the URI of a ResNet34 state dict, "
             "or choose 'random'"
         ) from None
@@ -57,6 +54,4 @@ def _read(uri: str) -> dict[str, Tensor]:
         try:
             return dict(torch.load(path, map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
-            raise PretrainedWeightsError(
-                f"model.street_weights={uri!r} is not a state dict of plain tensors: {error}"
-            ) from None
+            raise WeightsError(f"model.street_weights={uri!r} is not a state dict of plain tensors: {error}") from None

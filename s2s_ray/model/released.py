@@ -15,12 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import WeightsError
 from s2s_ray.model.s2s import S2S
-
-
-class ReleasedCheckpointError(ValueError):
-    """A file that is not one of the authors' checkpoints, or does not fit; the message names the keys."""
-
 
 SECTIONS = {
     "generator_model_dict": "generator",
@@ -78,23 +74,23 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     model has no place for are left out and listed, as the authors' `strict=False` does.
 
     Raises:
-        ReleasedCheckpointError: not such a file, anything but tensors and plain values in the pickle, a missing
+        WeightsError: not such a file, anything but tensors and plain values in the pickle, a missing
             key, or a shape of another resolution or width.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        raise ReleasedCheckpointError(f"{path} cannot be read as a checkpoint of plain tensors: {error}") from None
+        raise WeightsError(f"{path} cannot be read as a checkpoint of plain tensors: {error}") from None
     missing = [section for section in SECTIONS if not isinstance(tree, dict) or section not in tree]
     if missing:
-        raise ReleasedCheckpointError(f"{path} is not one of the authors' checkpoints: no {', '.join(missing)}")
+        raise WeightsError(f"{path} is not one of the authors' checkpoints: no {', '.join(missing)}")
     model = S2S(ModelConfig(discriminator_variant="released"))
     unused: list[str] = []
     for section, network in SECTIONS.items():
         state = {key.removeprefix("module."): tensor for key, tensor in tree[section].items()}
         ours, extra = _rename(network, state, model.get_submodule(network).state_dict())
         if network != "generator" and extra:
-            raise ReleasedCheckpointError(f"{path}: unexpected keys in {section}: {', '.join(extra)}")
+            raise WeightsError(f"{path}: unexpected keys in {section}: {', '.join(extra)}")
         _fill(model.get_submodule(network), ours, f"{path}: {section}")
         unused += [f"{section}.{key}" for key in extra]
     return model.eval(), unused
@@ -130,12 +126,12 @@ def _street_name(key: str) -> str | None:
 def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
     own = network.state_dict()
     if missing := sorted(set(own) - set(state)):
-        raise ReleasedCheckpointError(f"{where}: missing keys (ours): {', '.join(missing)}")
+        raise WeightsError(f"{where}: missing keys (ours): {', '.join(missing)}")
     wrong = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
         for name, tensor in state.items()
         if name in own and tensor.shape != own[name].shape
     ]
     if wrong:
-        raise ReleasedCheckpointError(f"{where}: of another resolution or width: {'; '.join(wrong)}")
+        raise WeightsError(f"{where}: of another resolution or width: {'; '.join(wrong)}")
     network.load_state_dict(state, strict=False)

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import NoSynthesisError
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.generator import Generator
 from s2s_ray.model.retrieval import Retrieval
-
-
-class NoSynthesisError(ValueError):
-    """A model without a trained generator was asked for a street view."""
 
 
 class S2S(nn.Module):

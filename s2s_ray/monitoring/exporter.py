@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from s2s_ray import storage
+from s2s_ray.errors import StorageError
 from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, take_inventory
 from s2s_ray.runtime.metrics import STORAGE
 
@@ -39,7 +39,7 @@ class StorageCollector(Collector):
             begun = time.monotonic()
             try:
                 found = take_inventory(root)
-            except storage.StorageError as error:
+            except StorageError as error:
                 logger.warning("%s", error)
                 continue
             for fault in found.faults:

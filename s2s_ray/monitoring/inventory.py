@@ -15,6 +15,7 @@ import yaml
 
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
+from s2s_ray.errors import NotFoundError
 from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.logbook import DIVERGED_FILE
 from s2s_ray.training.run import CONFIG_FILE, load_run_config
@@ -88,7 +89,7 @@ def take_inventory(root: str) -> Inventory:
     """Look at everything below a root. Raises StorageError where the root itself cannot be read."""
     found = Inventory(root)
     if not storage.exists(root):
-        raise storage.NotFoundError(f"{root} does not exist: give the place that holds runs, sweeps or a registry")
+        raise NotFoundError(f"{root} does not exist: give the place that holds runs, sweeps or a registry")
     for kind, uri in _things(root, _DEEPEST):
         try:
             if kind == "run":
@@ -177,5 +178,5 @@ def _optional(uri: str, read: Callable[[str], Any]) -> Any:
     """What is at a URI, None where nothing is."""
     try:
         return read(uri)
-    except storage.NotFoundError:
+    except NotFoundError:
         return None

@@ -11,13 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from s2s_ray.errors import ClusterError
 from s2s_ray.monitoring.inventory import Inventory, RunStatus
 
 ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
-
-
-class StatusError(ValueError):
-    """A cluster that cannot be asked; the message names its address."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,13 @@ def dashboard_address(given: str | None) -> str | None:
 
 
 def deployments(address: str) -> list[DeploymentStatus]:
-    """What Ray Serve runs on a cluster, asked of its dashboard. Raises StatusError where it does not answer."""
+    """What Ray Serve runs on a cluster, asked of its dashboard. Raises ClusterError where it does not answer."""
     from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
     try:
         details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
     except Exception as error:  # ConnectionError, RuntimeError, requests' own: whatever the client meets
-        raise StatusError(f"no answer from {address}: {error}") from None
+        raise ClusterError(f"no answer from {address}: {error}") from None
     return [_deployment(*item) for item in _each(details)]
 
 

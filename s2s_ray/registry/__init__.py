@@ -5,7 +5,6 @@ from __future__ import annotations
 from s2s_ray.registry.releases import (
     POINTER_FILE,
     RELEASE_FILE,
-    RegistryError,
     Release,
     attach_index,
     current,
@@ -23,7 +22,6 @@ from s2s_ray.registry.releases import (
 __all__ = [
     "POINTER_FILE",
     "RELEASE_FILE",
-    "RegistryError",
     "Release",
     "attach_index",
     "current",

@@ -23,6 +23,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from s2s_ray import storage
+from s2s_ray.errors import ConflictError, RegistryError
 from s2s_ray.index import read_info
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, read_meta
 from s2s_ray.storage import conditional
@@ -31,10 +32,6 @@ RELEASE_FILE = "release.json"
 POINTER_FILE = "current.json"
 _TURNS = 50
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-class RegistryError(ValueError):
-    """A registry that cannot answer; the message names it, the name asked for, and what is there."""
 
 
 class Release(BaseModel):
@@ -307,7 +304,7 @@ def _change_pointer(registry: str, name: str, change: Callable[[_Pointer], _Poin
             return pointer
         try:
             conditional.write(path, changed.model_dump_json(indent=2).encode() + b"\n", version)
-        except conditional.ConflictError:
+        except ConflictError:
             time.sleep(random.uniform(0, 0.2))
             continue
         return changed

@@ -17,10 +17,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class StoppedError(Exception):
-    """Ctrl-C or `ray job stop` during long work; the message says what is kept and how to go on."""
-
-
 @contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     """Ray, connected, for the length of the block.

@@ -10,15 +10,12 @@ import httpx
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
+from s2s_ray.errors import NotReadyError
 from s2s_ray.service.app import build
 from s2s_ray.service.settings import ServeArgs
 
 APPLICATION = "s2s"
 READY_S = 120.0
-
-
-class NotReadyError(ValueError):
-    """A service whose deployments run but which does not become ready; the message says why."""
 
 
 @contextmanager

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from s2s_ray.storage.files import (
     MANIFEST,
-    DamagedError,
-    DiskFullError,
-    NotFoundError,
-    StorageError,
     absolute,
     check,
     delete,
@@ -38,10 +34,6 @@ from s2s_ray.storage.files import (
 
 __all__ = [
     "MANIFEST",
-    "DamagedError",
-    "DiskFullError",
-    "NotFoundError",
-    "StorageError",
     "absolute",
     "check",
     "delete",

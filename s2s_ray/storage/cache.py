@@ -17,8 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from s2s_ray import storage
-from s2s_ray.config import ConfigError
-from s2s_ray.data.description import DatasetError, FileInfo
+from s2s_ray.data.description import (
+    FileInfo,
+)
+from s2s_ray.errors import ConfigError, DatasetError, DiskFullError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class ShardCache:
         if shard.name not in self._checked:
             fault = _fault(path, shard)
             if fault is not None:
-                raise storage.StorageError(_damaged(str(path), fault))
+                raise StorageError(_damaged(str(path), fault))
             self._checked.add(shard.name)
         return _map(path, shard)
 
@@ -125,7 +127,7 @@ class ShardCache:
                 self._download(uri, partial)
                 fault = _fault(partial, shard)
             if fault is not None:
-                raise storage.StorageError(_damaged(uri, fault))
+                raise StorageError(_damaged(uri, fault))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -135,10 +137,10 @@ class ShardCache:
         while True:
             try:
                 return storage.download(uri, partial)
-            except storage.DiskFullError as error:
+            except DiskFullError as error:
                 with _locked(self.folder / "cache.lock"):
                     if not any(self._evict(path) for _, _, path in self._entries() if path.suffix == ".arrow"):
-                        raise storage.DiskFullError(
+                        raise DiskFullError(
                             f"the disk of the shard cache {self.folder} is full, and all of its shards are in use "
                             f"({error}): free some of it, set data.cache_dir to a larger one, or lower data.window"
                         ) from None
@@ -238,7 +240,7 @@ def _map(path: Path, shard: FileInfo, *, lock: bool = False) -> _OpenShard:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowInvalid as error:
-        raise storage.StorageError(f"shard {path} is not an Arrow file ({error})") from None
+        raise StorageError(f"shard {path} is not an Arrow file ({error})") from None
     if len(table) != shard.count:
         raise DatasetError(f"shard {path} holds {len(table)} pairs, its data set lists {shard.count}")
     return _OpenShard(table, path, lock=lock)

@@ -12,15 +12,12 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from s2s_ray import storage
+from s2s_ray.errors import ConflictError, NotFoundError, StorageError
 from s2s_ray.storage.filesystem import endpoint
 
 log = logging.getLogger(__name__)
 
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-
-
-class ConflictError(storage.StorageError):
-    """Somebody else has written the file meanwhile; read it again."""
 
 
 def read(uri: str) -> tuple[bytes | None, str | None]:
@@ -29,7 +26,7 @@ def read(uri: str) -> tuple[bytes | None, str | None]:
         return _read_s3(uri)
     try:
         content = storage.read_bytes(uri)
-    except storage.NotFoundError:
+    except NotFoundError:
         return None, None
     return content, storage.sha256(content)
 
@@ -80,9 +77,9 @@ def _read_s3(uri: str) -> tuple[bytes | None, str | None]:
     except ClientError as error:
         if _code(error) == "NoSuchKey":
             return None, None
-        raise storage.StorageError(f"{uri}: {error}") from error
+        raise StorageError(f"{uri}: {error}") from error
     except BotoCoreError as error:
-        raise storage.StorageError(f"{uri}: {error}") from error
+        raise StorageError(f"{uri}: {error}") from error
 
 
 def _write_s3(uri: str, content: bytes, version: str | None) -> None:
@@ -93,9 +90,9 @@ def _write_s3(uri: str, content: bytes, version: str | None) -> None:
     except ClientError as error:
         if _code(error) in _CHANGED:
             raise ConflictError(f"{uri} was changed by somebody else meanwhile") from None
-        raise storage.StorageError(f"{uri}: {error}") from error
+        raise StorageError(f"{uri}: {error}") from error
     except BotoCoreError as error:
-        raise storage.StorageError(f"{uri}: {error}") from error
+        raise StorageError(f"{uri}: {error}") from error
 
 
 def _client() -> Any:

@@ -21,11 +21,8 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
+from s2s_ray.errors import DamagedError, NotFoundError, StorageError
 from s2s_ray.storage.filesystem import (
-    DamagedError,
-    DiskFullError,
-    NotFoundError,
-    StorageError,
     is_full,
     is_local,
     local_faults,
@@ -35,10 +32,6 @@ from s2s_ray.storage.filesystem import (
 
 __all__ = [
     "MANIFEST",
-    "DamagedError",
-    "DiskFullError",
-    "NotFoundError",
-    "StorageError",
     "absolute",
     "check",
     "delete",

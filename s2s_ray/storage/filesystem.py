@@ -18,6 +18,8 @@ import botocore.session
 import pyarrow as pa
 from pyarrow import fs
 
+from s2s_ray.errors import DiskFullError, NotFoundError, StorageError
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -58,22 +60,6 @@ _REFUSED = (
 )
 _systems: dict[tuple[object, ...], fs.FileSystem] = {}
 _answered: set[tuple[str, str | None]] = set()  # scheme and endpoint of the stores that have answered
-
-
-class StorageError(ValueError):
-    """A URI that cannot be read or written; the message names it and says what to do."""
-
-
-class NotFoundError(StorageError):
-    """There is no such file, directory or bucket."""
-
-
-class DamagedError(StorageError):
-    """A file is there and is not what was written: it fails its checksum."""
-
-
-class DiskFullError(StorageError):
-    """There is no room for a local file."""
 
 
 def is_local(uri: str) -> bool:

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from s2s_ray import storage
+from s2s_ray.errors import StorageError
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.sweep.search import StudySearch
 from s2s_ray.sweep.space import short, told
@@ -85,7 +86,7 @@ class SweepProgress(tune.Callback):
         record = next(record for record in self._study.records() if record.number == number)
         self._count()
         if record.state == "complete":
-            with suppress(storage.StorageError):  # its process may be tidying up there itself
+            with suppress(StorageError):  # its process may be tidying up there itself
                 CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
         self._show(trial, "ended: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
 

@@ -14,7 +14,10 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from s2s_ray.config import Config, ConfigError
+from s2s_ray.config import (
+    Config,
+)
+from s2s_ray.errors import ConfigError
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
 from s2s_ray.trials.trial import BEGUN, EPOCH, FAILED

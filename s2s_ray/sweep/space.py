@@ -9,7 +9,13 @@ from typing import Any
 
 import optuna
 
-from s2s_ray.config import Config, ConfigError, ParameterConfig, value_at, with_values
+from s2s_ray.config import (
+    Config,
+    ParameterConfig,
+    value_at,
+    with_values,
+)
+from s2s_ray.errors import ConfigError
 
 Params = dict[str, Any]
 """Values by dotted key, as Optuna stores them: a choice that is a list is its JSON text."""

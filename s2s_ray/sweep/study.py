@@ -21,7 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from s2s_ray import storage
-from s2s_ray.config import ConfigError, TuneConfig
+from s2s_ray.config import (
+    TuneConfig,
+)
+from s2s_ray.errors import ConfigError, NotFoundError
 from s2s_ray.storage.filesystem import is_local
 from s2s_ray.sweep.space import Params, Space
 
@@ -124,7 +127,7 @@ def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
             copy = Path(folder) / JOURNAL  # a storage object of Optuna may write to the file it reads
             try:
                 storage.download(storage.join(root, JOURNAL), copy)
-            except storage.NotFoundError:
+            except NotFoundError:
                 return []
             opened: BaseStorage = JournalStorage(JournalFileBackend(str(copy)))
         else:

@@ -21,7 +21,10 @@ from ray import tune
 
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
-from s2s_ray.runtime.cluster import StoppedError, in_thread
+from s2s_ray.errors import StoppedError, SweepError
+from s2s_ray.runtime.cluster import (
+    in_thread,
+)
 from s2s_ray.sweep.progress import SweepProgress
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import History, StudySearch, early_stopping
@@ -46,10 +49,6 @@ _FREE = {
     "data": DATA_FREE,
 }
 _COMPARED = ("model", "loss", "mining", "train", "data", "tune")
-
-
-class SweepError(ValueError):
-    """A sweep that cannot run as configured, or had no result; the message names the key or the reason."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2s_ray import storage
+from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError
 from s2s_ray.model.checkpoint import save_state
-from s2s_ray.model.checkpoint_meta import MODEL_FILE, CheckpointError, read_meta
+from s2s_ray.model.checkpoint_meta import (
+    MODEL_FILE,
+    read_meta,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class CheckpointStore:
         for step in reversed(steps):
             try:
                 return self.load(step)
-            except (storage.DamagedError, storage.NotFoundError) as error:
+            except (DamagedError, NotFoundError) as error:
                 self._found_damaged(step, error)
         if steps:
             raise CheckpointError(
@@ -157,7 +161,7 @@ class CheckpointStore:
             try:
                 storage.check(self.uri(step))
                 self._sound[step] = True
-            except (storage.DamagedError, storage.NotFoundError) as error:
+            except (DamagedError, NotFoundError) as error:
                 self._found_damaged(step, error)
         return self._sound[step]
 
@@ -169,7 +173,7 @@ class CheckpointStore:
         """What is damaged has none: `_is_sound` tells."""
         try:
             recall = read_meta(self.uri(step)).get("metrics", {}).get("recall_at_1")
-        except (storage.DamagedError, storage.NotFoundError, CheckpointError) as error:
+        except (DamagedError, NotFoundError, CheckpointError) as error:
             self._found_damaged(step, error)
             return None
         return None if recall is None else float(recall)

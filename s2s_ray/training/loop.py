@@ -20,6 +20,7 @@ from s2s_ray.config import Config
 from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
 from s2s_ray.data.schema import Split
+from s2s_ray.errors import DivergedError, NotFiniteError, RunError
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.model.losses import allowed_negatives
 from s2s_ray.model.pretrained import initialise_street_encoder
@@ -27,8 +28,15 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
-from s2s_ray.training.run import RunError, check_resumable, checkpoint_store, run_uri, save_config
-from s2s_ray.training.step import NotFiniteError, TrainingStep
+from s2s_ray.training.run import (
+    check_resumable,
+    checkpoint_store,
+    run_uri,
+    save_config,
+)
+from s2s_ray.training.step import (
+    TrainingStep,
+)
 from s2s_ray.training.telemetry import Gauges, Telemetry
 from s2s_ray.training.trackers import check_installed, open_trackers
 from s2s_ray.training.validation import validation_quality, validation_recall
@@ -38,10 +46,6 @@ logger = logging.getLogger(__name__)
 RETRIEVAL = ("r_loss", "ret_weighted", "r_grad_norm")  # undefined for a batch without a triplet
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class DivergedError(RuntimeError):
-    """A loss or a gradient is not a finite number; the message names it, the step and the batch's pairs."""
 
 
 class Trainer:

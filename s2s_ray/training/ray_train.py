@@ -16,10 +16,17 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import Config, TrainConfig
-from s2s_ray.runtime.cluster import StoppedError, in_thread
+from s2s_ray.errors import DivergedError, StoppedError
+from s2s_ray.runtime.cluster import (
+    in_thread,
+)
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.storage.filesystem import open_filesystem
-from s2s_ray.training.loop import DivergedError, Report, Trainer, check_ready
+from s2s_ray.training.loop import (
+    Report,
+    Trainer,
+    check_ready,
+)
 from s2s_ray.training.run import checkpoint_store, located, run_uri
 
 logger = logging.getLogger(__name__)

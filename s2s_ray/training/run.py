@@ -9,6 +9,7 @@ import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config
+from s2s_ray.errors import RunError
 from s2s_ray.model.checkpoint_meta import check_fits
 from s2s_ray.training.checkpoints import CheckpointStore
 
@@ -18,10 +19,6 @@ CONFIG_FILE = "config.yaml"
 
 # What a position in the run means: with another value the step number would name other pairs.
 _FIXED = ("train.batch", "train.seed", "data.window", "data.flip")
-
-
-class RunError(ValueError):
-    """A run that cannot be started or resumed as configured; the message names the run and the key."""
 
 
 def located(config: Config) -> Config:

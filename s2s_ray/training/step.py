@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import LossConfig, TrainConfig
+from s2s_ray.errors import NotFiniteError
 from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
@@ -30,10 +31,6 @@ LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss"
 
 Descriptors = tuple[Tensor, Tensor]
 """Of some pairs' satellite and street views, each b x D."""
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or a gradient that is not a finite number; the message names it and its value."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from s2s_ray.config import Config, ConfigError
+from s2s_ray.config import (
+    Config,
+)
+from s2s_ray.errors import ConfigError
 from s2s_ray.training.run import run_uri
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import yaml
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.data.description import read_manifest
+from s2s_ray.errors import S2SError
 
 # What may differ when trials are continued: it changes no trial's result.
 TRAIN_FREE = (
@@ -27,7 +28,7 @@ def claim(
     file: str,
     compared: Sequence[str],
     free: Mapping[str, Sequence[str]],
-    fault: type[ValueError],
+    fault: type[S2SError],
 ) -> None:
     """Begin trials at their place, or make sure that they are those that were begun there.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s2s_ray import storage
+from s2s_ray.errors import ConflictError, S2SError, StorageError
 from s2s_ray.storage import conditional
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ SILENT_S = 60.0
 
 
 @contextmanager
-def driving(root: str, what: str, fault: type[ValueError]) -> Iterator[None]:
+def driving(root: str, what: str, fault: type[S2SError]) -> Iterator[None]:
     """Be the only driver of what is at `root` for the length of the block.
 
     Args:
@@ -47,7 +48,7 @@ def driving(root: str, what: str, fault: type[ValueError]) -> Iterator[None]:
             )
     try:
         conditional.write(uri, _told(), version)
-    except conditional.ConflictError:
+    except ConflictError:
         raise fault(f"{what} at {root}: another driver began at the same moment; one at a time") from None
     over = threading.Event()
     beat = threading.Thread(target=_keep_telling, args=(uri, over), name="driver", daemon=True)
@@ -59,7 +60,7 @@ def driving(root: str, what: str, fault: type[ValueError]) -> Iterator[None]:
         beat.join()
         try:
             storage.delete(uri)
-        except storage.StorageError as error:
+        except StorageError as error:
             logger.warning("it could not be told that nobody drives what is there any more: %s", error)
 
 
@@ -67,7 +68,7 @@ def _keep_telling(uri: str, over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         try:
             storage.write_bytes(uri, _told())
-        except storage.StorageError as error:  # the storage may be away for a while; the trials go on
+        except StorageError as error:  # the storage may be away for a while; the trials go on
             logger.warning("it could not be told that this process drives what is there: %s", error)
 
 

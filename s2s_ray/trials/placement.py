@@ -9,16 +9,13 @@ import ray
 from ray import tune
 
 from s2s_ray.config import Config
+from s2s_ray.errors import PlacementError
 
 _TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # this library's callbacks are the output
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs log for themselves
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
 }
-
-
-class PlacementError(ValueError):
-    """Trials that the cluster could never start; the message names what they ask for and what there is."""
 
 
 def quieten_tune() -> None:

@@ -12,10 +12,14 @@ from ray import tune
 
 from s2s_ray import storage
 from s2s_ray.config import Config
+from s2s_ray.errors import DivergedError
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import RECALL, objectives, run_name
-from s2s_ray.training.loop import DivergedError, Report, Trainer
+from s2s_ray.training.loop import (
+    Report,
+    Trainer,
+)
 
 EPOCH = "epoch"
 """Epochs done, what schedulers count by: Tune's own iterations begin again where a trial is restarted."""

@@ -14,6 +14,7 @@ from pyarrow import fs
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.data.description import read_manifest
+from s2s_ray.errors import DiskFullError
 from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
 from tests.support.killed_runs import Ending, configured
@@ -85,9 +86,7 @@ def test_a_disk_without_room_for_what_is_in_use_is_named_and_the_run_goes_on_wit
 ) -> None:
     with disk(tmp_path / "disk", needed(sharded, 1) + PAGE) as folder:
         config = cached(settings, sharded, tmp_path, folder)
-        with pytest.raises(
-            storage.DiskFullError, match=rf"^the disk of the shard cache {folder} is full, and all .*cache_dir"
-        ):
+        with pytest.raises(DiskFullError, match=rf"^the disk of the shard cache {folder} is full, and all .*cache_dir"):
             Trainer(config).fit()
         for path in folder.glob("*.arrow"):  # what is there is whole
             assert storage.sha256(path) == path.name.partition("-")[0]

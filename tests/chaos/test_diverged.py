@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from s2s_ray.data.dataset import Batch, Sample, collate
-from s2s_ray.training.loop import DivergedError, Trainer
+from s2s_ray.errors import DivergedError
+from s2s_ray.training.loop import (
+    Trainer,
+)
 from s2s_ray.training.run import checkpoint_store
 from tests.support.killed_runs import Ending, assert_equal, configured, launch
 

@@ -15,6 +15,7 @@ from s2s_ray import load_checkpoint, registry, storage
 from s2s_ray.config import Config
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.verify import verify
+from s2s_ray.errors import StorageError
 from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
@@ -102,7 +103,7 @@ def test_a_store_that_fails_for_good_is_named_and_the_run_goes_on_when_it_is_bac
     prepare(sharded.model_copy(update={"data": config.data}))
     trainer = Trainer(config)
     before_step(trainer, 4, lambda: setattr(proxy, "choose", lambda method, path: "refuse"))
-    with pytest.raises(storage.StorageError, match=rf"^{config.train.storage}/run/checkpoints\S*: .*(503|SLOW_DOWN)"):
+    with pytest.raises(StorageError, match=rf"^{config.train.storage}/run/checkpoints\S*: .*(503|SLOW_DOWN)"):
         trainer.fit()
     proxy.choose = lambda method, path: ""
     Trainer(config).fit()

@@ -17,15 +17,14 @@ from s2s_ray.cli import pipeline
 from s2s_ray.config import EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import DivergedError, StoppedError
 from s2s_ray.evaluation.evaluate import evaluate
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.inference import Embedder
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
-from s2s_ray.runtime.cluster import StoppedError
 from s2s_ray.sweep import sweep
 from s2s_ray.training import ray_train
-from s2s_ray.training.loop import DivergedError
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder

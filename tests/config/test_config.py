@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from s2s_ray.config import (
     Config,
-    ConfigError,
     ManifestSourceConfig,
     SyntheticSourceConfig,
     load_config,
     preset_names,
 )
+from s2s_ray.errors import ConfigError
 
 PAPER = {
     "model.height": 112,

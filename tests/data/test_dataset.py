@@ -12,14 +12,12 @@ import torch
 from pyarrow import fs
 from torch.utils.data import DataLoader
 
-from s2s_ray import storage
-from s2s_ray.config import ConfigError
 from s2s_ray.data.dataset import Batch, PairDataset, Sample, collate
-from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
+from s2s_ray.errors import ConfigError, DatasetError, StorageError
 from s2s_ray.storage import filesystem
 
 if TYPE_CHECKING:
@@ -184,11 +182,11 @@ def damage(path: Path) -> None:
 def test_damaged_files_are_named(uri: str) -> None:
     dataset = PairDataset(uri, "train")
     damage(Path(uri) / dataset.manifest.split("train").shards[0].name)
-    with pytest.raises(storage.StorageError, match=r"shard .*train-00000.arrow fails its checksum"):
+    with pytest.raises(StorageError, match=r"shard .*train-00000.arrow fails its checksum"):
         dataset[0]
     assert dataset[TRAIN - 1].index == TRAIN - 1
     damage(Path(uri) / "train-records.arrow")
-    with pytest.raises(storage.StorageError, match=r"train-records.arrow fails its checksum"):
+    with pytest.raises(StorageError, match=r"train-records.arrow fails its checksum"):
         PairDataset(uri, "train")
 
 

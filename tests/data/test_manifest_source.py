@@ -16,8 +16,10 @@ from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
 from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
-from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
-from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.data.sources.manifest import (
+    ManifestSource,
+)
+from s2s_ray.errors import ManifestError, NotFoundError, StorageError, UnreadableImageError
 from s2s_ray.geo.utm import to_utm, utm_zone
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str | byt
 
 
 def test_a_missing_manifest_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(storage.NotFoundError, match=r"none\.csv does not exist"):
+    with pytest.raises(NotFoundError, match=r"none\.csv does not exist"):
         ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "none.csv"))).records()
 
 
@@ -184,9 +186,9 @@ def test_unreadable_images_give_their_reason_and_no_id(pairs: PairFolder) -> Non
     (pairs.path / "two-satellite.png").write_bytes(b"no image")
     source = ManifestSource(pairs.source())
     one, two = source.records()
-    with pytest.raises(UnreadableImage, match=r"^street image is missing: .*one-street.png does not exist$"):
+    with pytest.raises(UnreadableImageError, match=r"^street image is missing: .*one-street.png does not exist$"):
         source.read(one)
-    with pytest.raises(UnreadableImage, match=r"^satellite image two-satellite.png is not a JPEG"):
+    with pytest.raises(UnreadableImageError, match=r"^satellite image two-satellite.png is not a JPEG"):
         source.read(two)
 
 
@@ -198,8 +200,8 @@ def test_a_store_that_cannot_be_reached_is_not_an_unreadable_image(
     (record,) = source.records()
 
     def unreachable(uri: str) -> bytes:
-        raise storage.StorageError(f"{uri}: cannot be reached")
+        raise StorageError(f"{uri}: cannot be reached")
 
     monkeypatch.setattr(storage, "read_bytes", unreachable)
-    with pytest.raises(storage.StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="cannot be reached"):
         source.read(record)

@@ -12,17 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyproj import Geod
 
-from s2s_ray.config import Config, ConfigError, ManifestSourceConfig
+from s2s_ray.config import (
+    Config,
+    ManifestSourceConfig,
+)
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.description import DatasetError, Geometry
+from s2s_ray.data.description import (
+    Geometry,
+)
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Pair, Record, Treatment
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.geotiff import GeoTiff
-from s2s_ray.data.sources.manifest import ManifestError, ManifestSource
+from s2s_ray.data.sources.manifest import (
+    ManifestSource,
+)
 from s2s_ray.data.sources.map_tiles import MapTiles
 from s2s_ray.data.verify import verify
-from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.errors import ConfigError, DatasetError, ManifestError, UnreadableImageError
 from s2s_ray.geo.utm import to_utm
 
 LATITUDE, LONGITUDE = -35.3, 149.1
@@ -86,13 +93,13 @@ class TestMapTiles:
 
     def test_missing_and_broken_map_tiles_are_told(self, map_tiles: Path) -> None:
         tiles = MapTiles(str(map_tiles), 18)
-        with pytest.raises(UnreadableImage, match=r"map tile 18/\d+/\d+ is missing"):
+        with pytest.raises(UnreadableImageError, match=r"map tile 18/\d+/\d+ is missing"):
             tiles.cut(LATITUDE, LONGITUDE + 0.01, 120.0, 240)
         for path in map_tiles.rglob("*.png"):
             path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(UnreadableImage, match=r"map tile .*png is damaged"):
+        with pytest.raises(UnreadableImageError, match=r"map tile .*png is damaged"):
             MapTiles(str(map_tiles), 18).cut(LATITUDE, LONGITUDE, 120.0, 240)
-        with pytest.raises(UnreadableImage, match="latitude 86 is beyond Web Mercator"):
+        with pytest.raises(UnreadableImageError, match="latitude 86 is beyond Web Mercator"):
             tiles.cut(86.0, 0.0, 120.0, 240)
         with pytest.raises(ConfigError, match=r"source.tiles='/x/\{z\}.png'.* needs \{x\} and either"):
             MapTiles("/x/{z}.png", 18)
@@ -129,7 +136,7 @@ class TestGeoTiff:
     def test_beyond_its_edge(self, tmp_path: Path) -> None:
         raster = GeoTiff(geotiff(tmp_path, "EPSG:32755"))
         latitude, longitude = marked((LATITUDE, LONGITUDE), 0.0, 250.0)
-        with pytest.raises(UnreadableImage, match=r"satellite tile: 5\d% of it is beyond .*region.tif"):
+        with pytest.raises(UnreadableImageError, match=r"satellite tile: 5\d% of it is outside .*region.tif"):
             raster.cut(latitude, longitude, 120.0, 64)
 
     def test_grey_becomes_rgb(self, tmp_path: Path) -> None:
@@ -250,7 +257,7 @@ class TestPanoramas:
         ]
 
     def test_narrow_panoramas_have_to_say_so(self, tmp_path: Path) -> None:
-        with pytest.raises(UnreadableImage, match="expected all of the horizon, at least twice as wide as high"):
+        with pytest.raises(UnreadableImageError, match="expected all of the horizon, at least twice as wide as high"):
             self.street(np.full((20, 30, 3), 200, np.uint8))
 
     def test_the_column_of_the_field_of_view(self, tmp_path: Path) -> None:

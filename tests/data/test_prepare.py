@@ -14,12 +14,19 @@ import pyarrow as pa
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetError, DatasetManifest, Geometry, read_manifest
+from s2s_ray.data.description import (
+    DatasetManifest,
+    Geometry,
+    read_manifest,
+)
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.geo.images import UnreadableImage, decode
+from s2s_ray.errors import DatasetError, UnreadableImageError
+from s2s_ray.geo.images import (
+    decode,
+)
 from s2s_ray.runtime.progress import Advance
 
 if TYPE_CHECKING:
@@ -82,7 +89,7 @@ def test_a_tile_is_unrolled_around_its_centre() -> None:
 )
 def test_pairs_that_cannot_be_used(tile: tuple[int, int], street: tuple[int, int], reason: str) -> None:
     pair = Pair(np.zeros((*tile, 3), np.uint8), np.zeros((*street, 3), np.uint8))
-    with pytest.raises(UnreadableImage, match=reason):
+    with pytest.raises(UnreadableImageError, match=reason):
         prepare_pair(pair, Record("a", "train"), Geometry(height=8, width=16, panorama_rows=(0.3, 0.4)))
 
 

@@ -15,17 +15,23 @@ from PIL import Image
 from scipy.io import savemat
 
 from s2s_ray import cli
-from s2s_ray.config import Config, ConfigError, CvactSourceConfig, CvusaSourceConfig, load_config
+from s2s_ray.config import (
+    Config,
+    CvactSourceConfig,
+    CvusaSourceConfig,
+    load_config,
+)
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.description import DatasetError, read_manifest
+from s2s_ray.data.description import (
+    read_manifest,
+)
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Record
 from s2s_ray.data.sources import open_source
 from s2s_ray.data.sources.cvact import CvactSource
 from s2s_ray.data.sources.cvusa import CvusaSource
-from s2s_ray.data.sources.files import ArchiveError
 from s2s_ray.data.verify import verify
-from s2s_ray.geo.images import UnreadableImage
+from s2s_ray.errors import ArchiveError, ConfigError, DatasetError, UnreadableImageError
 from s2s_ray.geo.views import ViewGeometry, prepare_satellite, prepare_street
 
 PLACE = (692_000.25, 6_090_000.125)
@@ -118,7 +124,7 @@ class TestCvusa:
         ],
     )
     def test_members_that_cannot_be_used(self, cvusa: Path, id: str, split: Any, reason: str) -> None:
-        with pytest.raises(UnreadableImage, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             CvusaSource(CvusaSourceConfig(uri=str(cvusa))).read(Record(id, split))
 
     def test_prepared_and_compared_with_what_was_published(self, cvusa: Path, tmp_path: Path) -> None:
@@ -213,7 +219,9 @@ class TestCvact:
         assert len(tests) == 5
         for record in tests:
             source.read(record)  # of val one tile is missing, but not here
-        with pytest.raises(UnreadableImage, match="satellite image is missing: neither ANU_data_small/satview_polish"):
+        with pytest.raises(
+            UnreadableImageError, match="satellite image is missing: neither ANU_data_small/satview_polish"
+        ):
             CvactSource(CvactSourceConfig(uri=str(cvact))).read(tests[2])
 
     def test_prepared_with_blocks_for_validation_and_the_stretch(self, cvact: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.shard import RECORD_FIELDS, arrow_bytes
 from s2s_ray.data.verify import verify
+from s2s_ray.errors import DatasetError
 from s2s_ray.geo.images import encode
 
 if TYPE_CHECKING:

@@ -16,13 +16,20 @@ from PIL import Image
 from s2s_ray.config import Config, EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import DescriptorError, ExpectationError
 from s2s_ray.evaluation import evaluate as evaluation
 from s2s_ray.evaluation.descriptors import embed_dataset, embed_indices, evaluating
 from s2s_ray.evaluation.evaluate import evaluate
-from s2s_ray.evaluation.expectation import Expectation, ExpectationError, check_geometry, measure_recall
+from s2s_ray.evaluation.expectation import (
+    Expectation,
+    check_geometry,
+    measure_recall,
+)
 from s2s_ray.evaluation.galleries import RetrievalRow
 from s2s_ray.evaluation.image_quality import measure
-from s2s_ray.evaluation.recall import DescriptorError, recall_at_k
+from s2s_ray.evaluation.recall import (
+    recall_at_k,
+)
 from s2s_ray.model.s2s import S2S
 
 HEIGHT, WIDTH, PAIRS = 32, 72, 7

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from s2s_ray.config import EvaluationConfig
+from s2s_ray.errors import WeightsError
 from s2s_ray.evaluation import perceptual
-from s2s_ray.evaluation.perceptual import Perceptual, PerceptualError
+from s2s_ray.evaluation.perceptual import (
+    Perceptual,
+)
 from s2s_ray.geo.views import to_pixels
 
 pytestmark = pytest.mark.slow  # torchvision and torchmetrics take seconds to import
@@ -79,17 +82,17 @@ def test_nothing_is_measured_by_default() -> None:
 
 @pytest.mark.parametrize(("key", "backbone"), [("fid", "resnet34"), ("lpips", "alex")])
 def test_weights_that_cannot_be_had(weights: Path, monkeypatch: pytest.MonkeyPatch, key: str, backbone: str) -> None:
-    with pytest.raises(PerceptualError, match=r"evaluation.weights='.*' holds no (resnet34|alexnet)-"):
+    with pytest.raises(WeightsError, match=r"evaluation.weights='.*' holds no (resnet34|alexnet)-"):
         Perceptual(EvaluationConfig.model_validate({key: backbone, "weights": str(weights)}), 4, "cpu")
 
     def offline(*arguments: object, **options: object) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(PerceptualError, match=rf"evaluation.{key}='{backbone}': the weights .* are not in .*cache"):
+    with pytest.raises(WeightsError, match=rf"evaluation.{key}='{backbone}': the weights .* are not in .*cache"):
         Perceptual(EvaluationConfig.model_validate({key: backbone}), 4, "cpu")
 
 
 def test_inception_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PerceptualError, match=r"needs torch-fidelity, which is not installed: pip install"):
+    with pytest.raises(WeightsError, match=r"needs torch-fidelity, which is not installed: pip install"):
         Perceptual(EvaluationConfig(fid="inception"), 4, "cpu")

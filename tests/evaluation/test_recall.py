@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2s_ray.evaluation.recall import DescriptorError, Nearby, Places, nearest, recall_at_k, require_finite
+from s2s_ray.errors import DescriptorError
+from s2s_ray.evaluation.recall import (
+    Nearby,
+    Places,
+    nearest,
+    recall_at_k,
+    require_finite,
+)
 from s2s_ray.evaluation.rows import StoredRows
 
 

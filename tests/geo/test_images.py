@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s2s_ray.geo.images import Encoding, Pixels, UnreadableImage, decode, encode
+from s2s_ray.errors import UnreadableImageError
+from s2s_ray.geo.images import (
+    Encoding,
+    Pixels,
+    decode,
+    encode,
+)
 
 
 @pytest.fixture
@@ -99,21 +105,21 @@ def test_cmyk_jpeg(pixels: Pixels) -> None:
     ],
 )
 def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(UnreadableImage, match=reason):
+    with pytest.raises(UnreadableImageError, match=reason):
         decode(data)
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
 def test_an_image_cut_short_is_refused(pixels: Pixels, encoding: Encoding) -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    with pytest.raises(UnreadableImage, match="damaged or cut short"):
+    with pytest.raises(UnreadableImageError, match="damaged or cut short"):
         decode(encode(noisy, encoding)[:-400])
 
 
 def test_the_limit_of_pixels_is_checked_before_decoding() -> None:
     data = save(Image.new("1", (3000, 1000)), "PNG")
     assert decode(data, max_pixels=3_000_000).shape == (1000, 3000, 3)
-    with pytest.raises(UnreadableImage, match=r"has 3000 x 1000 pixels, more than 2,999,999"):
+    with pytest.raises(UnreadableImageError, match=r"has 3000 x 1000 pixels, more than 2,999,999"):
         decode(data, max_pixels=2_999_999)
 
 
@@ -121,7 +127,7 @@ def test_the_limit_of_pixels_is_checked_before_decoding() -> None:
 def test_a_decompression_bomb_is_refused(side: int) -> None:
     header = save(Image.new("1", (1, 1)), "BMP")
     width = side.to_bytes(4, "little")
-    with pytest.raises(UnreadableImage, match="pixels"):
+    with pytest.raises(UnreadableImageError, match="pixels"):
         decode(header[:18] + width + width + header[26:])
 
 
@@ -138,6 +144,6 @@ def test_no_damage_escapes_as_another_error(pixels: Pixels) -> None:
                 data[place] = generator.integers(0, 256)
             try:
                 assert decode(bytes(data), max_pixels=100_000).dtype == np.uint8
-            except UnreadableImage:
+            except UnreadableImageError:
                 refused += 1
     assert 100 < refused < 1400

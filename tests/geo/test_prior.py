@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Geod
 
-from s2s_ray.geo.prior import Box, Circle, PriorError, distances_m
+from s2s_ray.errors import PriorError
+from s2s_ray.geo.prior import (
+    Box,
+    Circle,
+    distances_m,
+)
 
 LATITUDES, LONGITUDES = st.floats(-90, 90), st.floats(-180, 180)
 

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from s2s_ray.data.description import Geometry
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
-from s2s_ray.geo.views import ViewError, ViewGeometry, prepare_polar, prepare_satellite, prepare_street, to_pixels
+from s2s_ray.errors import ViewError
+from s2s_ray.geo.views import (
+    ViewGeometry,
+    prepare_polar,
+    prepare_satellite,
+    prepare_street,
+    to_pixels,
+)
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import ReferenceIndexError, StorageError
 from s2s_ray.geo.prior import Box
 from s2s_ray.index import (
     ENTRIES_FILE,
@@ -21,7 +22,6 @@ from s2s_ray.index import (
     INFO_FILE,
     IndexInfo,
     ReferenceIndex,
-    ReferenceIndexError,
     read_info,
 )
 from s2s_ray.index.build import build_index
@@ -129,7 +129,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         read_info(uri)
     index().save(uri)
     (tmp_path / "index" / INDEX_FILE).write_bytes(b"x")
-    with pytest.raises(storage.StorageError, match=INDEX_FILE):
+    with pytest.raises(StorageError, match=INDEX_FILE):
         ReferenceIndex.load(uri)
 
 

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s2s_ray.ablation.study import AblationError, ablate
-from s2s_ray.config import Config, ConfigError, load_config
+from s2s_ray.ablation.study import (
+    ablate,
+)
+from s2s_ray.config import (
+    Config,
+    load_config,
+)
+from s2s_ray.errors import AblationError, ConfigError
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import find_checkpoint
 

@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
 from s2s_ray.cli import main
-from s2s_ray.client import Client, ServiceError
+from s2s_ray.client import (
+    Client,
+)
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import ServiceError, StorageError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.index.build import build_index
@@ -103,9 +106,9 @@ def test_refusals_of_the_client(client: Client, tmp_path: Path) -> None:
     assert refused.value.status == 422
     with pytest.raises(ServiceError, match="answers 403: This service has no admin token"):
         client.promote("x")
-    with pytest.raises(storage.StorageError, match="does not exist"):
+    with pytest.raises(StorageError, match="does not exist"):
         client.embed_street([tmp_path / "nothing.png"])
-    with Client("http://127.0.0.1:9", timeout_s=0.3) as nobody, pytest.raises(ServiceError, match="does not answer"):
+    with Client("http://127.0.0.1:9", timeout_s=0.3) as nobody, pytest.raises(ServiceError, match="does not respond"):
         nobody.model()
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from s2s_ray import storage
 from s2s_ray.config import Config, ModelConfig
-from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import DatasetError
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.index.parts import Build, PartWriter, build_in_parts
 from s2s_ray.model.checkpoint import save_model

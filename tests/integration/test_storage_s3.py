@@ -18,7 +18,11 @@ from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.verify import verify
-from s2s_ray.storage import NotFoundError, StorageError, conditional, filesystem
+from s2s_ray.errors import ConflictError, NotFoundError, StorageError
+from s2s_ray.storage import (
+    conditional,
+    filesystem,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
@@ -184,9 +188,9 @@ def test_the_second_of_two_promoters_is_refused_by_the_server(root: str) -> None
     conditional.write(uri, b"one", None)
     content, version = conditional.read(uri)
     assert content == storage.read_bytes(uri) == b"one"
-    with pytest.raises(conditional.ConflictError):
+    with pytest.raises(ConflictError):
         conditional.write(uri, b"two", None)
     conditional.write(uri, b"two", version)
-    with pytest.raises(conditional.ConflictError):
+    with pytest.raises(ConflictError):
         conditional.write(uri, b"three", version)
     assert storage.read_bytes(uri) == b"two"

@@ -11,10 +11,15 @@ import torch
 
 from s2s_ray import S2S, load_checkpoint, storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import CheckpointError, RunError, StorageError
 from s2s_ray.model.checkpoint import save_model
-from s2s_ray.model.checkpoint_meta import CheckpointError, check_fits
+from s2s_ray.model.checkpoint_meta import (
+    check_fits,
+)
 from s2s_ray.training.checkpoints import CheckpointStore
-from s2s_ray.training.run import RunError, find_checkpoint
+from s2s_ray.training.run import (
+    find_checkpoint,
+)
 
 SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
 
@@ -48,7 +53,7 @@ def test_loaded_model_answers_as_the_saved_one(model: S2S, tmp_path: Path) -> No
 
 
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(storage.StorageError, match="nowhere"):
+    with pytest.raises(StorageError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere")
 
 
@@ -57,7 +62,7 @@ def test_damaged_weights_fail_their_checksum(model: S2S, tmp_path: Path) -> None
     with (Path(uri) / "model.safetensors").open("r+b") as file:
         file.seek(-5, 2)
         file.write(b"\xff")
-    with pytest.raises(storage.StorageError, match=r"model\.safetensors.*checksum"):
+    with pytest.raises(StorageError, match=r"model\.safetensors.*checksum"):
         load_checkpoint(uri)
 
 
@@ -147,10 +152,10 @@ def test_a_store_that_fails_is_not_taken_for_damage(
     store.flush()
 
     def unreachable(*_: Any, **__: Any) -> None:
-        raise storage.StorageError("somewhere cannot be reached")
+        raise StorageError("somewhere cannot be reached")
 
     monkeypatch.setattr(storage, "fetch", unreachable)
-    with pytest.raises(storage.StorageError, match="cannot be reached"):
+    with pytest.raises(StorageError, match="cannot be reached"):
         store.newest()
 
 
@@ -229,7 +234,7 @@ def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file is in the way")
     store = CheckpointStore(str(tmp_path / "checkpoints"))
     save(store, model, 1, None)
-    with pytest.raises(storage.StorageError, match="checkpoints"):
+    with pytest.raises(StorageError, match="checkpoints"):
         store.flush()
 
 

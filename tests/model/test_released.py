@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import WeightsError
 from s2s_ray.model import released
-from s2s_ray.model.released import ReleasedCheckpointError, read_released
+from s2s_ray.model.released import (
+    read_released,
+)
 from s2s_ray.model.s2s import S2S
 
 NARROW = {"height": 32, "width": 40, "channels": 4, "discriminator_channels": 4, "masks": 2}
@@ -145,7 +148,7 @@ def test_a_missing_key_is_named(model: S2S, tmp_path: Path, network: str, name: 
     section, key = key_of(network, name, tree)
     del tree[section][key]
     path = save(tree, tmp_path / "released.pth")
-    with pytest.raises(ReleasedCheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         read_released(path)
     assert [part for part in (str(path), section, name) if part not in str(error.value)] == []
 
@@ -158,7 +161,7 @@ def test_another_shape_is_named(model: S2S, tmp_path: Path, network: str, name: 
     section, key = key_of(network, name, tree)
     shape = tuple(tree[section][key].shape)
     tree[section][key] = torch.zeros(shape[0] + 1, *shape[1:])
-    with pytest.raises(ReleasedCheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         read_released(save(tree, tmp_path / "released.pth"))
     message = str(error.value)
     assert [part for part in (section, name, str(shape), str((shape[0] + 1, *shape[1:]))) if part not in message] == []
@@ -186,7 +189,7 @@ def test_keys_of_the_generator_without_a_place_are_listed(model: S2S, tmp_path: 
 def test_keys_without_a_place_elsewhere_are_refused(model: S2S, tmp_path: Path, section: str, key: str) -> None:
     tree = in_authors_layout(model)
     tree[section][f"module.{key}"] = torch.zeros(1)
-    with pytest.raises(ReleasedCheckpointError, match=section) as error:
+    with pytest.raises(WeightsError, match=section) as error:
         read_released(save(tree, tmp_path / "released.pth"))
     assert key in str(error.value)
 
@@ -199,7 +202,7 @@ def test_another_dictionary_is_refused(model: S2S, tmp_path: Path, missing: str 
     else:
         del tree[missing]
     path = save(tree, tmp_path / "released.pth")
-    with pytest.raises(ReleasedCheckpointError, match=missing or "generator_model_dict") as error:
+    with pytest.raises(WeightsError, match=missing or "generator_model_dict") as error:
         read_released(path)
     assert str(path) in str(error.value)
 
@@ -218,7 +221,7 @@ class RunsCode:
 def test_a_pickle_that_runs_code_is_refused(model: S2S, tmp_path: Path, new_format: bool) -> None:
     tree = {**in_authors_layout(model), "args": RunsCode(tmp_path / "made")}
     path = save(tree, tmp_path / "released.pth", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(ReleasedCheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         read_released(path)
     assert str(path) in str(error.value)
     assert not (tmp_path / "made").exists()
@@ -230,7 +233,7 @@ def test_a_pickle_that_runs_code_is_refused(model: S2S, tmp_path: Path, new_form
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "released.pth"
     path.write_bytes(content)
-    with pytest.raises(ReleasedCheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         read_released(path)
     assert str(path) in str(error.value)
 
@@ -240,6 +243,6 @@ def test_a_truncated_file_is_named(model: S2S, tmp_path: Path, new_format: bool)
     path = save(in_authors_layout(model), tmp_path / "whole.pth", _use_new_zipfile_serialization=new_format)
     torn = tmp_path / "torn.pth"
     torn.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ReleasedCheckpointError) as error:
+    with pytest.raises(WeightsError) as error:
         read_released(torn)
     assert str(torn) in str(error.value)

@@ -26,13 +26,22 @@ from s2s_ray import registry, storage
 from s2s_ray.cli import main
 from s2s_ray.config import Config, with_values
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import ClusterError, DivergedError, NotFoundError
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.monitoring.exporter import exporting
 from s2s_ray.monitoring.inventory import take_inventory
-from s2s_ray.monitoring.status import DeploymentStatus, StatusError, age, dashboard_address, deployments, show
+from s2s_ray.monitoring.status import (
+    DeploymentStatus,
+    age,
+    dashboard_address,
+    deployments,
+    show,
+)
 from s2s_ray.runtime.metrics import RAY_PREFIX, STORAGE, TRAINING
 from s2s_ray.sweep.study import SweepStudy, read_records
-from s2s_ray.training.loop import DivergedError, Trainer
+from s2s_ray.training.loop import (
+    Trainer,
+)
 
 if TYPE_CHECKING:
     from tests.conftest import PairFolder
@@ -299,7 +308,7 @@ def test_looking_at_a_sweep_changes_nothing(root: Path) -> None:
 
 
 def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(storage.NotFoundError, match="nowhere does not exist"):
+    with pytest.raises(NotFoundError, match="nowhere does not exist"):
         take_inventory(str(tmp_path / "nowhere"))
 
 
@@ -397,5 +406,5 @@ def test_the_cluster_asked_is_the_one_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://b")
     assert dashboard_address(None) == "http://b"
     assert dashboard_address("http://a") == "http://a"
-    with pytest.raises(StatusError, match=r"no answer from http://127\.0\.0\.1:9"):
+    with pytest.raises(ClusterError, match=r"no answer from http://127\.0\.0\.1:9"):
         deployments("http://127.0.0.1:9")

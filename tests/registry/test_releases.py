@@ -15,10 +15,10 @@ import torch
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import RegistryError
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
-from s2s_ray.registry import RegistryError
 
 TINY = ModelConfig(
     height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2

@@ -31,10 +31,14 @@ from ray.serve.schema import ServeDeploySchema
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import ReferenceIndexError, ReleaseNotLoadedError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.index import IndexInfo, ReferenceIndex, ReferenceIndexError
+from s2s_ray.index import (
+    IndexInfo,
+    ReferenceIndex,
+)
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.service.app import build
@@ -43,7 +47,9 @@ from s2s_ray.service.http.ingress import create_api
 from s2s_ray.service.http.requests import negotiate
 from s2s_ray.service.http.schemas import finite
 from s2s_ray.service.replicas.models import StreetEmbedding
-from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError
+from s2s_ray.service.rollout.releases import (
+    ReleaseKey,
+)
 from s2s_ray.service.rollout.served import resolve
 from s2s_ray.service.settings import ModelScaling, ServeArgs
 from tests.support.fake_service import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat

@@ -10,12 +10,14 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from s2s_ray.errors import RegistryError, ReleaseNotLoadedError
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.registry import RegistryError
 from s2s_ray.service.http.schemas import IndexDescription, ModelInfo
 from s2s_ray.service.replicas.replica import MOST_HELD, ReleaseSlots
 from s2s_ray.service.rollout import rollout as module
-from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError
+from s2s_ray.service.rollout.releases import (
+    ReleaseKey,
+)
 from s2s_ray.service.rollout.rollout import Rollout
 from s2s_ray.service.rollout.served import ServedRelease
 from s2s_ray.service.settings import ModelScaling, ServeArgs

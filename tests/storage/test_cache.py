@@ -14,8 +14,10 @@ import pytest
 from pyarrow import fs
 
 from s2s_ray import storage
-from s2s_ray.config import ConfigError
-from s2s_ray.data.description import DatasetError, FileInfo
+from s2s_ray.data.description import (
+    FileInfo,
+)
+from s2s_ray.errors import ConfigError, DatasetError, NotFoundError, StorageError
 from s2s_ray.storage import filesystem
 from s2s_ray.storage.cache import ShardCache
 
@@ -159,7 +161,7 @@ def test_a_shard_that_is_damaged_at_the_source_is_named(
     data[200] ^= 1
     path.write_bytes(data if fault == "flipped" else data[:-1])
     cache = make()
-    with pytest.raises(storage.StorageError, match=r"s3://bucket/set/train-00002.arrow fails its checksum \("):
+    with pytest.raises(StorageError, match=r"s3://bucket/set/train-00002.arrow fails its checksum \("):
         cache.table(shards[2])
     assert len(downloads()) == 2
     assert kept(folder) == []
@@ -169,7 +171,7 @@ def test_a_shard_that_is_damaged_at_the_source_is_named(
 
 def test_a_missing_shard_is_named(make: Callable[..., ShardCache], shards: list[FileInfo], remote: Path) -> None:
     (remote / shards[4].name).unlink()
-    with pytest.raises(storage.NotFoundError, match=r"s3://bucket/set/train-00004.arrow does not exist"):
+    with pytest.raises(NotFoundError, match=r"s3://bucket/set/train-00004.arrow does not exist"):
         make().table(shards[4])
 
 
@@ -262,7 +264,7 @@ def test_a_damaged_local_shard_is_named(remote: Path, shards: list[FileInfo], fo
     (remote / shards[3].name).unlink()
     cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1)
     for k, message in ((1, "fails its checksum .sha256"), (2, "fails its checksum .100 bytes"), (3, "does not exist")):
-        with pytest.raises(storage.StorageError, match=rf"{remote}/train-0000{k}.arrow {message}"):
+        with pytest.raises(StorageError, match=rf"{remote}/train-0000{k}.arrow {message}"):
             cache.table(shards[k])
     assert (remote / shards[1].name).exists()
 

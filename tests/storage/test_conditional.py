@@ -10,6 +10,7 @@ import pytest
 from moto import mock_aws
 
 from s2s_ray import storage
+from s2s_ray.errors import ConflictError, StorageError
 from s2s_ray.storage import conditional
 
 
@@ -19,10 +20,10 @@ def test_the_second_of_two_writers_is_refused(tmp_path: Path) -> None:
     conditional.write(uri, b"one", None)
     content, version = conditional.read(uri)
     assert content == b"one"
-    with pytest.raises(conditional.ConflictError, match="changed by somebody else"):
+    with pytest.raises(ConflictError, match="changed by somebody else"):
         conditional.write(uri, b"two", None)
     conditional.write(uri, b"two", version)
-    with pytest.raises(conditional.ConflictError):
+    with pytest.raises(ConflictError):
         conditional.write(uri, b"three", version)
     assert storage.read_bytes(uri) == b"two"
     assert storage.list_names(str(tmp_path / "deep")) == ["pointer.json"], "the lock is nobody's business"
@@ -40,7 +41,7 @@ def test_no_change_of_many_at_once_is_lost(tmp_path: Path) -> None:
                 try:
                     conditional.write(uri, str(int(content) + 1).encode(), version)
                     break
-                except conditional.ConflictError:
+                except ConflictError:
                     continue
 
     threads = [threading.Thread(target=add) for _ in range(4)]
@@ -63,11 +64,11 @@ def test_the_condition_is_s3s_own(monkeypatch: pytest.MonkeyPatch) -> None:
         conditional.write(uri, b"one", None)
         content, version = conditional.read(uri)
         assert content == b"one"
-        with pytest.raises(conditional.ConflictError):
+        with pytest.raises(ConflictError):
             conditional.write(uri, b"two", None)
         conditional.write(uri, b"two", version)
-        with pytest.raises(conditional.ConflictError):
+        with pytest.raises(ConflictError):
             conditional.write(uri, b"three", version)
         assert conditional.read(uri)[0] == b"two"
-        with pytest.raises(storage.StorageError, match=r"s3://nothing/x: .*NoSuchBucket"):
+        with pytest.raises(StorageError, match=r"s3://nothing/x: .*NoSuchBucket"):
             conditional.read("s3://nothing/x")

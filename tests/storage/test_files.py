@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.storage import DamagedError, NotFoundError, StorageError, filesystem
+from s2s_ray.errors import DamagedError, NotFoundError, StorageError
+from s2s_ray.storage import (
+    files,
+    filesystem,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_folders_and_times(tmp_path: Path) -> None:
     assert storage.list_folders(str(tmp_path / "file")) == storage.list_folders(str(tmp_path / "none")) == []
     os.utime(tmp_path / "file", (1000, 2000.5))
     assert storage.modified(str(tmp_path / "file")) == 2000.5
-    with pytest.raises(storage.NotFoundError, match="none"):
+    with pytest.raises(NotFoundError, match="none"):
         storage.modified(str(tmp_path / "none"))
 
 

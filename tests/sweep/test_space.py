@@ -7,7 +7,13 @@ from typing import Any
 import optuna
 import pytest
 
-from s2s_ray.config import Config, ConfigError, load_config, value_at, with_values
+from s2s_ray.config import (
+    Config,
+    load_config,
+    value_at,
+    with_values,
+)
+from s2s_ray.errors import ConfigError
 from s2s_ray.sweep.space import Space
 
 

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from s2s_ray.config import Config, ConfigError
+from s2s_ray.config import (
+    Config,
+)
+from s2s_ray.errors import ConfigError
 from s2s_ray.sweep import sweep
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping

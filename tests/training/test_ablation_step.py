@@ -9,11 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2s_ray.config import Ablation, Config, ConfigError, LossConfig, ModelConfig, TrainConfig
+from s2s_ray.config import (
+    Ablation,
+    Config,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from s2s_ray.errors import ConfigError, NoSynthesisError
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.losses import triplet_loss
-from s2s_ray.model.s2s import S2S, NoSynthesisError
+from s2s_ray.model.s2s import (
+    S2S,
+)
 from s2s_ray.training.step import TrainingStep
 
 TINY = {"height": 32, "width": 40, "channels": 4, "discriminator_channels": 8, "street_blocks": (1, 1, 1), "masks": 2}

@@ -11,11 +11,20 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import Config, load_config
-from s2s_ray.data.description import DatasetError
 from s2s_ray.data.prepare import prepare
-from s2s_ray.model.checkpoint_meta import CheckpointError, read_meta
-from s2s_ray.training.loop import DivergedError, Trainer, check_ready
-from s2s_ray.training.run import RunError, checkpoint_store, load_run_config, run_uri
+from s2s_ray.errors import CheckpointError, DatasetError, DivergedError, RunError
+from s2s_ray.model.checkpoint_meta import (
+    read_meta,
+)
+from s2s_ray.training.loop import (
+    Trainer,
+    check_ready,
+)
+from s2s_ray.training.run import (
+    checkpoint_store,
+    load_run_config,
+    run_uri,
+)
 
 PAIRS = 11  # batches of 4, 4 and 3
 
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
     from tests.conftest import PairFolder
 
 
-class StoppedError(Exception):
+class ProcessEndedError(Exception):
     """Stands for whatever ends a process."""
 
 
@@ -60,7 +69,7 @@ def stop_at(trainer: Trainer, step: int) -> None:
 
     def counted(*args: Any, **kwargs: Any) -> dict[str, float]:
         if trainer.global_step == step:
-            raise StoppedError
+            raise ProcessEndedError
         return cycle(*args, **kwargs)
 
     trainer.cycle = counted  # type: ignore[assignment]
@@ -99,7 +108,7 @@ def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(base: Config,
     expected_history = straight.fit()
     stopped = Trainer(configured(base, tmp_path / "stopped"))
     stop_at(stopped, step)
-    with pytest.raises(StoppedError):
+    with pytest.raises(ProcessEndedError):
         stopped.fit()
     resumed = Trainer(configured(base, tmp_path / "stopped"))
     history = resumed.fit()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import ray.train
 
-from s2s_ray.config import ConfigError, TrainConfig, load_config
-from s2s_ray.storage import StorageError
+from s2s_ray.config import (
+    TrainConfig,
+    load_config,
+)
+from s2s_ray.errors import ConfigError, StorageError
 from s2s_ray.training.ray_train import _cause, _scaling
 
 

@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.errors import NotFiniteError
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.s2s import S2S
-from s2s_ray.training.step import LOSS_NAMES, NotFiniteError, TrainingStep, frozen
+from s2s_ray.training.step import (
+    LOSS_NAMES,
+    TrainingStep,
+    frozen,
+)
 
 TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
 TRAIN = TrainConfig(lr_generator=1e-3, lr_discriminator=2e-3, lr_retrieval=5e-4)

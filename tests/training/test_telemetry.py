@@ -12,11 +12,17 @@ import pytest
 import torch
 
 from s2s_ray import storage
-from s2s_ray.config import Config, ConfigError, with_values
+from s2s_ray.config import (
+    Config,
+    with_values,
+)
 from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import ConfigError, DivergedError
 from s2s_ray.runtime.metrics import TRAINING
 from s2s_ray.training import telemetry
-from s2s_ray.training.loop import DivergedError, Trainer
+from s2s_ray.training.loop import (
+    Trainer,
+)
 from s2s_ray.training.run import run_uri
 from s2s_ray.training.telemetry import Telemetry
 from s2s_ray.training.trackers import check_installed, numbers, parameters

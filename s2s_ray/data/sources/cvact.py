@@ -21,8 +21,15 @@ from numpy.typing import NDArray
 from s2s_ray import storage
 from s2s_ray.config import CvactSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split, Treatment
-from s2s_ray.data.sources.files import ArchiveError, read_archive_file, require_panorama
-from s2s_ray.geo.images import Pixels, UnreadableImage, decode
+from s2s_ray.data.sources.files import (
+    read_archive_file,
+    require_panorama,
+)
+from s2s_ray.errors import ArchiveError, NotFoundError, UnreadableImageError
+from s2s_ray.geo.images import (
+    Pixels,
+    decode,
+)
 from s2s_ray.geo.utm import to_degrees
 from s2s_ray.geo.views import FULL_SPHERE_ROWS
 
@@ -60,7 +67,7 @@ class CvactSource:
         return list(self._records.values())
 
     def read(self, record: Record) -> Pair:
-        """Both images of a pair. Raises `UnreadableImage`."""
+        """Both images of a pair. Raises `UnreadableImageError`."""
         folder = FOLDERS["val" if record.split in ("train", "val") else self.config.test]
         satellite, street = self._image("satellite", folder, record.id), self._image("street", folder, record.id)
         require_panorama(street, 2.0, "a full sphere like 1664 x 832")
@@ -72,11 +79,11 @@ class CvactSource:
         for path in paths:
             try:
                 return decode(storage.read_bytes(storage.join(self.uri, path)))
-            except storage.NotFoundError:
+            except NotFoundError:
                 continue
-            except UnreadableImage as error:
-                raise UnreadableImage(f"{view} image {path} {error}") from None
-        raise UnreadableImage(f"{view} image is missing: neither {' nor '.join(paths)} is in {self.uri}")
+            except UnreadableImageError as error:
+                raise UnreadableImageError(f"{view} image {path} {error}") from None
+        raise UnreadableImageError(f"{view} image is missing: neither {' nor '.join(paths)} is in {self.uri}")
 
     @cached_property
     def _records(self) -> dict[str, Record]:

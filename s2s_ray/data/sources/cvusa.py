@@ -19,7 +19,12 @@ from typing import Any
 from s2s_ray import storage
 from s2s_ray.config import CvusaSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split, Treatment
-from s2s_ray.data.sources.files import ArchiveError, read_archive_file, read_image, require_panorama
+from s2s_ray.data.sources.files import (
+    read_archive_file,
+    read_image,
+    require_panorama,
+)
+from s2s_ray.errors import ArchiveError
 
 SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
 PUBLISHED: dict[Split, int] = {"train": 35_532, "test": 8_884}
@@ -55,7 +60,7 @@ class CvusaSource:
         return [record for record, _ in self._pairs.values()]
 
     def read(self, record: Record) -> Pair:
-        """Both images of a pair. Raises `UnreadableImage`."""
+        """Both images of a pair. Raises `UnreadableImageError`."""
         files = self._pairs[record.id][1]
         satellite = read_image("satellite", storage.join(self.uri, files.satellite), files.satellite)
         street = read_image("street", storage.join(self.uri, files.street), files.street)

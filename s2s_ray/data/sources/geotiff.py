@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from s2s_ray import storage
-from s2s_ray.config import ConfigError
-from s2s_ray.geo.images import Pixels, UnreadableImage
+from s2s_ray.errors import ConfigError, UnreadableImageError
+from s2s_ray.geo.images import (
+    Pixels,
+)
 
 
 class GeoTiff:
@@ -41,7 +43,7 @@ class GeoTiff:
         interpolated where it is coarser.
 
         Raises:
-            UnreadableImage: a tile that reaches beyond the raster or over pixels without data.
+            UnreadableImageError: a tile that reaches beyond the raster or over pixels without data.
         """
         from rasterio.enums import Resampling
         from rasterio.transform import from_bounds
@@ -57,7 +59,7 @@ class GeoTiff:
             pixels = warped.read(colours)
             missing = float((warped.dataset_mask() == 0).mean())
         if missing:
-            raise UnreadableImage(f"satellite tile: {missing:.0%} of it is beyond {self.uri}, or where it has no data")
+            raise UnreadableImageError(f"satellite tile: {missing:.0%} of it is outside {self.uri} or has no data")
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
     def _pixel_m(self, latitude: float) -> float:

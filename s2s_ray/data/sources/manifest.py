@@ -19,6 +19,7 @@ from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
 from s2s_ray.data.schema import SPLITS, Pair, Record, Split, Treatment
 from s2s_ray.data.sources.files import read_image
+from s2s_ray.errors import ManifestError
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.utm import to_utm, utm_zone
 
@@ -26,15 +27,11 @@ OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "
 _SHOWN = 5
 
 
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message names the file, the rows and the values."""
-
-
 class Imagery(Protocol):
     """Imagery of a whole region."""
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """A north-up tile, px px 3, `metres` wide and high around a place (WGS 84 degrees). Raises UnreadableImage."""
+        """Cut a north-up tile, px px 3, `metres` wide and high, at a WGS 84 position. Raises UnreadableImageError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +76,11 @@ class ManifestSource:
         return [row.record for row in self._rows.values()]
 
     def read(self, record: Record) -> Pair:
-        """Both images of a row. Raises `UnreadableImage` where one is missing or cannot be decoded."""
+        """Both images of a row. Raises `UnreadableImageError` where one is missing or cannot be decoded."""
         return Pair(self.tile(record), self._image("street", self._rows[record.id].street))
 
     def tile(self, record: Record) -> Pixels:
-        """The satellite tile of a row. Raises `UnreadableImage`."""
+        """The satellite tile of a row. Raises `UnreadableImageError`."""
         if self._imagery is None:
             return self._image("satellite", self._rows[record.id].satellite)
         assert record.latitude is not None

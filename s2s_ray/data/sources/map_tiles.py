@@ -9,8 +9,11 @@ import numpy as np
 from PIL import Image
 
 from s2s_ray import storage
-from s2s_ray.config import ConfigError
-from s2s_ray.geo.images import Pixels, UnreadableImage, decode
+from s2s_ray.errors import ConfigError, NotFoundError, UnreadableImageError
+from s2s_ray.geo.images import (
+    Pixels,
+    decode,
+)
 
 _SUFFIXES = ("png", "jpg", "jpeg", "webp")
 _KEPT = 256  # map tiles kept decoded: places close to each other share them
@@ -37,10 +40,10 @@ class MapTiles:
         """A north-up tile around a place; see `manifest.Imagery`. Resized by cubic interpolation with antialiasing.
 
         Raises:
-            UnreadableImage: a map tile that is missing, damaged or of another size; a place beyond the map.
+            UnreadableImageError: a map tile that is missing, damaged or of another size; a place beyond the map.
         """
         if abs(latitude) > _LIMIT:
-            raise UnreadableImage(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
+            raise UnreadableImageError(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
         count = 2**self.zoom
         column = (longitude + 180) / 360 * count
         row = (1 - math.asinh(math.tan(math.radians(latitude))) / math.pi) / 2 * count
@@ -50,7 +53,7 @@ class MapTiles:
         rows = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
         shapes = {tile.shape for line in rows for tile in line}
         if len(shapes) > 1 or rows[0][0].shape[0] != rows[0][0].shape[1]:
-            raise UnreadableImage(f"map tiles around it are of sizes {sorted(shapes)}, expected squares of one size")
+            raise UnreadableImageError(f"map tiles have sizes {sorted(shapes)}, expected squares of one size")
         size = rows[0][0].shape[0]
         box = [(column - across - left), (row - along - top), (column + across - left), (row + along - top)]
         mosaic = Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for line in rows]))
@@ -75,13 +78,13 @@ class MapTiles:
                 uri = uri.replace(name, str(value))
             try:
                 tile = decode(storage.read_bytes(uri))
-            except storage.NotFoundError:
+            except NotFoundError:
                 continue
-            except UnreadableImage as error:
-                raise UnreadableImage(f"map tile {uri} {error}") from None
+            except UnreadableImageError as error:
+                raise UnreadableImageError(f"map tile {uri} {error}") from None
             self._templates = [template]  # a folder has one kind of file
             return tile
-        raise UnreadableImage(f"map tile {self.zoom}/{x}/{y} is missing (looked for {' or '.join(self._templates)})")
+        raise UnreadableImageError(f"map tile {self.zoom}/{x}/{y} is missing (tried {' or '.join(self._templates)})")
 
 
 def _sides_m(latitude: float, count: int) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s2s_ray.cli import run
+from s2s_ray.errors import TamperedError, VendorError
 
 VENDOR = Path(__file__).parents[1] / "static" / "vendor"
 
@@ -46,16 +47,8 @@ PACKAGES = (
 )
 
 
-class FetchError(ValueError):
-    """A package that could not be fetched."""
-
-
-class TamperedError(ValueError):
-    """A package that is not the one that was pinned."""
-
-
 def fetch(package: Package, npm: str, into: Path) -> None:
-    """Bring the files of one package into a folder. Raises FetchError, TamperedError."""
+    """Bring the files of one package into a folder. Raises VendorError, TamperedError."""
     with tempfile.TemporaryDirectory() as folder:
         pinned = f"{package.name}@{package.version}"
         done = subprocess.run(
@@ -63,7 +56,7 @@ def fetch(package: Package, npm: str, into: Path) -> None:
         )
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
-            raise FetchError(f"npm could not fetch {pinned}: {done.stderr.strip() or done.stdout.strip()}")
+            raise VendorError(f"npm could not fetch {pinned}: {done.stderr.strip() or done.stdout.strip()}")
         found = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
         if found != package.sha512:
             raise TamperedError(f"{pinned} has sha512-{found}, expected sha512-{package.sha512}: it is not used")
@@ -92,7 +85,7 @@ def main() -> None:
     try:
         for package in PACKAGES:
             fetch(package, npm, VENDOR)
-    except FetchError as error:
+    except VendorError as error:
         print(f"{error}; the page will have no map, /docs will not be interactive", file=sys.stderr)
         return
     stamp.write_text(wanted)

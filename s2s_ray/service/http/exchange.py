@@ -19,8 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s2s_ray.service.http.requests import RequestError
-from s2s_ray.service.rollout.releases import ReleaseNotLoadedError
+from s2s_ray.errors import ReleaseNotLoadedError, RequestError
 from s2s_ray.service.rollout.rollout import Rollout
 from s2s_ray.service.rollout.served import ServedRelease
 from s2s_ray.service.settings import ServeArgs

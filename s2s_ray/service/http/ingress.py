@@ -21,9 +21,9 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from starlette.exceptions import HTTPException
 
+from s2s_ray.errors import RequestError
 from s2s_ray.service.http import page, routes
 from s2s_ray.service.http.exchange import Frame, Service
-from s2s_ray.service.http.requests import RequestError
 from s2s_ray.service.rollout.rollout import Rollout
 from s2s_ray.service.rollout.served import ServedRelease
 from s2s_ray.service.settings import ServeArgs
@@ -117,7 +117,7 @@ def _error(status: int, sentence: str, headers: dict[str, str] | None = None) ->
 
 async def _refused(_request: Request, fault: Exception) -> Response:
     assert isinstance(fault, RequestError)
-    return _error(fault.status, fault.sentence, fault.headers)
+    return _error(fault.http_status, fault.sentence, fault.headers)
 
 
 async def _bad_parameters(_request: Request, fault: Exception) -> Response:

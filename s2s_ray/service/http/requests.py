@@ -12,8 +12,14 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from s2s_ray.errors import PriorError, RequestError
 from s2s_ray.geo.images import Layout
-from s2s_ray.geo.prior import Box, Circle, Prior, PriorError, check_position
+from s2s_ray.geo.prior import (
+    Box,
+    Circle,
+    Prior,
+    check_position,
+)
 
 LARGEST_K = 100
 DEFAULT_K = 10
@@ -36,14 +42,6 @@ IMAGE_BODY = {
         },
     }
 }
-
-
-class RequestError(Exception):
-    """An answer other than 200, with its sentence."""
-
-    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, headers
 
 
 class Image(NamedTuple):

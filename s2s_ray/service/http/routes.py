@@ -14,8 +14,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from s2s_ray import registry, storage
-from s2s_ray.geo.images import Pixels, TooManyPixels, UnreadableImage, decode
-from s2s_ray.geo.views import ViewError
+from s2s_ray.errors import RegistryError, RequestError, TooManyPixelsError, UnreadableImageError, ViewError
+from s2s_ray.geo.images import (
+    Pixels,
+    decode,
+)
 from s2s_ray.index import Descriptors
 from s2s_ray.service.http import responses as answers
 from s2s_ray.service.http.exchange import Exchange
@@ -29,7 +32,6 @@ from s2s_ray.service.http.requests import (
     Images,
     K,
     LayoutOf,
-    RequestError,
     Rows,
     Truth,
     Uploads,
@@ -349,8 +351,8 @@ async def _views(api: Exchange, body: Uploads, prepare: Callable[[Pixels], Tenso
             pixels = decode(image.content, api.service.max_pixels)
             decoded = time.perf_counter()
             view: Pixels = np.asarray(prepare(pixels))
-        except UnreadableImage as error:
-            status = 413 if isinstance(error, TooManyPixels) else 400
+        except UnreadableImageError as error:
+            status = 413 if isinstance(error, TooManyPixelsError) else 400
             raise RequestError(status, f"{which} {error}.") from None
         except ViewError as error:
             sentence = f"{str(error)[0].upper()}{str(error)[1:]}."
@@ -388,6 +390,6 @@ async def _change(api: Exchange, change: Callable[[str, str], registry.Release])
     root, name = _registry(api)
     try:
         chosen = await asyncio.to_thread(change, root, name)
-    except registry.RegistryError as error:
+    except RegistryError as error:
         raise RequestError(404, f"{str(error)[0].upper()}{str(error)[1:]}.") from None
     return Promotion(release=api.release.id, current=chosen.id)

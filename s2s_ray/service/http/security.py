@@ -12,7 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from s2s_ray.service.http.requests import RequestError
+from s2s_ray.errors import RequestError
 from s2s_ray.service.settings import Token
 
 _bearer = HTTPBearer(auto_error=False, description="Only where the service is configured with tokens.")

@@ -14,7 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError, candidates, locate
+from s2s_ray.errors import ReleaseNotLoadedError, S2SError
+from s2s_ray.service.rollout.releases import (
+    ReleaseKey,
+    candidates,
+    locate,
+)
 from s2s_ray.service.settings import ServeArgs
 
 log = logging.getLogger("s2s_ray.service")
@@ -44,7 +49,7 @@ class ReleaseSlots(Generic[T]):
             try:
                 await self.get((await asyncio.to_thread(locate, args, release)).key)
                 return
-            except (ValueError, ReleaseNotLoadedError) as error:
+            except S2SError as error:
                 if place == len(choices) - 1:
                     raise
                 log.error("release %s cannot be served (%s); trying the one before", release, error)

@@ -12,7 +12,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray import registry, storage
-from s2s_ray.service.rollout.releases import ReleaseKey, ReleaseNotLoadedError, candidates
+from s2s_ray.errors import S2SError
+from s2s_ray.service.rollout.releases import (
+    ReleaseKey,
+    candidates,
+)
 from s2s_ray.service.rollout.served import ServedRelease, resolve
 from s2s_ray.service.settings import ServeArgs
 
@@ -123,7 +127,7 @@ class Rollout:
             self._awaited.add(wanted)
             self.fault = "It is not loaded on all replicas yet."
             return False
-        except (ValueError, ReleaseNotLoadedError) as error:
+        except S2SError as error:
             log.error("release %s cannot be served: %s", wanted, error)
             self._faulty[wanted] = time.monotonic()
             self.fault = str(error)

@@ -1,0 +1,236 @@
+"""Every error that the library raises on purpose, in one tree.
+
+    S2SError
+    ├── InputError                   what the user gave is wrong: the message names the field and the value
+    │   ├── ConfigError              a configuration
+    │   ├── OptionError              an option of the command line
+    │   ├── ManifestError            a list of images
+    │   ├── ArchiveError             a published data set as it was downloaded
+    │   ├── UnreadableImageError     an image that is missing or cannot be decoded
+    │   │   └── TooManyPixelsError   an image that is larger than the limit
+    │   ├── ViewError                an image or a parameter that cannot become the model's view
+    │   ├── PriorError               an area
+    │   ├── DescriptorError          descriptors of the wrong shape, or not finite
+    │   ├── WeightsError             a file of weights
+    │   ├── ExpectationError         a file of expected results
+    │   └── RequestError             an HTTP request
+    ├── StateError                   what is stored, or the cluster, does not fit what was asked
+    │   ├── CheckpointError, RunError, SweepError, AblationError
+    │   ├── DatasetError, ReferenceIndexError
+    │   ├── RegistryError
+    │   ├── NoSynthesisError         the model has no generator
+    │   └── PlacementError           the cluster cannot hold the work
+    ├── StorageError                 a file cannot be read or written
+    │   ├── NotFoundError, DamagedError, ConflictError, DiskFullError
+    ├── ServiceError                 the HTTP service
+    │   ├── NotReadyError            it does not become ready
+    │   ├── ReleaseNotLoadedError    a replica cannot load a release
+    │   ├── ClusterError             a Ray cluster's dashboard cannot be reached
+    │   └── VendorError              a package from npm cannot be fetched
+    │       └── TamperedError        a package from npm is not the pinned one
+    ├── DivergedError                a training whose losses are no longer finite
+    │   └── NotFiniteError           the first step at which that happened
+    └── StoppedError                 the user stopped the work
+
+An `InputError` is a `ValueError` as well. `exit_code` is what the command line ends with, `http_status` what the
+service responds with. Anything else that is raised is a bug and shows its traceback. Nothing here imports another
+module of the package, and every class survives pickling, so that Ray hands the original through.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class S2SError(Exception):
+    """The root of all errors of this library; the message says what is wrong and what to do."""
+
+    exit_code: ClassVar[int] = 2
+    http_status: int = 500
+
+
+class InputError(S2SError, ValueError):
+    """Something that the user gave is wrong; the message names the field and the value."""
+
+    http_status = 422
+
+
+class ConfigError(InputError):
+    """A configuration that cannot be used; the message names each key, its value and what is allowed."""
+
+
+class OptionError(InputError):
+    """Options of the command line that contradict each other or cannot be used."""
+
+
+class ManifestError(InputError):
+    """A manifest that cannot be used; the message names the row or the column."""
+
+
+class ArchiveError(InputError):
+    """A published data set that is not laid out as its authors distribute it."""
+
+
+class UnreadableImageError(InputError):
+    """An image that is missing or cannot be decoded; the message is the reason, without the id."""
+
+
+class TooManyPixelsError(UnreadableImageError):
+    """An image that was not decoded because of its size."""
+
+    http_status = 413
+
+
+class ViewError(InputError):
+    """An image or a parameter that cannot become a view; the message says what is expected instead."""
+
+
+class PriorError(InputError):
+    """An area that cannot be used; the message names the parameter and the value."""
+
+
+class DescriptorError(InputError):
+    """Descriptors that cannot be compared: the wrong shape, or not finite."""
+
+
+class WeightsError(InputError):
+    """A file of weights that cannot be used; the message names the keys or shapes that do not fit."""
+
+
+class ExpectationError(InputError):
+    """A file of expected results that cannot be used."""
+
+
+class RequestError(InputError):
+    """A request that the service refuses.
+
+    Args:
+        status: HTTP status of the response.
+        sentence: what is wrong, for the caller.
+        headers: further headers of the response.
+    """
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, sentence, headers)
+        self.http_status, self.sentence, self.headers = status, sentence, headers
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+class StateError(S2SError):
+    """What is stored, or what the cluster has, does not fit what was asked."""
+
+    http_status = 409
+
+
+class CheckpointError(StateError):
+    """A checkpoint that cannot be used; the message names it and what does not fit."""
+
+
+class RunError(StateError):
+    """A run that cannot be started, resumed or read; the message names it."""
+
+
+class SweepError(StateError):
+    """A sweep that cannot be started or continued; the message names it."""
+
+
+class AblationError(StateError):
+    """An ablation study that cannot be started or continued; the message names it."""
+
+
+class DatasetError(StateError):
+    """A data set that cannot be used; the message names it and what does not fit."""
+
+
+class ReferenceIndexError(StateError):
+    """An index that cannot be used or searched in this way; the message names it and what does not fit."""
+
+
+class RegistryError(StateError):
+    """A release or a name that the registry cannot provide or change."""
+
+
+class NoSynthesisError(StateError):
+    """The model was trained without a generator, so it synthesises nothing."""
+
+
+class PlacementError(StateError):
+    """Work that needs more than the cluster has or may scale to."""
+
+
+class StorageError(S2SError):
+    """A URI that cannot be read or written; the message names it and says what to do."""
+
+    http_status = 503
+
+
+class NotFoundError(StorageError):
+    """There is no such file, directory or bucket."""
+
+
+class DamagedError(StorageError):
+    """A file is not what was written: it fails its checksum or cannot be parsed."""
+
+
+class ConflictError(StorageError):
+    """Somebody else has written the file since it was read; read it again."""
+
+
+class DiskFullError(StorageError):
+    """There is no room for a local file."""
+
+
+class ServiceError(S2SError):
+    """The HTTP service cannot be reached, or responds with an error.
+
+    Args:
+        message: the service's own sentence, or why there was no response.
+        status: HTTP status of the response; 0 where there was none.
+    """
+
+    http_status = 502
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message, status)
+        self.message, self.status = message, status
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotReadyError(ServiceError):
+    """A service whose deployments run but which does not become ready; the message says why."""
+
+
+class ReleaseNotLoadedError(ServiceError):
+    """A replica does not hold the release of a request and cannot load it."""
+
+    http_status = 503
+
+
+class ClusterError(ServiceError):
+    """A Ray cluster's dashboard cannot be reached; the message names its address."""
+
+
+class VendorError(ServiceError):
+    """A package from npm cannot be fetched."""
+
+
+class TamperedError(VendorError):
+    """A package from npm is not the one that is pinned."""
+
+
+class DivergedError(S2SError):
+    """A training whose losses are no longer finite."""
+
+
+class NotFiniteError(DivergedError):
+    """A step whose losses or gradients are not finite."""
+
+
+class StoppedError(S2SError):
+    """The user stopped the work; what was finished is stored, and the same command resumes it."""
+
+    exit_code = 130
