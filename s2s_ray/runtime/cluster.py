@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from s2s_ray.errors import S2SError
+
 T = TypeVar("T")
 
 
@@ -80,6 +82,22 @@ def _termination_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def original_error(error: BaseException) -> BaseException:
+    """Return the `S2SError` that a task or a worker raised, as it was raised there, or `error` if there is none.
+
+    Ray wraps it: in a `RayTaskError`, which is a subclass of the original's class but whose text is the task's
+    traceback, in Ray Train's `WorkerGroupError` with one error for each worker, or in several of these.
+    """
+    if isinstance(error, S2SError) and not hasattr(error, "cause"):
+        return error
+    failures = getattr(error, "worker_failures", {})
+    inner = [getattr(error, "cause", None), getattr(error, "controller_failure", None), *failures.values()]
+    for candidate in (*inner, error.__cause__):
+        if isinstance(candidate, BaseException) and isinstance(found := original_error(candidate), S2SError):
+            return found
+    return error
 
 
 def log_plainly() -> None:
