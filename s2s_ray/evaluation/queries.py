@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.entries import entries_table
 from s2s_ray.evaluation.recall import RecallResult
-from s2s_ray.index.build import entries_table
 
 QUERIES = "queries.parquet"
 

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from s2s_ray import storage
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.entries import COLUMNS, entries_table
 from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ReferenceIndexError, UnreadableImageError, ViewError
@@ -22,7 +19,6 @@ from s2s_ray.geo.views import (
     ViewGeometry,
 )
 from s2s_ray.index.index import (
-    COLUMNS,
     IndexInfo,
     ReferenceIndex,
 )
@@ -140,26 +136,9 @@ def index_tiles(
     return ReferenceIndex.build(info, descriptors, entries), faults
 
 
-def entries_table(dataset: PairDataset) -> pa.Table:
-    """The rows of `entries.parquet`; what the data set does not know is null."""
-    columns = {
-        "id": list(dataset.ids),
-        "latitude": _nullable(dataset.latlon[:, 0]),
-        "longitude": _nullable(dataset.latlon[:, 1]),
-        "easting": _nullable(dataset.positions[:, 0]),
-        "northing": _nullable(dataset.positions[:, 1]),
-        "zone": [int(zone) or None for zone in dataset.zones],
-    }
-    return pa.table(columns, schema=COLUMNS)
-
-
 def _known(extends: ReferenceIndex | None, model: S2S, checkpoint_fingerprint: str) -> frozenset[str]:
     """Ids of the tiles that need not be embedded."""
     if extends is None:
         return frozenset()
     extends.info.require(model.config.descriptor_size, checkpoint_fingerprint)
     return extends.ids()
-
-
-def _nullable(values: NDArray[np.float64]) -> Sequence[float | None]:
-    return [None if math.isnan(value) else float(value) for value in values]

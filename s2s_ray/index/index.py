@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
+from s2s_ray.data.entries import COLUMNS as COLUMNS
 from s2s_ray.errors import NotFoundError, ReferenceIndexError
 from s2s_ray.geo.prior import Prior
 from s2s_ray.index import vectors
@@ -35,17 +36,6 @@ if TYPE_CHECKING:  # a process that only searches needs neither the model nor th
 
 ENTRIES_FILE = "entries.parquet"
 INFO_FILE = "index.json"
-
-COLUMNS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("latitude", pa.float64()),
-        ("longitude", pa.float64()),
-        ("easting", pa.float64()),
-        ("northing", pa.float64()),
-        ("zone", pa.int32()),
-    ]
-)
 
 
 class Match(NamedTuple):

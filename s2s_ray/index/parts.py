@@ -20,9 +20,9 @@ import torch
 
 from s2s_ray import registry, storage
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.entries import entries_table
 from s2s_ray.data.schema import Split
 from s2s_ray.errors import ReferenceIndexError
-from s2s_ray.index.build import entries_table
 from s2s_ray.index.index import (
     IndexInfo,
     ReferenceIndex,
