@@ -226,15 +226,34 @@ def test_every_fault_is_reported_at_once() -> None:
     assert [key for key in ("model.height=7", "train.batch=1", "data.colour='red'") if key not in message] == []
 
 
-@pytest.mark.parametrize("override", ["train.batch", "=3", "train.batch=[1", "train.batch.size=3"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.batch",
+        "=3",
+        "train.batch=[1",
+        "train.batch.size=3",
+        "train.batch=2024-13-01",
+        "train.batch=" + "[" * 5000,
+    ],
+)
 def test_a_malformed_override_is_named(override: str) -> None:
     assert override.split("=", maxsplit=1)[0] in error_of(override)
 
 
-def test_neither_preset_nor_file() -> None:
-    message = error_of(config="no-such")
-    assert "'no-such'" in message
+@pytest.mark.parametrize("name", ["no-such", "no/such", "nul\0"])
+def test_neither_preset_nor_file(name: str) -> None:
+    message = error_of(config=name)
+    assert repr(name) in message
     assert "paper" in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xff\xfe\xfa")
+    message = error_of(config=path)
+    assert str(path) in message
+    assert "cannot be read" in message
 
 
 @pytest.mark.parametrize(

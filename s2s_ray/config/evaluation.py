@@ -1,0 +1,30 @@
+"""The section `evaluation`: measurements and figures of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from s2s_ray.config.section import NonNegative, Section
+
+
+class EvaluationConfig(Section):
+    """Measurements and figures of `s2s evaluate`."""
+
+    split: Literal["train", "val", "test"] = "test"
+    batch: int = Field(64, ge=1)
+    chunk: int = Field(4096, ge=1, description="queries compared with the gallery at a time")
+    radius_m: NonNegative | None = Field(
+        None, description="a match counts within this distance; default: only the pair's own tile"
+    )
+    lpips: Literal["alex", "vgg", "squeeze"] | None = Field(
+        None, description="backbone of LPIPS; default: not measured"
+    )
+    fid: Literal["inception", "resnet18", "resnet34", "resnet50"] | None = Field(
+        None, description="backbone of FID and KID; default: not measured"
+    )
+    weights: str | None = Field(
+        None, description="directory or URI with those backbones' weight files; default: PyTorch's cache or the network"
+    )
+    gallery_rows: int = Field(8, ge=0, description="queries drawn in the galleries")

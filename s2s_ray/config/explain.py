@@ -1,0 +1,49 @@
+"""Messages for configurations that pydantic refuses: each names the key, its value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from s2s_ray.config.sources import SOURCE_KINDS
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return one line per fault of a tree that `model` has refused."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(map(str, without_kind(fault["loc"])))
+        if fault["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields(model, [str(part) for part in fault["loc"][:-1]]))
+            lines.append(f"{key}={_short(fault['input'])}: unknown key; known here: {allowed}")
+        elif fault["type"] == "missing":
+            lines.append(f"{key} is missing: it has no default")
+        else:
+            lines.append(f"{key or 'config'}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def without_kind(path: Sequence[int | str]) -> list[int | str]:
+    """Return the keys of a path in which pydantic also names the kind of the source."""
+    parts = list(path)
+    if parts[:1] == ["source"] and len(parts) > 1 and parts[1] in SOURCE_KINDS:
+        del parts[1]
+    return parts
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        if part in SOURCE_KINDS:
+            model = SOURCE_KINDS[part]
+        elif part in model.model_fields:
+            inner = model.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields)

@@ -1,0 +1,143 @@
+"""Reading a configuration: presets, files, stored files and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s2s_ray.config.tree import Config
+from s2s_ray.config.tune import ParameterConfig
+from s2s_ray.errors import ConfigError, DamagedError
+
+_PRESETS = resources.files("s2s_ray.config") / "presets"
+
+
+def preset_names() -> list[str]:
+    """Return the names that `--config` accepts besides file names."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _PRESETS.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(config: str | Path = "paper", overrides: Iterable[str] = ()) -> Config:
+    """Read a preset or a YAML file and apply `a.b=value` overrides in their order.
+
+    A file may start from a preset with a top-level `preset: NAME`; its other keys are merged over it. Values
+    of overrides are YAML (`train.batch=16`, `model.street_blocks=[1,1,1]`).
+
+    Raises:
+        ConfigError: no such preset or file, not a mapping, an unknown key, a value that is not allowed.
+    """
+    return Config.from_tree(_overridden(_read(str(config)), overrides))
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """Apply `a.b=value` overrides, in their order, to a configuration that was read before.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is not allowed.
+    """
+    return Config.from_tree(_overridden(config.model_dump(mode="json"), overrides))
+
+
+def load_stored(content: bytes, uri: str) -> Config:
+    """Parse a `config.yaml` that some version of this program wrote, see `Config.from_stored`.
+
+    Args:
+        content: the content of the file.
+        uri: the file, for messages.
+
+    Raises:
+        DamagedError: it is not YAML.
+        StateError: a newer version whose files this one cannot read wrote it.
+        ConfigError: it is not a configuration.
+    """
+    try:
+        tree = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{uri} is not YAML: {error}") from None
+    return Config.from_stored(tree, uri)
+
+
+def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {override!r}: expected a.b=value")
+        value = _parse(text, f"--set {override!r}: the value")
+        _assign(tree, key, _number(value) if isinstance(value, str) else value)
+    return tree
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
+        raise ConfigError(f"{name} is not YAML: {error}") from None
+
+
+def _number(text: str) -> float | str:
+    """Read `1e-4` as the number that people mean; YAML 1.1 makes it a string."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _read(config: str) -> dict[str, Any]:
+    text, name = _text(config)
+    tree = _parse(text, name) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name} holds {type(tree).__name__}, expected a mapping of sections")
+    base = tree.pop("preset", None)
+    if base is None:
+        return tree
+    if base not in preset_names():
+        raise ConfigError(f"{name}: preset={base!r} is not one of {', '.join(preset_names())}")
+    return _merge(_read(str(base)), tree)
+
+
+def _text(config: str) -> tuple[str, str]:
+    """Return the content of a preset or a file, and its name for messages."""
+    if config in preset_names():
+        return (_PRESETS / f"{config}.yaml").read_text(encoding="utf-8"), f"preset {config}"
+    try:
+        if Path(config).is_file():
+            return Path(config).read_text(encoding="utf-8"), config
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
+        raise ConfigError(f"config {config!r} cannot be read: {error}") from None
+    raise ConfigError(f"config {config!r} is neither a preset ({', '.join(preset_names())}) nor a file")
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    if "kind" in top and base.get("kind", "synthetic") != top["kind"]:
+        return dict(top)  # a source of another kind shares no keys with the one it replaces
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(base.get(key), dict)
+        base[key] = _merge(base[key], value) if both else value
+    return base
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = _split(key)
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{key}={value!r}: {parent!r} is not a section")
+        tree = child
+    if leaf == "kind" and tree.get("kind", "synthetic") != value:
+        tree.clear()
+    tree[leaf] = value
+
+
+def _split(key: str) -> list[str]:
+    """Split a dotted key into its parts; below `tune.space` the names are dotted keys themselves."""
+    parts = key.split(".")
+    if parts[:2] != ["tune", "space"] or len(parts) == 2:
+        return parts
+    searched, last = parts[2:], []
+    if len(searched) > 2 and searched[-1] in ParameterConfig.model_fields:
+        searched, last = searched[:-1], searched[-1:]
+    return ["tune", "space", ".".join(searched), *last]

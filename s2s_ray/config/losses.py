@@ -1,0 +1,44 @@
+"""The sections `loss` and `mining`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from s2s_ray.config.section import Fraction, NonNegative, Positive, Section
+
+
+class LossConfig(Section):
+    """Loss weights and the triplet loss (supplement, section B)."""
+
+    lambda_gan: NonNegative = 1.0
+    lambda_ret: NonNegative = 1000.0
+    lambda_l1: NonNegative = 100.0
+    alpha: Positive = Field(10.0, description="sharpness of the soft-margin triplet loss")
+    real_label: Fraction = Field(0.9, description="one-sided label smoothing of the GAN loss")
+    negative_min_distance_m: NonNegative | None = Field(
+        None, description="pairs closer than this are not each other's negatives; needs coordinates"
+    )
+
+
+class MiningConfig(Section):
+    """Hard-negative mining as a fine-tuning step (supplement, section B)."""
+
+    start: Literal["never", "plateau"] | Annotated[int, Field(ge=0)] = Field(
+        "plateau", description="never, once the loss has converged, or a 0-based epoch"
+    )
+    discard: tuple[Annotated[float, Field(ge=0.0, lt=100.0)], ...] = Field(
+        (90.0, 95.0, 99.0), min_length=1, description="percentage of triplets discarded, stage by stage"
+    )
+    stage_epochs: int = Field(20, ge=1, description="epochs per stage; the last stage continues to the end")
+    metric: Literal["triplet", "recall"] = Field("triplet", description="the metric that has to stop improving")
+    patience: int = Field(5, ge=1, description="epochs without improvement that make a plateau")
+    min_gain: NonNegative = Field(0.01, description="relative improvement that counts")
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _start(cls, value: Any) -> Any:
+        if value not in ("never", "plateau") and (not isinstance(value, int) or value < 0):
+            raise ValueError("must be 'never', 'plateau' or an epoch from 0 on")
+        return value

@@ -1,0 +1,165 @@
+"""The whole configuration, and its values by dotted key."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any, Self
+
+import yaml
+from pydantic import ValidationError, field_validator, model_validator
+
+from s2s_ray.config.ablate import AblateConfig
+from s2s_ray.config.data import DataConfig, PrepareConfig
+from s2s_ray.config.evaluation import EvaluationConfig
+from s2s_ray.config.explain import explain, without_kind
+from s2s_ray.config.losses import LossConfig, MiningConfig
+from s2s_ray.config.model import ModelConfig
+from s2s_ray.config.section import Section
+from s2s_ray.config.sources import SourceConfig, SyntheticSourceConfig
+from s2s_ray.config.training import TrainConfig
+from s2s_ray.config.tune import TuneConfig
+from s2s_ray.errors import ConfigError, StateError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of a stored configuration. Files of this version do not carry it, because older releases refuse the key."""
+
+
+class Config(Section):
+    """Everything a run needs, saved with it as `config.yaml`."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    mining: MiningConfig = MiningConfig()
+    source: SourceConfig = SyntheticSourceConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tune: TuneConfig = TuneConfig()
+    ablate: AblateConfig = AblateConfig()
+
+    @model_validator(mode="after")
+    def _micro_batches_have_no_statistics(self) -> Self:
+        if self.train.micro_batch is not None and self.model.street_batchnorm == "live":
+            raise ValueError(
+                f"train.micro_batch={self.train.micro_batch} computes a batch in pieces, and model.street_batchnorm="
+                "'live' normalises by the statistics of the whole batch, which no piece knows: set "
+                "model.street_batchnorm=frozen, or leave train.micro_batch unset"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _synthesis_to_measure(self) -> Self:
+        if not self.model.synthesizes:
+            for key, requested in (
+                ("train.validate_synthesis", self.train.validate_synthesis),
+                ("tune.synthesis", self.tune.synthesis is not None),
+            ):
+                if requested:
+                    raise ValueError(
+                        f"{key} measures synthesised views, and model.ablation={self.model.ablation!r} makes none"
+                    )
+        return self
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _synthetic_by_default(cls, value: Any) -> Any:
+        return {"kind": "synthetic", **value} if isinstance(value, Mapping) else value
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Config:
+        """Validate a nested mapping. Raises `ConfigError` with one line per fault."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls)) from None
+
+    @classmethod
+    def from_stored(cls, tree: Any, uri: str) -> Config:
+        """Validate a nested mapping that some version of this program wrote.
+
+        Keys that this version does not have were written by a newer one: they are logged and left out. In a file
+        that a person writes they are refused, see `load_config`.
+
+        Args:
+            tree: the content of a `config.yaml`, or the configuration inside another file.
+            uri: the file, for messages.
+
+        Raises:
+            StateError: a newer version whose files this one cannot read wrote the file.
+            ConfigError: it is not a configuration; one line per fault.
+        """
+        if not isinstance(tree, Mapping):
+            raise ConfigError(f"{uri} holds {type(tree).__name__}, expected a mapping of sections")
+        known = copy.deepcopy(dict(tree))
+        version = known.pop("format", FORMAT)
+        if version != FORMAT:
+            raise StateError(f"{uri} has format {version!r}, this version reads {FORMAT}: upgrade s2s-ray")
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            newer = [without_kind(fault["loc"]) for fault in error.errors() if fault["type"] == "extra_forbidden"]
+        for path in newer:
+            _remove(known, path)
+        if newer:
+            names = ", ".join(".".join(map(str, path)) for path in newer)
+            log.warning("%s: ignored keys that this version does not know: %s", uri, names)
+        try:
+            return cls.model_validate(known)
+        except ValidationError as error:
+            raise ConfigError(f"{uri}: {explain(error, cls)}") from None
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration as YAML, which `load_config` reads back to an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def value_at(config: Config, key: str) -> Any:
+    """Return the value of a dotted key; a number is a position in a list (`mining.discard.0`).
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    node: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            raise ConfigError(f"{key}: unknown key; {part!r} is none of {_parts(node)}")
+    return node
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """Return the configuration with other values at dotted keys.
+
+    Raises:
+        ConfigError: there is no such key, or its value is not allowed.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        value_at(config, key)
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node[part]
+        node[int(leaf) if isinstance(node, list) else leaf] = value
+    return Config.from_tree(tree)
+
+
+def _parts(node: Any) -> str:
+    if isinstance(node, dict):
+        return ", ".join(node)
+    return f"0 to {len(node) - 1}" if isinstance(node, list) else "nothing: it is a single value"
+
+
+def _remove(tree: dict[str, Any], path: list[Any]) -> None:
+    node: Any = tree
+    for part in path[:-1]:
+        node = node[part]
+    del node[path[-1]]
