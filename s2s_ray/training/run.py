@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from s2s_ray import storage
-from s2s_ray.config import Config
-from s2s_ray.errors import ConfigError, DamagedError, RunError
+from s2s_ray.config import Config, load_stored
+from s2s_ray.errors import RunError
 from s2s_ray.model.checkpoint_meta import META_FILE, check_fits, read_meta
 from s2s_ray.training.checkpoints import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-CONFIG_FORMAT = 1
 CHECKPOINTS = "checkpoints"
 
 # What a position in the run means: with another value the step number would name other pairs.
@@ -55,7 +50,7 @@ def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_dige
     Raises:
         CheckpointError: another model. RunError: another data set, batch, seed or order of pairs.
     """
-    saved = saved_config(meta["config"], storage.join(uri, META_FILE))
+    saved = Config.from_stored(meta["config"], storage.join(uri, META_FILE))
     check_fits(uri, saved.model, config.model)
     theirs, ours = saved.model_dump(), config.model_dump()
     for key in _FIXED:
@@ -81,49 +76,15 @@ def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_dige
 
 
 def load_run_config(run: str) -> Config:
-    """Return the configuration saved with a run.
+    """Return the configuration saved with a run; keys of a newer version are logged and left out.
 
     Raises:
-        RunError: a newer version that this one cannot read wrote it.
+        StateError: a newer version that this one cannot read wrote it.
         ConfigError: it is not a configuration.
         StorageError: it cannot be read.
     """
     uri = storage.join(run, CONFIG_FILE)
-    try:
-        tree = yaml.safe_load(storage.read_bytes(uri))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{uri} is not YAML: {error}") from None
-    return saved_config(tree, uri)
-
-
-def saved_config(tree: Any, uri: str) -> Config:
-    """Return the configuration that a file of a run holds.
-
-    Keys that this version does not have were written by a newer one: they are logged and left out. (In a file that a
-    person writes they are refused, see `load_config`.)
-
-    Args:
-        tree: content of `config.yaml`, or `config` in a checkpoint's `meta.json`. `format` is its version (default 1).
-        uri: the file, for messages.
-
-    Raises:
-        RunError: a newer version that this one cannot read wrote the file.
-        ConfigError: it is not a configuration; one line per fault.
-    """
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{uri} holds {type(tree).__name__}, expected a mapping of sections")
-    tree = copy.deepcopy(tree)
-    version = tree.pop("format", CONFIG_FORMAT)
-    if version != CONFIG_FORMAT:
-        raise RunError(f"{uri} has format {version!r}, this version reads {CONFIG_FORMAT}: upgrade s2s-ray")
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        newer = [fault["loc"] for fault in error.errors() if fault["type"] == "extra_forbidden"]
-    if newer:
-        names = [".".join(map(str, _remove(tree, path))) for path in newer]
-        logger.warning("%s: ignored keys that this version does not know: %s", uri, ", ".join(names))
-    return Config.from_tree(tree)
+    return load_stored(storage.read_bytes(uri), uri)
 
 
 def config_of(uri: str) -> Config | None:
@@ -133,7 +94,7 @@ def config_of(uri: str) -> Config | None:
     was moved elsewhere has it in its `meta.json`. None if it is neither, as in an imported checkpoint.
 
     Raises:
-        RunError, ConfigError, CheckpointError: it cannot be used, see `saved_config`.
+        StateError, ConfigError: it cannot be used, see `Config.from_stored`.
         StorageError: it cannot be read.
     """
     run = uri
@@ -142,7 +103,7 @@ def config_of(uri: str) -> Config | None:
     if run and storage.exists(storage.join(run, CONFIG_FILE)):
         return load_run_config(run)
     tree = read_meta(uri).get("config") if storage.is_complete(uri) else None
-    return None if tree is None else saved_config(tree, storage.join(uri, META_FILE))
+    return None if tree is None else Config.from_stored(tree, storage.join(uri, META_FILE))
 
 
 def find_checkpoint(uri: str) -> str:
@@ -154,15 +115,3 @@ def find_checkpoint(uri: str) -> str:
     if best is None:
         raise RunError(f"{uri} is neither a checkpoint nor a run with a validated checkpoint below it")
     return store.uri(best)
-
-
-def _remove(tree: Any, path: tuple[int | str, ...]) -> list[int | str]:
-    """Remove the key at a path of pydantic's, which also names the kind of a union; return the path without it."""
-    *parents, leaf = path
-    found: list[int | str] = []
-    for part in parents:
-        if (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int)):
-            tree = tree[part]
-            found.append(part)
-    del tree[leaf]
-    return [*found, leaf]

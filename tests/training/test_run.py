@@ -11,9 +11,9 @@ import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config, load_config
-from s2s_ray.errors import ConfigError, DamagedError, RunError
+from s2s_ray.errors import ConfigError, DamagedError, StateError
 from s2s_ray.model.checkpoint import save_state
-from s2s_ray.training.run import config_of, load_run_config, run_uri, save_config, saved_config
+from s2s_ray.training.run import config_of, load_run_config, run_uri, save_config
 
 
 @pytest.fixture
@@ -50,19 +50,19 @@ def test_keys_of_a_newer_version_are_logged_and_left_out(config: Config, caplog:
     tree["extra"] = {"a": 1}
     before = yaml.safe_dump(tree)
     with caplog.at_level(logging.WARNING, "s2s_ray"):
-        assert saved_config(tree, "RUN/config.yaml") == config
+        assert Config.from_stored(tree, "RUN/config.yaml") == config
     assert yaml.safe_dump(tree) == before
     assert {"train.warmup", "source.weather", "extra"} == set(caplog.messages[0].rpartition(": ")[2].split(", "))
 
 
 def test_what_cannot_be_read_names_the_file(config: Config) -> None:
     tree = config.model_dump(mode="json")
-    with pytest.raises(RunError, match=r"RUN/config.yaml has format 2, .* upgrade s2s-ray"):
-        saved_config({**tree, "format": 2}, "RUN/config.yaml")
+    with pytest.raises(StateError, match=r"RUN/config.yaml has format 2, .* upgrade s2s-ray"):
+        Config.from_stored({**tree, "format": 2}, "RUN/config.yaml")
     with pytest.raises(ConfigError, match="holds list"):
-        saved_config([], "RUN/config.yaml")
+        Config.from_stored([], "RUN/config.yaml")
     with pytest.raises(ConfigError, match=r"train\.batch=0"):
-        saved_config({**tree, "train": {**tree["train"], "batch": 0}}, "RUN/config.yaml")
+        Config.from_stored({**tree, "train": {**tree["train"], "batch": 0}}, "RUN/config.yaml")
     storage.write_bytes(storage.join(run_uri(config), "config.yaml"), b"a: [")
     with pytest.raises(DamagedError, match="not YAML"):
         load_run_config(run_uri(config))
