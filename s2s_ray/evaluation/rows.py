@@ -1,7 +1,8 @@
-"""Descriptors of more pairs than memory should hold: rows of numbers in a file, read a few at a time."""
+"""Rows of descriptors, in memory or in a file if there are too many for it."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s2s_ray.errors import DiskFullError
+
 RowIndex = slice | Tensor | list[int]
 
 
 class Rows(Protocol):
-    """N rows of D numbers: a tensor, or what reads like one."""
+    """N rows of D numbers: a tensor, or an object that is read like one."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -32,9 +35,13 @@ class Rows(Protocol):
 
 
 class StoredRows:
-    """Rows N D of float32 in a temporary file of this process, gone with this object.
+    """N rows of D float32 numbers in a temporary file, which is removed with this object.
 
-    Reading copies, so that memory holds no more than what was asked for; the system's file cache makes it fast.
+    Every access maps the file anew and copies, so that neither this object nor a result keeps more in memory than the
+    rows that were read; the file cache of the system makes it fast.
+
+    Raises:
+        DiskFullError: the temporary directory has no room for them.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -42,33 +49,30 @@ class StoredRows:
         self.device = torch.device("cpu")
         folder = tempfile.mkdtemp(prefix="s2s-descriptors-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._path = Path(folder) / "rows.f32"
-        with self._path.open("wb") as file:
-            file.truncate(count * width * 4)
+        self._path = Path(folder) / "rows.npy"
+        np.lib.format.open_memmap(self._path, "w+", np.float32, shape=(count, width))
+        _reserve(self._path)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: RowIndex) -> Tensor:
-        """A slice without step, or rows by number, in the order asked for."""
-        width = self.shape[1]
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            assert step == 1
-            values = np.fromfile(self._path, np.float32, max(0, stop - start) * width, offset=start * width * 4)
-            return torch.from_numpy(values.reshape(-1, width))
-        numbers = rows.tolist() if isinstance(rows, Tensor) else rows
-        found = np.empty((len(numbers), width), np.float32)
-        with self._path.open("rb") as file:
-            for place, row in enumerate(numbers):
-                file.seek(row * width * 4)
-                found[place] = np.fromfile(file, np.float32, width)
-        return torch.from_numpy(found)
+        """Return the rows of a slice, or those with the given numbers, in that order."""
+        mapped = np.lib.format.open_memmap(self._path, "r")
+        return torch.from_numpy(np.array(mapped[rows.numpy() if isinstance(rows, Tensor) else rows]))
 
     def __setitem__(self, rows: slice, values: Tensor) -> None:
-        start, stop, step = rows.indices(len(self))
-        assert step == 1
-        assert values.shape == (stop - start, self.shape[1])
-        with self._path.open("r+b") as file:
-            file.seek(start * self.shape[1] * 4)
-            file.write(values.detach().float().cpu().contiguous().numpy().data)
+        mapped = np.lib.format.open_memmap(self._path, "r+")
+        assert values.shape == mapped[rows].shape
+        mapped[rows] = values.detach().float().cpu().numpy()
+
+
+def _reserve(path: Path) -> None:
+    """Allocate the blocks of a sparse file: writing to a mapping on a full disk would kill the process."""
+    size, folder = path.stat().st_size, path.parent.parent
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise DiskFullError(f"{folder} has no room for {size:,} bytes of descriptors: {error}") from None

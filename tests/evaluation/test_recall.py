@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2s_ray.errors import DescriptorError
+from s2s_ray.errors import DescriptorError, DiskFullError
 from s2s_ray.evaluation.recall import (
     Nearby,
     Places,
@@ -245,3 +249,19 @@ def test_rows_in_a_file_rank_as_rows_in_memory() -> None:
     stored[0][2:3] = torch.full((1, 5), math.nan)
     with pytest.raises(DescriptorError, match=r"1 of 23 query descriptors hold NaN or infinity .first by row: 2."):
         recall_at_k(*stored, truth=torch.zeros(23, dtype=torch.int64))
+
+
+def test_rows_in_a_file_need_room_and_leave_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = StoredRows(3, 2)
+    assert len(list(tmp_path.iterdir())) == 1
+    del rows
+    assert not list(tmp_path.iterdir())
+
+    def full(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DiskFullError, match=r"no room for 152 bytes of descriptors: .*No space left"):
+        StoredRows(3, 2)
+    assert not list(tmp_path.iterdir())
