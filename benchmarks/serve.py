@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -168,8 +168,8 @@ def process(command: list[str], url: str, path: str) -> Iterator[subprocess.Pope
     try:
         deadline = time.monotonic() + 600  # compiling takes minutes
         while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(url + path, trust_env=False, timeout=5).status_code == 200:
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(url + path, trust_env=False, timeout=5).status_code == 200:
                     break
             if running.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"{' '.join(command)} did not come up")
@@ -363,10 +363,10 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
 
 def start(question: Question, url: str) -> None:
     """Satellite embedding stands at zero; the first request has to wait for a replica."""
-    while httpx.get(url + "/readyz", trust_env=False).json()["deployments"]["satellite"]:
+    while httpx2.get(url + "/readyz", trust_env=False).json()["deployments"]["satellite"]:
         time.sleep(0.5)
     begin = time.perf_counter()
-    httpx.post(url + question.path, content=question.bodies[0], headers=JPEG, timeout=120, trust_env=False)
+    httpx2.post(url + question.path, content=question.bodies[0], headers=JPEG, timeout=120, trust_env=False)
     print(f"from no replica to the first answer: {time.perf_counter() - begin:.1f} s")
 
 

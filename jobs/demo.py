@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 import torch
 import typer
 from pyproj import Geod
@@ -144,7 +144,7 @@ def ask(config: Config, folder: Path) -> dict[str, int]:
     records = [record for record in source.records() if record.split == "test"][:ASKED]
     hits = 0
     args = ServeArgs(registry=str(folder / "registry"), name=NAME, access_log=False)
-    with serving(args, "127.0.0.1", free_port()) as url, httpx.Client(base_url=url) as http:
+    with serving(args, "127.0.0.1", free_port()) as url, httpx2.Client(base_url=url) as http:
         for record in records:
             match = localize(http, encode(source.read(record).street, "png"))
             hits += match["id"] == record.id
@@ -159,7 +159,7 @@ def ask(config: Config, folder: Path) -> dict[str, int]:
     return {"asked": len(records), "hits": hits}
 
 
-def localize(http: httpx.Client, panorama: bytes) -> dict[str, Any]:
+def localize(http: httpx2.Client, panorama: bytes) -> dict[str, Any]:
     """The first match of a panorama."""
     answer = http.post(
         "/v1/localize", params={"k": 5}, content=panorama, headers={"content-type": "image/png"}, timeout=60

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-import httpx
+import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,7 +62,7 @@ class Client:
         self.url = url.rstrip("/")
         self.release: str | None = None
         self._timeout_s = timeout_s
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ class Client:
     def synthesize(self, images: Sequence[ImageLike], layout: Layout = "auto") -> list[Pixels]:
         """The street view of each satellite image, H W 3 uint8."""
 
-        def read(answer: httpx.Response) -> list[Pixels]:
+        def read(answer: httpx2.Response) -> list[Pixels]:
             return [decode(base64.b64decode(image["street"])) for image in answer.json()["images"]]
 
         parts = self._in_parts("/v1/synthesize", images, {"layout": layout}, "application/json", read)
@@ -114,7 +114,7 @@ class Client:
         if true is not None:
             parameters["true"] = f"{true[0]!r},{true[1]!r}"
 
-        def read(answer: httpx.Response) -> list[list[ServedMatch]]:
+        def read(answer: httpx2.Response) -> list[list[ServedMatch]]:
             tree = answer.json()
             return [[ServedMatch(**match) for match in one["matches"]] for one in tree.get("images", [tree])]
 
@@ -139,7 +139,7 @@ class Client:
         return str(self._checked(self._http.post("/v1/releases/rollback")).json()["current"])
 
     def _embed(self, path: str, images: Sequence[ImageLike], parameters: Mapping[str, Any]) -> Descriptors:
-        def read(answer: httpx.Response) -> Descriptors:
+        def read(answer: httpx2.Response) -> Descriptors:
             descriptors: Descriptors = np.load(io.BytesIO(answer.content), allow_pickle=False)
             return descriptors
 
@@ -152,7 +152,7 @@ class Client:
         images: Sequence[ImageLike],
         parameters: Mapping[str, Any],
         accept: str,
-        read: Callable[[httpx.Response], T],
+        read: Callable[[httpx2.Response], T],
     ) -> list[T]:
         """Answers to a few images at a time, from one release: where it changed in between, all over again."""
         for _ in range(3):
@@ -171,7 +171,7 @@ class Client:
 
     def _ask(
         self, method: str, path: str, images: Sequence[ImageLike], parameters: Mapping[str, Any], accept: str
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         content: dict[str, Any] = {"params": parameters, "headers": {"Accept": accept}}
         if images:
             content["files"] = [("image", (f"{place}", _file(image))) for place, image in enumerate(images)]
@@ -186,7 +186,7 @@ class Client:
                     return self._checked(answer)
                 asked = answer.headers.get("Retry-After", "0")
                 wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 if time.monotonic() + pause > deadline:
                     raise ServiceError(f"{self.url} does not respond ({error or type(error).__name__})") from None
                 wait = pause
@@ -194,7 +194,7 @@ class Client:
             time.sleep(min(wait * random.uniform(1, 1.5), max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _checked(self, answer: httpx.Response) -> httpx.Response:
+    def _checked(self, answer: httpx2.Response) -> httpx2.Response:
         if answer.status_code >= 400:
             try:
                 sentence = str(answer.json()["error"])

@@ -25,7 +25,7 @@ from s2s_ray.geo.images import (
 from s2s_ray.geo.prior import Box, Circle, Prior, check_position, distances_m
 from s2s_ray.index import Descriptors
 
-if TYPE_CHECKING:  # httpx costs every other verb its import
+if TYPE_CHECKING:  # httpx2 costs every other verb its import
     from s2s_ray.client import ServedMatch
 
 app = typer.Typer()

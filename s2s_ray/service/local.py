@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
@@ -40,14 +40,14 @@ def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
 def _wait(url: str) -> None:
     deadline = time.monotonic() + READY_S
     state = "no answer"
-    with httpx.Client(base_url=url, timeout=10, trust_env=False) as http:
+    with httpx2.Client(base_url=url, timeout=10, trust_env=False) as http:
         while time.monotonic() < deadline:
             try:
                 answer = http.get("/readyz")
                 if answer.status_code == 200:
                     return
                 state = answer.text
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 state = str(error)
             time.sleep(0.1)
     raise NotReadyError(f"the service on {url} was not ready within {READY_S:.0f} s: {state}")

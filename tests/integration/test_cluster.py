@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 import yaml
@@ -19,7 +19,7 @@ from ray.util import get_node_ip_address
 
 from s2s_ray import registry
 from s2s_ray.config import load_config
-from s2s_ray.data.description import read_manifest
+from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.sources import open_source
 from s2s_ray.geo.images import encode
 from s2s_ray.index import ReferenceIndex
@@ -55,7 +55,7 @@ def options(*settings: str) -> list[str]:
 
 def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow: list[str], tmp_path: Path) -> None:
     """As the user of a cluster goes: train, and meanwhile prepare and tune, stop, go on, evaluate, index, serve."""
-    closed = httpx.get(f"{cluster.dashboard}/api/jobs/")
+    closed = httpx2.get(f"{cluster.dashboard}/api/jobs/")
     assert closed.status_code == 401
     began = time.monotonic()
 
@@ -67,7 +67,7 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     run = tmp_path / "runs" / "first"
     train = [*narrow, "train.workers=2", "train.resources_per_worker={CPU: 1, trainer: 1}", "train.log_every_s=0.1"]
     train += [f"train.storage={tmp_path / 'runs'}", "train.name=first"]
-    steps = math.ceil(read_manifest(setting(narrow, "data.uri")).split("train").count / 5)  # of an epoch
+    steps = math.ceil(read_dataset_info(setting(narrow, "data.uri")).split("train").count / 5)  # of an epoch
     finished(cluster.submit("endless", "train", *options(*train, "train.epochs=5000"), options=("--no-wait",)))
 
     # The CPU node is free meanwhile.
@@ -78,7 +78,7 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     city += ["prepare.resources={CPU: 1, preparation: 1}"]
     log = finished(cluster.submit("prepare", "prepare", *options(*settings, *city)))
     assert "Job 'prepare' succeeded" in log
-    assert len(read_manifest(data).split("train").shards) > 1
+    assert len(read_dataset_info(data).split("train").shards) > 1
     took("prepare")
     sweep = [*settings, f"tune.storage={tmp_path / 'sweeps'}", f"tune.registry={tmp_path / 'registry'}"]
     sweep += ["tune.trials=2", "tune.concurrent=1", "train.workers=1", "train.epochs=2", "tune.name=night"]
@@ -130,12 +130,12 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     release = registry.publish(str(tmp_path / "registry"), "city", best.uri(best.best() or 0), str(index))
     registry.promote(str(tmp_path / "registry"), "city", release.id)
     url = deployed(cluster, tmp_path, registry=str(tmp_path / "registry"), name="city")
-    assert httpx.get(f"{url}/v1/model").json()["release"] == release.id
+    assert httpx2.get(f"{url}/v1/model").json()["release"] == release.id
     config = load_config("tiny", [*settings, *city])
     source = open_source(config.source)
     query = next(record for record in source.records() if record.split == "test")
     panorama = encode(source.read(query).street, "png")
-    answer = httpx.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
+    answer = httpx2.post(f"{url}/v1/localize", content=panorama, headers={"content-type": "image/png"}, timeout=60)
     assert answer.status_code == 200, answer.text
     assert answer.json()["release"] == release.id
     took("serve deploy")

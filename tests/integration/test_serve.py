@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield service
 
 
-def post(running: Running, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx.Response:
+def post(running: Running, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx2.Response:
     headers = {"content-type": "image/png", **options.pop("headers", {})}
     response = running.http.post(path, content=encode(pixels, "png"), headers=headers, **options)
     assert response.headers["s2s-release"] == running.release.id

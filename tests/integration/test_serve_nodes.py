@@ -7,7 +7,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from s2s_ray import registry
@@ -48,7 +48,7 @@ def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
         wait_for("replica of each deployment on each node", spread)
         assert release.index_uri is not None
         localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
             running = Running(http, url, root, release, localizer, leaving)
             with load(raw(running)) as blunt, load(patient(running)) as answers:
                 until(lambda: len(answers) > 20 and len(blunt) > 20, 60, "no load")

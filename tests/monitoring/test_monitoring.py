@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 import optuna
 import pytest
 import yaml
@@ -315,7 +315,7 @@ def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_exporter_tells_prometheus_what_is_there(root: Path) -> None:
     port = free_port()
     with exporting([str(root)], "127.0.0.1", port) as collector:
-        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         families = {family.name: family for family in text_string_to_metric_families(page)}
         assert set(families) == set(STORAGE), "nothing but what is listed, and all of it"
         values = {
@@ -335,7 +335,7 @@ def test_exporter_tells_prometheus_what_is_there(root: Path) -> None:
         newest = sorted((root / "runs" / "complete" / "checkpoints").glob("*/manifest.json"))[-1]
         os.utime(newest, (2000, 2000))
         collector.scan()
-        page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert re.search(r's2s_run_checkpoint_timestamp_seconds\{.*run="complete"\} 2000\.0', page)
 
 
@@ -387,7 +387,7 @@ def test_the_exporter_command_serves_until_it_is_told_to_end(root: Path) -> None
         try:
             assert process.stdout is not None
             assert f"http://127.0.0.1:{port}/metrics tells of {root}" in process.stdout.readline()
-            assert "s2s_run_complete" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+            assert "s2s_run_complete" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text
             taken = subprocess.run(words, capture_output=True, text=True, timeout=60)
             assert taken.returncode == 2
             assert f"127.0.0.1:{port} cannot be listened on" in taken.stderr

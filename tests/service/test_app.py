@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -66,34 +66,34 @@ def fakes() -> Fakes:
     return Fakes()
 
 
-def ask(fakes: Fakes, method: str, path: str, **options: Any) -> httpx.Response:
+def ask(fakes: Fakes, method: str, path: str, **options: Any) -> httpx2.Response:
     """One request against a fresh application (10 kB and 0.1 megapixels are its limits)."""
 
-    async def exchange() -> httpx.Response:
+    async def exchange() -> httpx2.Response:
         with ThreadPoolExecutor(1) as decoders:
             api = create_api(fakes.service(decoders))
-            transport = httpx.ASGITransport(api, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            transport = httpx2.ASGITransport(api, raise_app_exceptions=False)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
                 return await client.request(method, path, **options)
 
-    run: Coroutine[Any, Any, httpx.Response] = exchange()
+    run: Coroutine[Any, Any, httpx2.Response] = exchange()
     response = asyncio.run(run)
     assert response.headers.get("s2s-release") == (fakes.current and fakes.current.id)
     assert response.headers["x-request-id"]
     return response
 
 
-def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx.Response:
+def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx2.Response:
     headers = {"content-type": "image/png", **options.pop("headers", {})}
     return ask(fakes, "POST", path, content=encode(pixels, "png"), headers=headers, **options)
 
 
-def form(fakes: Fakes, path: str, *images: NDArray[np.uint8], **options: Any) -> httpx.Response:
+def form(fakes: Fakes, path: str, *images: NDArray[np.uint8], **options: Any) -> httpx2.Response:
     files = [("image", (f"{place}.png", encode(pixels, "png"))) for place, pixels in enumerate(images)]
     return ask(fakes, "POST", path, files=files, **options)
 
 
-def sentence(response: httpx.Response) -> str:
+def sentence(response: httpx2.Response) -> str:
     assert response.headers["content-type"] == "application/json"
     assert list(response.json()) == ["error"]
     text = response.json()["error"]

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
+import httpx2
 import pytest
 
 from s2s_ray.service.http.ingress import create_api
@@ -30,8 +30,8 @@ def test_no_upload_makes_the_service_fail() -> None:
 
     async def send() -> None:
         with ThreadPoolExecutor(2) as decoders:
-            transport = httpx.ASGITransport(create_api(Fakes().service(decoders)))
-            async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            transport = httpx2.ASGITransport(create_api(Fakes().service(decoders)))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
                 for number, (path, params, headers, content) in enumerate(uploads(0, COUNT)):
                     answer = await client.post(path, params=params, headers=headers, content=content)
                     statuses[answer.status_code] += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-import httpx
+import httpx2
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,7 +66,7 @@ def raw(running: Running) -> Callable[[], Answer]:
         started = time.monotonic()
         try:
             answer = running.http.post("/v1/localize?k=3", content=BODY, headers={"content-type": "image/png"})
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return Answer(0, None, None, time.monotonic() - started)
         seconds = time.monotonic() - started
         if answer.status_code != 200:
@@ -203,7 +203,7 @@ def flood(running: Running) -> Flood:
         alone.append(time.monotonic() - started)
     before = settled(seconds_of_synthesis, running)
 
-    async def one(http: httpx.AsyncClient, after: float) -> Answer:
+    async def one(http: httpx2.AsyncClient, after: float) -> Answer:
         await asyncio.sleep(after)
         started = time.monotonic()
         answer = await http.post("/v1/synthesize", content=tile)
@@ -212,8 +212,8 @@ def flood(running: Running) -> Flood:
         return Answer(answer.status_code, None, None, time.monotonic() - started)
 
     async def all_of_them() -> list[Answer]:
-        async with httpx.AsyncClient(
-            base_url=running.url, timeout=60, limits=httpx.Limits(max_connections=None), trust_env=False
+        async with httpx2.AsyncClient(
+            base_url=running.url, timeout=60, limits=httpx2.Limits(max_connections=None), trust_env=False
         ) as http:
             return list(await asyncio.gather(*(one(http, place / RATE) for place in range(FLOOD))))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import yaml
 
 from tests.support.processes import kill, processes_of
@@ -74,7 +74,7 @@ class LocalCluster:
 
     def get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
-        answer = httpx.get(self.dashboard + path, headers=headers, timeout=30)
+        answer = httpx2.get(self.dashboard + path, headers=headers, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
@@ -111,8 +111,8 @@ class LocalCluster:
         pages = []
         for target in targets[0]["targets"]:
             try:
-                pages.append(httpx.get(f"http://{target}/metrics", timeout=10).text)
-            except httpx.TransportError:
+                pages.append(httpx2.get(f"http://{target}/metrics", timeout=10).text)
+            except httpx2.TransportError:
                 continue  # the dashboard's own exporter may not be up yet
         return "\n".join(pages)
 
@@ -148,8 +148,8 @@ class LocalCluster:
     def _answers(self, url: str) -> bool:
         assert self.nodes[0].poll() is None, (self.folder / "node-0.log").read_text()[-3000:]
         try:
-            return httpx.get(url, timeout=5).status_code in (200, 401)
-        except httpx.TransportError:
+            return httpx2.get(url, timeout=5).status_code in (200, 401)
+        except httpx2.TransportError:
             return False
 
 
@@ -200,8 +200,8 @@ def deployed(cluster: LocalCluster, folder: Path, **arguments: Any) -> str:
 
     def answers() -> bool:
         try:
-            return httpx.get(f"{url}/v1/model", timeout=5).status_code == 200
-        except httpx.TransportError:
+            return httpx2.get(f"{url}/v1/model", timeout=5).status_code == 200
+        except httpx2.TransportError:
             return False
 
     wait_for("answer of the service", answers, 180)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -45,7 +45,7 @@ PATIENT_S = 120
 class Running(NamedTuple):
     """The service, its process and what it serves."""
 
-    http: httpx.Client
+    http: httpx2.Client
     url: str
     root: str
     release: registry.Release
@@ -145,7 +145,7 @@ def running_in(
     )  # fmt: skip
     try:
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=2 * PATIENT_S, trust_env=False) as http:
+        with httpx2.Client(base_url=url, timeout=2 * PATIENT_S, trust_env=False) as http:
             wait_until_it_answers(http, process, folder / "serve.log")
             assert release.index_uri is not None
             print(f"\nservice ready after {time.monotonic() - started:.1f} s")
@@ -162,11 +162,11 @@ def running_in(
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def wait_until_it_answers(http: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_it_answers(http: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
-        with suppress(httpx.TransportError):
+        with suppress(httpx2.TransportError):
             if http.get("/readyz").status_code == 200:
                 return
         time.sleep(0.3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-import httpx
+import httpx2
 import ray
 
 log = logging.getLogger("s2s_ray.service")
@@ -22,16 +22,16 @@ async def scrape() -> str:
     """Prometheus' text of the service's families, of all nodes; a node that does not answer is left out and logged."""
     nodes = await asyncio.to_thread(ray.nodes)
     places = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
-    async with httpx.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as http:
         texts = await asyncio.gather(*(_read(http, place) for place in places))
     return merge([text for text in texts if text is not None])
 
 
-async def _read(http: httpx.AsyncClient, place: str) -> str | None:
+async def _read(http: httpx2.AsyncClient, place: str) -> str | None:
     try:
         answer = await http.get(f"{place}/metrics")
         answer.raise_for_status()
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         log.warning("the figures of %s could not be read: %s", place, error)
         return None
     return answer.text
