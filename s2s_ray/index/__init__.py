@@ -1,17 +1,31 @@
-"""The reference index: descriptors of a region's satellite tiles and the position of each tile."""
+"""The reference index: descriptors of a region's satellite tiles and the position of each tile.
+
+The names are imported on first use: reading `index.json` alone needs no FAISS.
+"""
 
 from __future__ import annotations
 
-from s2s_ray.index.index import (
-    COLUMNS,
-    ENTRIES_FILE,
-    INFO_FILE,
-    IndexInfo,
-    Match,
-    ReferenceIndex,
-    read_info,
-)
-from s2s_ray.index.vectors import INDEX_FILE, Descriptors
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s2s_ray.data.entries import COLUMNS
+    from s2s_ray.geo.images import Descriptors
+    from s2s_ray.index.index import ENTRIES_FILE, Match, ReferenceIndex
+    from s2s_ray.index.info import INFO_FILE, IndexInfo, read_info
+    from s2s_ray.index.vectors import INDEX_FILE
+
+_MODULES = {
+    "COLUMNS": "s2s_ray.data.entries",
+    "Descriptors": "s2s_ray.geo.images",
+    "ENTRIES_FILE": "s2s_ray.index.index",
+    "INDEX_FILE": "s2s_ray.index.vectors",
+    "INFO_FILE": "s2s_ray.index.info",
+    "IndexInfo": "s2s_ray.index.info",
+    "Match": "s2s_ray.index.index",
+    "ReferenceIndex": "s2s_ray.index.index",
+    "read_info": "s2s_ray.index.info",
+}
 
 __all__ = [
     "COLUMNS",
@@ -24,3 +38,9 @@ __all__ = [
     "ReferenceIndex",
     "read_info",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,38 +1,46 @@
-"""Making a reference index: of a data set's tiles or of a region's own list, from nothing or added to one there is.
+"""Building a reference index over a tile source, or adding its new tiles to an existing index.
 
-`s2s_ray.index.parts` does the same for a large data set, on many nodes.
+The tiles are embedded in batches of consecutive rows, however the work is divided, so that an index built in parts
+(`s2s_ray.index.parts`) has the same bytes as one built at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
 import numpy as np
-import pyarrow as pa
 import torch
 
-from s2s_ray import storage
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.entries import COLUMNS, entries_table
 from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ReferenceIndexError, UnreadableImageError, ViewError
-from s2s_ray.geo.views import (
-    ViewGeometry,
-)
-from s2s_ray.index.index import (
-    IndexInfo,
-    ReferenceIndex,
-)
+from s2s_ray.geo.images import Descriptors
+from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.index import vectors
+from s2s_ray.index.index import ReferenceIndex
+from s2s_ray.index.info import IndexInfo
+from s2s_ray.index.tiles import DatasetTiles, ManifestTiles, TileSource
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
+BATCH = 64
 
-@torch.inference_mode()
+
+class Block(NamedTuple):
+    """Descriptors of the readable tiles among some rows, and the reason for each unreadable one by its row."""
+
+    descriptors: Descriptors
+    faults: dict[int, str]
+
+
 def build_index(
     model: S2S,
     dataset: PairDataset,
     *,
     checkpoint_fingerprint: str,
-    batch: int = 64,
+    batch: int = BATCH,
     device: str | torch.device = "cpu",
     split: Split | None = None,
     extends: ReferenceIndex | None = None,
@@ -43,53 +51,28 @@ def build_index(
         model: in evaluation mode; it is moved to `device`.
         checkpoint_fingerprint: of the checkpoint the model was loaded from (`registry.fingerprint`).
         batch: tiles embedded at a time.
-        split: which one of the data set this is, for the record.
-        extends: an index of the same checkpoint. The tiles that are not in it are added at its end, the others are
+        split: the split of the data set, recorded in `index.json`.
+        extends: an index of the same checkpoint. Tiles that are not in it are added at its end, the others are
             not embedded again; pictures are not carried over.
 
     Raises:
         ReferenceIndexError: a data set without tiles, or an index of another checkpoint.
     """
-    assert not model.training, "descriptors of a model in training mode depend on the batch"
-    if not len(dataset):
-        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {split})")
-    model.to(device)
-    known = _known(extends, model, checkpoint_fingerprint)
-    new = [row for row, id in enumerate(dataset.ids) if id not in known]
-    descriptors = np.empty((len(new), model.config.descriptor_size), np.float32)
-    with progress(len(new), "index", "tiles") as advance:
-        for start in range(0, len(new), batch):
-            rows = new[start : start + batch]
-            polar = torch.stack([dataset[row].polar for row in rows]).to(device)
-            descriptors[start : start + len(rows)] = model.embed_satellite(polar).float().cpu().numpy()
-            advance(len(rows))
-    if extends is not None:
-        return extends.with_more(descriptors, entries_table(dataset).take(pa.array(new, pa.int64())))
-    info = IndexInfo(
-        dimension=model.config.descriptor_size,
-        count=len(dataset),
-        checkpoint=checkpoint_fingerprint,
-        dataset=dataset.uri,
-        dataset_digest=dataset.manifest.digest,
-        split=split,
-    )
-    index = ReferenceIndex.build(info, descriptors, entries_table(dataset))
-    index.draw_from(dataset)
-    return index
+    source = DatasetTiles(dataset, split)
+    return _build(model, source, checkpoint_fingerprint, batch, device, extends)[0]
 
 
-@torch.inference_mode()
 def index_tiles(
     model: S2S,
     views: ViewGeometry,
     source: ManifestSource,
     *,
     checkpoint_fingerprint: str,
-    batch: int = 64,
+    batch: int = BATCH,
     device: str | torch.device = "cpu",
     extends: ReferenceIndex | None = None,
 ) -> tuple[ReferenceIndex, list[str]]:
-    """Index the satellite tiles of a region's own list, without panoramas and without a data set.
+    """Index the satellite tiles of a manifest, without panoramas and without a data set.
 
     Args:
         model: in evaluation mode; it is moved to `device`.
@@ -97,48 +80,118 @@ def index_tiles(
         source: opened with `panoramas=False`.
         checkpoint_fingerprint, batch, extends: as in `build_index`.
 
-    Returns: the index, and a line for each tile that is not in it because it cannot be read.
+    Returns:
+        The index, and one line for each tile that was left out because it cannot be read.
 
     Raises:
-        ManifestError: a list that cannot be used.
-        ReferenceIndexError: not one tile can be read, or an index of another checkpoint.
+        ManifestError: a manifest that cannot be used.
+        ReferenceIndexError: no tile can be read, or an index of another checkpoint.
+    """
+    return _build(model, ManifestTiles(source, views), checkpoint_fingerprint, batch, device, extends)
+
+
+def _build(
+    model: S2S,
+    source: TileSource,
+    checkpoint: str,
+    batch: int,
+    device: str | torch.device,
+    extends: ReferenceIndex | None,
+) -> tuple[ReferenceIndex, list[str]]:
+    rows = rows_to_embed(source, model.config.descriptor_size, checkpoint, extends)
+    blocks = []
+    with progress(len(rows), "index", "tiles") as advance:
+        for block in embed(model.to(device), source, rows, batch, device):
+            blocks.append(block)
+            advance(len(block.descriptors) + len(block.faults))
+    faults = {row: reason for block in blocks for row, reason in block.faults.items()}
+    parts = (block.descriptors for block in blocks)
+    return assemble(source, rows, parts, faults, model.config.descriptor_size, checkpoint, extends)
+
+
+def rows_to_embed(
+    source: TileSource, dimension: int, checkpoint: str, extends: ReferenceIndex | None = None
+) -> list[int]:
+    """Return the rows of the source that are not in the index to extend.
+
+    Raises:
+        ReferenceIndexError: an index of another checkpoint or descriptor size.
+    """
+    if extends is None:
+        return list(range(len(source.ids)))
+    extends.info.require(dimension, checkpoint)
+    known = extends.ids()
+    return [row for row, id in enumerate(source.ids) if id not in known]
+
+
+@torch.inference_mode()
+def embed(
+    model: S2S, source: TileSource, rows: Sequence[int], batch: int, device: str | torch.device
+) -> Iterator[Block]:
+    """Embed tiles in batches; yield a block for each.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        rows: of the source; a batch takes consecutive ones.
     """
     assert not model.training, "descriptors of a model in training mode depend on the batch"
-    model.to(device)
-    known = _known(extends, model, checkpoint_fingerprint)
-    records = [record for record in source.records() if record.id not in known]
-    faults, parts, kept = [], [np.empty((0, model.config.descriptor_size), np.float32)], []
-    with progress(len(records), "index", "tiles") as advance:
-        for start in range(0, len(records), batch):
-            polar = []
-            for record in records[start : start + batch]:
-                try:
-                    polar.append(views.satellite(source.tile(record), "north-up"))
-                    kept.append(record)
-                except (UnreadableImageError, ViewError) as error:
-                    faults.append(f"{record.id}: {error}")
-            if polar:
-                parts.append(model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy())
-            advance(len(records[start : start + batch]))
+    for start in range(0, len(rows), batch):
+        polar, faults = [], {}
+        for row in rows[start : start + batch]:
+            try:
+                polar.append(source.polar(row))
+            except (UnreadableImageError, ViewError) as error:
+                faults[row] = str(error)
+        descriptors = np.empty((0, model.config.descriptor_size), np.float32)
+        if polar:
+            descriptors = model.embed_satellite(torch.stack(polar).to(device)).float().cpu().numpy()
+        yield Block(descriptors, faults)
+
+
+def assemble(
+    source: TileSource,
+    rows: Sequence[int],
+    parts: Iterable[Descriptors],
+    faults: Mapping[int, str],
+    dimension: int,
+    checkpoint: str,
+    extends: ReferenceIndex | None = None,
+) -> tuple[ReferenceIndex, list[str]]:
+    """Make an index of embedded tiles, or add them to an existing one.
+
+    Args:
+        rows: of the source that were to be embedded.
+        parts: descriptors of those that could be read, in the order of `rows`.
+        faults: the reason for each row that could not.
+
+    Returns:
+        The index, and one line for each tile that was left out.
+
+    Raises:
+        ReferenceIndexError: no tile could be read.
+    """
+    ids = source.ids
+    lines = [f"{ids[row]}: {reason}" for row, reason in faults.items()]
+    kept = [row for row in rows if row not in faults]
     if not kept and extends is None:
-        raise ReferenceIndexError(f"{source.uri}: not one tile can be read; the first: {'; '.join(faults[:3])}")
-    columns = {name: [getattr(record, name) for record in kept] for name in COLUMNS.names}
-    entries, descriptors = pa.table(columns, schema=COLUMNS), np.concatenate(parts)
+        first = "; ".join(lines[:3])
+        raise ReferenceIndexError(f"{source.uri}: none of the {len(rows)} tiles could be read; first errors: {first}")
+    dtype = vectors.stored_dtype(len(kept)) if extends is None else np.float32
+    descriptors = vectors.allocate((len(kept), dimension), dtype)
+    filled = 0
+    for part in parts:
+        descriptors[filled : filled + len(part)] = part
+        filled += len(part)
+    assert filled == len(kept), "a part is incomplete"
+    entries = source.entries(kept)
     if extends is not None:
-        return extends.with_more(descriptors, entries), faults
+        return extends.with_more(descriptors, entries), lines
     info = IndexInfo(
-        dimension=model.config.descriptor_size,
+        dimension=dimension,
         count=len(kept),
-        checkpoint=checkpoint_fingerprint,
+        checkpoint=checkpoint,
         dataset=source.uri,
-        dataset_digest=storage.sha256(storage.read_bytes(source.uri)),
+        dataset_digest=source.digest,
+        split=source.split,
     )
-    return ReferenceIndex.build(info, descriptors, entries), faults
-
-
-def _known(extends: ReferenceIndex | None, model: S2S, checkpoint_fingerprint: str) -> frozenset[str]:
-    """Ids of the tiles that need not be embedded."""
-    if extends is None:
-        return frozenset()
-    extends.info.require(model.config.descriptor_size, checkpoint_fingerprint)
-    return extends.ids()
+    return ReferenceIndex.build(info, descriptors, entries, source.pictures()), lines

@@ -1,124 +1,152 @@
-"""Building an index in parts with Ray Data: on all nodes, and from where it was stopped.
+"""Building an index in parts, with Ray Data on all nodes, resumable after an interruption.
 
-A part is the descriptors of a run of tiles, one `.npy` file below `OUT.parts`, in a folder named by the checkpoint and
-the data set, so that parts of others are never taken for one's own. Writing a part is idempotent; parts that are there
-are not made again. When all are there the index is put together and published, and the parts are deleted.
+A part is the descriptors of a number of consecutive tiles, one `.npy` file below `OUT.parts` and, if some tiles cannot
+be read, a `.faults.json` beside it. The folder is named by everything that the descriptors depend on, so that parts of
+another build are never mixed in. Writing a part is idempotent, and parts that exist are not made again. When all exist,
+the index is assembled and published, and the parts are deleted.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from s2s_ray import registry, storage
-from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.entries import entries_table
-from s2s_ray.data.schema import Split
-from s2s_ray.errors import ReferenceIndexError
-from s2s_ray.index.index import (
-    IndexInfo,
-    ReferenceIndex,
-)
-from s2s_ray.index.vectors import HALVES_FILE
+from s2s_ray.errors import DamagedError
+from s2s_ray.geo.images import Descriptors
+from s2s_ray.index.build import BATCH, assemble, embed, rows_to_embed
+from s2s_ray.index.index import ReferenceIndex
+from s2s_ray.index.tiles import TileSource
 from s2s_ray.model.checkpoint import load_checkpoint
-from s2s_ray.runtime.cluster import ray_cluster
+from s2s_ray.model.checkpoint_meta import model_config, read_meta
+from s2s_ray.runtime.cluster import original_error, ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
 log = logging.getLogger(__name__)
 
+_FORMAT = "float32"  # of the parts; earlier versions rounded them to half precision, in folders of other names
+
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is built from what; all that a worker needs to know."""
+    """An index to build. URIs are absolute: workers have another working directory."""
 
     checkpoint: str
-    dataset: str
-    split: Split
+    source: TileSource
     out: str
-    cache_dir: str | None = None
-    batch: int = 64
+    batch: int = BATCH
     device: str = "cpu"
     part: int = 1024
-    """Tiles in a part; part of its folder's name, since parts of another size are others."""
+    """Tiles in a part, rounded up to whole batches."""
+    extends: str | None = None
+    """URI of an index to add the new tiles to."""
 
-    def parts(self, dataset: PairDataset) -> str:
-        """The folder of this build's parts."""
-        mark = registry.fingerprint(self.checkpoint)
-        return storage.join(f"{self.out}.parts", f"{mark[:16]}-{dataset.manifest.digest[:16]}-{self.split}-{self.part}")
 
-    def open_dataset(self) -> PairDataset:
-        return PairDataset(self.dataset, self.split, cache_dir=self.cache_dir)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A build divided into parts; everything that a worker needs."""
+
+    checkpoint: str
+    source: TileSource
+    batch: int
+    device: str
+    rows: Sequence[int]
+    size: int
+    folder: str
+
+    @classmethod
+    def of(cls, build: Build, rows: Sequence[int]) -> Plan:
+        """Divide the embedding of some rows of the source."""
+        size = -(-build.part // build.batch) * build.batch
+        chosen = storage.sha256(json.dumps(list(rows)).encode())
+        names = (registry.fingerprint(build.checkpoint), build.source.fingerprint, chosen)
+        folder = "-".join([*(name[:16] for name in names), str(build.batch), str(size), _FORMAT])
+        uri = storage.join(f"{build.out}.parts", folder)
+        return cls(build.checkpoint, build.source, build.batch, build.device, rows, size, uri)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.size)
+
+    def rows_of(self, part: int) -> Sequence[int]:
+        """Return the rows of the source that a part covers."""
+        return self.rows[part * self.size : (part + 1) * self.size]
+
+    def descriptors_file(self, part: int) -> str:
+        """Return the URI of a part's descriptors, which is written last."""
+        return storage.join(self.folder, f"{part:06d}.npy")
+
+    def faults_file(self, part: int) -> str:
+        """Return the URI of the list of a part's unreadable tiles, which exists only if there are any."""
+        return storage.join(self.folder, f"{part:06d}.faults.json")
 
 
 class PartWriter:
     """Embeds the tiles of parts; one per worker, so that the model is loaded once."""
 
-    def __init__(self, build: Build) -> None:
-        self._build = build
-        self._dataset = build.open_dataset()
-        self._folder = build.parts(self._dataset)
-        self._model = load_checkpoint(build.checkpoint, build.device)
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._model = load_checkpoint(plan.checkpoint, plan.device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the part `row["item"]`; gives its number and how many tiles it has."""
-        part = int(row["item"])
-        size = self._build.part
-        rows = range(part * size, min((part + 1) * size, len(self._dataset)))
-        descriptors = np.concatenate(
-            [self._embed(rows[start : start + self._build.batch]) for start in range(0, len(rows), self._build.batch)]
-        )
+        """Write the part `row["item"]`; return its number and the number of its tiles."""
+        part, plan = int(row["item"]), self._plan
+        rows = plan.rows_of(part)
+        blocks = list(embed(self._model, plan.source, rows, plan.batch, plan.device))
+        if faults := {str(row): reason for block in blocks for row, reason in block.faults.items()}:
+            storage.write_json(plan.faults_file(part), faults)
         buffer = io.BytesIO()
-        np.save(buffer, descriptors.astype(np.float16), allow_pickle=False)
-        storage.write_bytes(_file(self._folder, part), buffer.getvalue())
+        np.save(buffer, np.concatenate([block.descriptors for block in blocks]), allow_pickle=False)
+        storage.write_bytes(plan.descriptors_file(part), buffer.getvalue())
         return {"part": part, "tiles": len(rows)}
 
-    @torch.inference_mode()
-    def _embed(self, rows: range) -> np.ndarray[Any, np.dtype[np.float32]]:
-        polar = torch.stack([self._dataset[row].polar for row in rows]).to(self._build.device)
-        embedded: np.ndarray[Any, np.dtype[np.float32]] = self._model.embed_satellite(polar).float().cpu().numpy()
-        return embedded
 
-
-def build_in_parts(build: Build, *, parallel: bool, progress: ProgressFactory = progress) -> int:
+def build_in_parts(
+    build: Build, *, parallel: bool, progress: ProgressFactory = progress
+) -> tuple[ReferenceIndex, list[str]]:
     """Embed what is not embedded yet, with Ray Data if `parallel`, and publish the index at `build.out`.
 
-    Returns: the number of tiles.
+    Returns:
+        The index, and one line for each tile that was left out because it cannot be read.
 
     Raises:
-        ReferenceIndexError: a data set without tiles.
-        RegistryError, StorageError, CheckpointError, DatasetError: what it is built from cannot be read.
+        ReferenceIndexError: no tile can be read, or an index to extend of another checkpoint.
+        RegistryError, StorageError, CheckpointError, DatasetError, ManifestError: the checkpoint or the tiles cannot
+            be read.
     """
-    dataset = build.open_dataset()
-    if not len(dataset):
-        raise ReferenceIndexError(f"data set {dataset.uri} has no pairs to index (split: {build.split})")
-    folder = build.parts(dataset)
-    count = -(-len(dataset) // build.part)
-    there = set(storage.list_names(folder))
-    todo = [part for part in range(count) if storage.name(_file(folder, part)) not in there]
-    if len(todo) < count:
-        log.info("%d of %d parts are there already", count - len(todo), count)
+    checkpoint = registry.fingerprint(build.checkpoint)
+    dimension = model_config(read_meta(build.checkpoint), build.checkpoint).descriptor_size
+    extends = None if build.extends is None else ReferenceIndex.load(build.extends)
+    plan = Plan.of(build, rows_to_embed(build.source, dimension, checkpoint, extends))
+    existing = set(storage.list_names(plan.folder))
+    todo = [part for part in range(len(plan)) if storage.name(plan.descriptors_file(part)) not in existing]
+    if len(todo) < len(plan):
+        log.info("%d of %d parts exist already", len(plan) - len(todo), len(plan))
     try:
         with progress(len(todo), "embed", "parts") as advance:
-            for _ in _with_ray(build, todo) if parallel else map(PartWriter(build), [{"item": k} for k in todo]):
+            for _ in _with_ray(plan, todo) if parallel else map(PartWriter(plan), [{"item": part} for part in todo]):
                 advance(1)
     except KeyboardInterrupt:
-        log.warning("interrupted; finished parts stay in %s, the same command goes on from there", folder)
+        log.warning("interrupted; finished parts stay in %s, and the same command resumes", plan.folder)
         raise
-    with tempfile.TemporaryDirectory() as local:
-        _put_together(build, dataset, folder, count, Path(local)).save(build.out)
+    faults: dict[int, str] = {}
+    for name in storage.list_names(plan.folder):
+        if name.endswith(".faults.json"):
+            tree = storage.read_json(storage.join(plan.folder, name))
+            faults.update({int(row): str(reason) for row, reason in tree.items()})
+    parts = (_read(plan.descriptors_file(part)) for part in range(len(plan)))
+    index, lines = assemble(build.source, plan.rows, parts, faults, dimension, checkpoint, extends)
+    index.save(build.out)
     storage.delete(f"{build.out}.parts")
-    return len(dataset)
+    return index, lines
 
 
-def _with_ray(build: Build, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
     if not todo:
         return
     with ray_cluster():
@@ -127,43 +155,23 @@ def _with_ray(build: Build, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the line above
         logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
-        gpus = int(build.device != "cpu")
+        gpus = int(plan.device != "cpu")
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         most = int(resources.get("GPU" if gpus else "CPU", 1))
         workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, len(todo))))
         parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         writers = parts.map(
-            cast(Any, PartWriter), fn_constructor_args=(build,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
+            cast(Any, PartWriter), fn_constructor_args=(plan,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
         )
-        yield from writers.iter_rows()
+        try:
+            yield from writers.iter_rows()
+        except Exception as error:
+            raise original_error(error) from None
 
 
-def _put_together(build: Build, dataset: PairDataset, folder: str, count: int, local: Path) -> ReferenceIndex:
-    first = _read(folder, 0)
-    shape = (len(dataset), first.shape[1])
-    # In a file: a million descriptors do not fit into memory beside what is made of them.
-    halves = np.memmap(local / HALVES_FILE, np.float16, "w+", shape=shape)
-    for part in range(count):
-        halves[part * build.part : (part + 1) * build.part] = first if part == 0 else _read(folder, part)
-    info = IndexInfo(
-        dimension=shape[1],
-        count=shape[0],
-        checkpoint=registry.fingerprint(build.checkpoint),
-        dataset=dataset.uri,
-        dataset_digest=dataset.manifest.digest,
-        split=build.split,
-    )
-    index = ReferenceIndex.build(info, halves, entries_table(dataset))
-    index.draw_from(dataset)
-    return index
-
-
-def _file(folder: str, part: int) -> str:
-    return storage.join(folder, f"{part:06d}.npy")
-
-
-def _read(folder: str, part: int) -> np.ndarray[Any, np.dtype[np.float16]]:
-    content: np.ndarray[Any, np.dtype[np.float16]] = np.load(
-        io.BytesIO(storage.read_bytes(_file(folder, part))), allow_pickle=False
-    )
+def _read(uri: str) -> Descriptors:
+    try:
+        content: Descriptors = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DamagedError(f"{uri} is not an array ({error}): delete it and build the index again") from None
     return content

@@ -1,6 +1,6 @@
-"""Pictures that travel with an index, so that a page can show what was found without the data set.
+"""Pictures stored with an index, so that a page can show matches without the data set.
 
-`thumbnails.arrow` has one small JPEG per tile, in the order of the vectors; `examples.arrow` a few panoramas of
+`thumbnails.arrow` has one small JPEG per tile, in the order of the vectors; `examples.arrow` has a few panoramas of
 the data set with their tiles. Both are read memory-mapped.
 """
 
@@ -37,9 +37,9 @@ _CHUNK = 256
 
 
 class Example(NamedTuple):
-    """A place of the data set: JPEG of the panorama as the model takes it (north in the middle) and of the tile.
+    """A pair of the data set: JPEG of the panorama as the model sees it (north in the middle) and of the tile.
 
-    The tile is polar where the data set keeps no north-up ones.
+    The tile is polar if the data set keeps no north-up tiles.
     """
 
     id: str
@@ -50,21 +50,21 @@ class Example(NamedTuple):
 
 
 class Pictures:
-    """The pictures of one index; where it was built without, there are none."""
+    """The pictures of one index; an index may have none."""
 
     def __init__(self, folder: Path) -> None:
         self._thumbnails = _mapped(folder / THUMBNAILS_FILE)
         self._examples = _mapped(folder / EXAMPLES_FILE)
 
     def thumbnail(self, row: int) -> bytes | None:
-        """JPEG of a tile."""
+        """Return the JPEG of a tile; None if the index has no pictures."""
         if self._thumbnails is None:
             return None
         picture: bytes = self._thumbnails.column("jpeg")[row].as_py()
         return picture
 
     def examples(self) -> list[Example]:
-        """All examples."""
+        """Return all examples."""
         return [] if self._examples is None else [Example(**row) for row in self._examples.to_pylist()]
 
 
@@ -74,7 +74,7 @@ def write_pictures(dataset: PairDataset, folder: Path) -> None:
         for start in range(0, len(dataset), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(dataset)))
             writer.write_batch(pa.record_batch([[_small(_tile(dataset, row)) for row in rows]], schema=_THUMBNAILS))
-    chosen = sorted({round(place) for place in np.linspace(0, len(dataset) - 1, EXAMPLES)})
+    chosen = sorted({round(row) for row in np.linspace(0, len(dataset) - 1, EXAMPLES)})
     examples = [
         {
             "id": dataset.ids[row],

@@ -1,8 +1,8 @@
 """The vectors of a reference index and how they are searched: exactly, or compressed for galleries of a million.
 
-Compressed is two steps: a FAISS index of a few dozen bytes per tile (PCA, inverted lists, 4-bit product quantiser)
-names candidates, whose half-precision descriptors, in a memory-mapped file, then decide. So the memory that a
-process must own stays small, and what is read of the rest is the candidates alone.
+A compressed search takes two steps: a FAISS index of a few dozen bytes per tile (PCA, inverted lists, 4-bit product
+quantiser) selects candidates, then their half-precision descriptors, in a memory-mapped file, decide. A process
+therefore needs little memory for itself and reads only the candidates of the file.
 """
 
 from __future__ import annotations
@@ -10,28 +10,31 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-Kind = Literal["flat", "compressed"]
-Descriptors = NDArray[np.float32]
+from s2s_ray.errors import DamagedError
+from s2s_ray.geo.images import Descriptors
+from s2s_ray.index.info import Kind
+
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Similarities and rows, B k each, the most similar first."""
 
 INDEX_FILE = "index.faiss"
 HALVES_FILE = "vectors.f16"
-EXACT_BELOW = 50_000
-"""Galleries up to this size are searched exactly."""
+EXACT_UP_TO = 50_000
+"""Largest gallery that is searched exactly."""
 
-_TRAINED_WITH = 65_536
+_TRAINING_ROWS = 65_536
 _REDUCED = 128
 _CANDIDATES = 400
 _PROBED = 0.5  # of the lists
 _EXACT_ROWS = 20_000  # an area with no more tiles is searched exactly
 _CHUNK = 16_384
+_IN_MEMORY_BYTES = 500_000_000
 
 
 class Vectors(Protocol):
@@ -42,10 +45,10 @@ class Vectors(Protocol):
     @property
     def shape(self) -> tuple[int, int]: ...
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
-        """The k most similar rows of each query, among the rows `inside` where they are given."""
+        """Return the k most similar rows of each query, only rows in `inside` if it is given."""
 
     def with_more(self, descriptors: Descriptors) -> Self:
-        """The same with more rows at the end, nothing trained again."""
+        """Return a copy with more rows at the end; nothing is trained again."""
 
     def save(self, folder: Path) -> None:
         """Write the files of the index."""
@@ -61,37 +64,42 @@ class FlatVectors:
 
     @classmethod
     def build(cls, descriptors: Descriptors) -> Self:
+        """Index N x D unit descriptors."""
         index = faiss.IndexFlatIP(descriptors.shape[1])
         index.add(np.ascontiguousarray(descriptors, np.float32))
         return cls(index)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        return cls(faiss.read_index(str(folder / INDEX_FILE)))
+        """Read the files of an index. Raises DamagedError."""
+        return cls(_read_index(folder / INDEX_FILE))
 
     @property
     def shape(self) -> tuple[int, int]:
         return self._index.ntotal, self._index.d
 
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
-        chosen = None
+        """Return the k most similar rows of each query, see `Vectors`."""
+        selected = None
         if inside is not None:
-            chosen = faiss.SearchParameters()
-            chosen.sel = selector = faiss.IDSelectorBatch(inside)  # noqa: F841 - FAISS keeps no reference of its own
-        similarities, rows = self._index.search(queries, k, params=chosen)
+            selected = faiss.SearchParameters()
+            selected.sel = selector = faiss.IDSelectorBatch(inside)  # noqa: F841 - FAISS keeps no reference
+        similarities, rows = self._index.search(queries, k, params=selected)
         return similarities, rows
 
     def with_more(self, descriptors: Descriptors) -> Self:
+        """Return a copy with more rows at the end."""
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(descriptors, np.float32))
         return type(self)(index)
 
     def save(self, folder: Path) -> None:
+        """Write the file of the index."""
         faiss.write_index(self._index, str(folder / INDEX_FILE))
 
 
 class CompressedVectors:
-    """Candidates from short codes, decided by half-precision descriptors in a mapped file."""
+    """Candidates from short codes, ranked by half-precision descriptors in a mapped file."""
 
     kind: Kind = "compressed"
 
@@ -103,9 +111,9 @@ class CompressedVectors:
 
     @classmethod
     def build(cls, halves: NDArray[np.float16], seed: int = 0) -> Self:
-        """Train on a sample and add all rows of a mapped array, a chunk at a time."""
+        """Train on a sample and add all rows of a mapped array, one chunk at a time."""
         count, dimension = halves.shape
-        rows = np.random.default_rng(seed).permutation(count)[:_TRAINED_WITH]
+        rows = np.random.default_rng(seed).permutation(count)[:_TRAINING_ROWS]
         sample = halves[np.sort(rows)].astype(np.float32)
         reduced = min(_REDUCED, dimension)
         lists = int(np.clip(4 * np.sqrt(count), 16, 1024))
@@ -114,13 +122,16 @@ class CompressedVectors:
         index.train(sample)
         del sample
         for chunk in _chunks(halves):
-            index.add(chunk)
+            index.add(chunk.astype(np.float32))
         return cls(index, halves)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        index = faiss.read_index(str(folder / INDEX_FILE))
-        path = folder / HALVES_FILE
+        """Read the files of an index. Raises DamagedError."""
+        index, path = _read_index(folder / INDEX_FILE), folder / HALVES_FILE
+        expected = 2 * index.ntotal * index.d
+        if not path.is_file() or path.stat().st_size != expected:
+            raise DamagedError(f"{path} is not {expected:,} bytes long, as {INDEX_FILE} says: build the index again")
         return cls(index, np.memmap(path, np.float16, "r", shape=(index.ntotal, index.d)))
 
     @property
@@ -129,40 +140,40 @@ class CompressedVectors:
         return count, dimension
 
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
+        """Return the k most similar rows of each query, see `Vectors`."""
         found = [self._search_one(query, k, inside) for query in queries]
         return np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
 
     def with_more(self, descriptors: Descriptors) -> Self:
+        """Return a copy with more rows at the end."""
         index = faiss.clone_index(self._index)
         index.add(np.ascontiguousarray(descriptors, np.float32))
         count, dimension = self.shape
-        shape = (count + len(descriptors), dimension)
-        with tempfile.TemporaryDirectory() as folder:  # what is mapped stays there after its file has lost its name
-            halves = np.memmap(Path(folder) / HALVES_FILE, np.float16, "w+", shape=shape)
-        for start in range(0, count, _CHUNK):
-            halves[start : min(start + _CHUNK, count)] = self._halves[start : start + _CHUNK]
-        halves[count:] = descriptors
+        halves = allocate((count + len(descriptors), dimension), np.float16)
+        _copy(self._halves, halves[:count])
+        _copy(descriptors, halves[count:])
         return type(self)(index, halves)
 
     def save(self, folder: Path) -> None:
+        """Write the files of the index."""
         faiss.write_index(self._index, str(folder / INDEX_FILE))
         with (folder / HALVES_FILE).open("wb") as file:
-            for start in range(0, len(self._halves), _CHUNK):
-                file.write(self._halves[start : start + _CHUNK].tobytes())
+            for chunk in _chunks(self._halves):
+                file.write(chunk.tobytes())
 
     def _search_one(self, query: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         count = len(self._halves)
         if inside is not None and len(inside) <= _EXACT_ROWS:
-            return self._decide(query, inside, k)
+            return self._rank(query, inside, k)
         wanted, probed = max(_CANDIDATES, 4 * k), _PROBED
-        if inside is not None:  # as many more as there are rows outside, from all lists
+        if inside is not None:  # more candidates in proportion to the rows outside, from all lists
             wanted, probed = min(count, wanted * count // len(inside)), 1.0
         candidates = self._candidates(query, wanted, probed)
         if inside is not None:
             candidates = candidates[np.isin(candidates, inside, assume_unique=True)]
         if len(candidates) < k:
             candidates = np.arange(count) if inside is None else inside
-        return self._decide(query, candidates, k)
+        return self._rank(query, candidates, k)
 
     def _candidates(self, query: Descriptors, wanted: int, probed: float) -> NDArray[np.int64]:
         lists = faiss.SearchParametersIVF()
@@ -172,27 +183,59 @@ class CompressedVectors:
         rows: NDArray[np.int64] = self._index.search(query[None], min(wanted, len(self._halves)), params=params)[1][0]
         return rows[rows >= 0]
 
-    def _decide(self, query: Descriptors, rows: NDArray[np.int64], k: int) -> Found:
+    def _rank(self, query: Descriptors, rows: NDArray[np.int64], k: int) -> Found:
         rows = np.sort(rows)  # in the order of the file
-        parts = (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
-        similarities = np.concatenate([self._halves[part].astype(np.float32) @ query for part in parts])
+        similarities = np.concatenate([self._halves[part].astype(np.float32) @ query for part in _chunks(rows)])
         best = np.argpartition(-similarities, min(k, len(rows)) - 1)[:k]
         best = best[np.argsort(-similarities[best], kind="stable")]
         return similarities[best], rows[best]
 
 
+def stored_dtype(count: int) -> type[np.float32] | type[np.float16]:
+    """Return the precision in which `build` keeps so many descriptors."""
+    return np.float32 if count <= EXACT_UP_TO else np.float16
+
+
+def allocate(shape: tuple[int, int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to fill, in memory if it is small and else mapped from a file without a name."""
+    if np.dtype(dtype).itemsize * shape[0] * shape[1] <= _IN_MEMORY_BYTES:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryDirectory() as folder:  # a mapped file stays readable after its name is gone
+        return np.memmap(Path(folder) / HALVES_FILE, dtype, "w+", shape=shape)
+
+
 def build(descriptors: Descriptors | NDArray[np.float16]) -> FlatVectors | CompressedVectors:
-    """Exact search for small galleries, compressed for larger ones; half precision is taken as it is, mapped or not."""
-    if len(descriptors) <= EXACT_BELOW:
-        return FlatVectors.build(descriptors.astype(np.float32))
-    return CompressedVectors.build(descriptors.astype(np.float16, copy=False))
+    """Build exact search for a small gallery, compressed search for a larger one (`EXACT_UP_TO`).
+
+    Half-precision descriptors, which may be mapped, become part of a compressed index as they are.
+    """
+    if stored_dtype(len(descriptors)) is np.float32:
+        return FlatVectors.build(descriptors.astype(np.float32, copy=False))
+    if descriptors.dtype == np.float16:
+        return CompressedVectors.build(descriptors.astype(np.float16, copy=False))
+    count, dimension = descriptors.shape
+    halves = allocate((count, dimension), np.float16)
+    _copy(descriptors, halves)
+    return CompressedVectors.build(halves)
 
 
 def load(kind: Kind, folder: Path) -> FlatVectors | CompressedVectors:
-    """Read the files of an index."""
+    """Read the files of an index. Raises DamagedError."""
     return FlatVectors.load(folder) if kind == "flat" else CompressedVectors.load(folder)
 
 
-def _chunks(halves: NDArray[np.float16]) -> Iterator[Descriptors]:
-    for start in range(0, len(halves), _CHUNK):
-        yield halves[start : start + _CHUNK].astype(np.float32)
+def _read_index(path: Path) -> faiss.Index:
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise DamagedError(f"{path} is not an index that FAISS reads ({error}): build the index again") from None
+
+
+def _chunks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
+
+
+def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    for start in range(0, len(source), _CHUNK):
+        target[start : start + _CHUNK] = source[start : start + _CHUNK]

@@ -14,7 +14,7 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import ReferenceIndexError, StorageError
+from s2s_ray.errors import DamagedError, DescriptorError, InputError, ReferenceIndexError, StorageError
 from s2s_ray.geo.prior import Box
 from s2s_ray.index import (
     ENTRIES_FILE,
@@ -38,14 +38,14 @@ def unit(count: int, dimension: int, seed: int = 0) -> Any:
 
 
 def info(count: int, dimension: int = 6, **changes: Any) -> IndexInfo:
-    fields = {"checkpoint": "c" * 64, "dataset": "there", "dataset_digest": "d", "split": "test", **changes}
+    fields = {"checkpoint": "c" * 64, "dataset": "elsewhere", "dataset_digest": "d", "split": "test", **changes}
     return IndexInfo(dimension=dimension, count=count, **fields)
 
 
 def entries(count: int) -> pa.Table:
-    places = [None if row == 1 else 50.0 + row for row in range(count)]
+    positions = [None if row == 1 else 50.0 + row for row in range(count)]
     zones = pa.array([None if row == 1 else 32632 for row in range(count)], pa.int32())
-    floats = pa.array(places, pa.float64())
+    floats = pa.array(positions, pa.float64())
     return pa.table(
         {
             "id": [f"tile-{row}" for row in range(count)],
@@ -93,16 +93,16 @@ def test_unknown_positions_are_none() -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 10])
 def test_k_out_of_range(k: int) -> None:
-    with pytest.raises(ReferenceIndexError, match=rf"k={k}: expected 1 to 9"):
+    with pytest.raises(InputError, match=rf"k={k}: expected 1 to 9"):
         index().search(unit(1, 6), k)
 
 
 def test_queries_that_do_not_fit() -> None:
-    with pytest.raises(ReferenceIndexError, match=r"shape \(2, 5\): this index takes B x 6"):
+    with pytest.raises(DescriptorError, match=r"shape \(2, 5\): this index needs B x 6"):
         index().search(unit(2, 5), 1)
-    with pytest.raises(ReferenceIndexError, match=r"shape \(6,\)"):
+    with pytest.raises(DescriptorError, match=r"shape \(6,\)"):
         index().search(unit(1, 6)[0], 1)
-    with pytest.raises(ReferenceIndexError, match="not finite"):
+    with pytest.raises(DescriptorError, match="not finite"):
         index().search(np.full((1, 6), np.nan, np.float32), 1)
 
 
@@ -115,7 +115,7 @@ def test_another_model_or_checkpoint_is_refused() -> None:
         info(9).require(6, "0" * 64)
 
 
-def test_saved_and_loaded_it_answers_the_same(tmp_path: Path) -> None:
+def test_a_loaded_index_gives_the_same_matches(tmp_path: Path) -> None:
     uri = str(tmp_path / "index")
     index().save(uri)
     loaded = ReferenceIndex.load(uri)
@@ -133,7 +133,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ReferenceIndex.load(uri)
 
 
-def test_another_format_and_contradicting_files_are_refused(tmp_path: Path) -> None:
+def test_a_newer_format_and_contradicting_files_are_refused(tmp_path: Path) -> None:
     def republish(changes: dict[str, Any]) -> str:
         index().save(str(tmp_path / "index"))
         path = tmp_path / "index" / INFO_FILE
@@ -141,8 +141,10 @@ def test_another_format_and_contradicting_files_are_refused(tmp_path: Path) -> N
         storage.publish(tmp_path / "index", str(tmp_path / "again"))
         return str(tmp_path / "again")
 
-    with pytest.raises(ReferenceIndexError, match=r"not an index this version reads \(format"):
+    with pytest.raises(ReferenceIndexError, match=rf"{INFO_FILE} has format 2, this version reads up to 1: upgrade"):
         ReferenceIndex.load(republish({"format": 2}))
+    with pytest.raises(DamagedError, match=rf"{INFO_FILE} is not a valid IndexInfo \(count: "):
+        ReferenceIndex.load(republish({"count": "many"}))
     with pytest.raises(
         ReferenceIndexError, match=rf"9 vectors of 6 numbers .* {ENTRIES_FILE} has 9 rows.* says 8 of 6"
     ):
@@ -166,27 +168,27 @@ def test_build_embeds_every_tile_in_order_whatever_the_batch() -> None:
     assert (built.info.dataset_digest, len(built), built.info.dimension) == ("digest", 5, TINY.descriptor_size)
 
 
-def test_only_tiles_that_are_not_there_yet_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_tiles_are_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = S2S(TINY).eval()
     polar = torch.randint(0, 256, (5, 3, 32, 72), dtype=torch.uint8)
     first: Any = Tiles(polar[:3])
     everything: Any = Tiles(polar)
-    mark = {"checkpoint_fingerprint": "f" * 64}
-    whole = build_index(model, everything, **mark)
-    begun = build_index(model, first, **mark)
+    checkpoint = {"checkpoint_fingerprint": "f" * 64}
+    whole = build_index(model, everything, **checkpoint)
+    shorter = build_index(model, first, **checkpoint)
     embedded: list[int] = []
     embed = model.embed_satellite
     monkeypatch.setattr(model, "embed_satellite", lambda views: embedded.append(len(views)) or embed(views))
-    longer = build_index(model, everything, batch=64, extends=begun, **mark)
+    longer = build_index(model, everything, batch=64, extends=shorter, **checkpoint)
     assert embedded == [2]
     queries = unit(4, TINY.descriptor_size)
     assert [[match.id for match in one] for one in longer.search(queries, 5)] == [
         [match.id for match in one] for one in whole.search(queries, 5)
     ]
-    assert len(build_index(model, everything, extends=longer, **mark)) == 5
+    assert len(build_index(model, everything, extends=longer, **checkpoint)) == 5
     with pytest.raises(ReferenceIndexError, match="built with checkpoint ffffffff, the model is checkpoint eeeeeeee"):
-        build_index(model, everything, extends=begun, checkpoint_fingerprint="e" * 64)
+        build_index(model, everything, extends=shorter, checkpoint_fingerprint="e" * 64)
 
 
 def test_an_empty_split_is_refused() -> None:
@@ -199,7 +201,7 @@ class Tiles:
     """A data set in memory, with the attributes of `PairDataset` that indexing reads."""
 
     uri = "memory"
-    manifest = SimpleNamespace(digest="digest")
+    info = SimpleNamespace(digest="digest")
 
     def __init__(self, polar: torch.Tensor) -> None:
         self._polar = polar

@@ -1,19 +1,30 @@
-"""Building in parts: the same index as in one go, and nothing is embedded twice."""
+"""Building in parts: the same bytes as in one go, and nothing is embedded twice."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
-from s2s_ray.index import ReferenceIndex
-from s2s_ray.index.build import build_index
-from s2s_ray.index.parts import Build, PartWriter, build_in_parts
+from s2s_ray.data.sources.manifest import ManifestSource
+from s2s_ray.errors import ReferenceIndexError
+from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.index import ReferenceIndex, vectors
+from s2s_ray.index.build import assemble, build_index, index_tiles
+from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
+from s2s_ray.index.tiles import DatasetTiles, ManifestTiles
+from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
 from tests.conftest import PairFolder
@@ -32,50 +43,157 @@ def build(pairs: PairFolder, tmp_path: Path) -> Build:
         pairs.add(name, "train")
     pairs.add("v", "val")
     prepare(pairs.config(tmp_path / "data"))
+    torch.manual_seed(0)
     save_model(S2S(TINY).eval(), {"run": "r", "step": 1, "metrics": {}}, tmp_path / "local")
     storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
-    return Build(str(tmp_path / "checkpoint"), str(tmp_path / "data"), "test", str(tmp_path / "index"), batch=2, part=3)
+    source = DatasetTiles(PairDataset(str(tmp_path / "data"), "test"), "test")
+    return Build(str(tmp_path / "checkpoint"), source, str(tmp_path / "index"), batch=2, part=3)
 
 
-def test_parts_make_the_same_index(build: Build) -> None:
-    assert build_in_parts(build, parallel=False) == TILES
+def content(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_parts_make_the_same_bytes(build: Build, tmp_path: Path) -> None:
+    index, left_out = build_in_parts(build, parallel=False)
+    assert (len(index), left_out) == (TILES, [])
     assert not storage.exists(f"{build.out}.parts")
-    found = ReferenceIndex.load(build.out)
-    mark = registry.fingerprint(build.checkpoint)
     whole = build_index(
-        load_checkpoint(build.checkpoint), build.open_dataset(), checkpoint_fingerprint=mark, split="test"
+        load_checkpoint(build.checkpoint),
+        PairDataset(str(tmp_path / "data"), "test"),
+        checkpoint_fingerprint=registry.fingerprint(build.checkpoint),
+        split="test",
+        batch=2,
     )
-    assert found.info == whole.info
-    queries = np.eye(TINY.descriptor_size, dtype=np.float32)[:4]
-    for ours, theirs in zip(found.search(queries, 3), whole.search(queries, 3), strict=True):
-        assert [match.id for match in ours] == [match.id for match in theirs]
-    assert found.pictures is not None
-    assert found.pictures.thumbnail(TILES - 1)
+    whole.save(str(tmp_path / "whole"))
+    assert content(build.out) == content(tmp_path / "whole")
+    assert {INDEX_FILE, "entries.parquet", "index.json", "thumbnails.arrow"} < set(content(build.out))
 
 
-def test_a_stopped_build_goes_on(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_is_indexed_in_parts_as_at_once(build: Build, pairs: PairFolder, tmp_path: Path) -> None:
+    for name in ("t1", "t2", "v"):
+        (pairs.path / f"{name}-satellite.png").unlink()
+    manifest, model = ManifestSource(pairs.source(), panoramas=False), load_checkpoint(build.checkpoint)
+    views = ViewGeometry.of_checkpoint(TINY, {})
+    mark = registry.fingerprint(build.checkpoint)
+    whole, faults = index_tiles(model, views, manifest, checkpoint_fingerprint=mark, batch=2)
+    whole.save(str(tmp_path / "whole"))
+    in_parts = dataclasses.replace(build, source=ManifestTiles(manifest, views))
+    index, left_out = build_in_parts(in_parts, parallel=False)
+    assert left_out == faults
+    assert [line.partition(":")[0] for line in left_out] == ["t1", "t2", "v"]
+    assert len(index) == TILES
+    assert content(build.out) == content(tmp_path / "whole")
+
+
+def test_an_index_is_extended_in_parts_as_at_once(build: Build, tmp_path: Path) -> None:
+    class First(DatasetTiles):
+        @property
+        def ids(self) -> Sequence[str]:
+            return super().ids[:3]
+
+    dataset = PairDataset(str(tmp_path / "data"), "test")
+    first = dataclasses.replace(build, source=First(dataset, "test"), out=str(tmp_path / "first"))
+    shorter = build_in_parts(first, parallel=False)[0]
+    whole = build_index(
+        load_checkpoint(build.checkpoint),
+        dataset,
+        checkpoint_fingerprint=registry.fingerprint(build.checkpoint),
+        batch=2,
+        extends=shorter,
+    )
+    whole.save(str(tmp_path / "whole"))
+    index, _ = build_in_parts(dataclasses.replace(build, extends=str(tmp_path / "first")), parallel=False)
+    assert (len(shorter), len(index)) == (3, TILES)
+    assert content(build.out) == content(tmp_path / "whole")
+
+
+class Drawn:
+    """A source of so many tiles without images."""
+
+    uri, digest, fingerprint, split = "memory", "digest", "fingerprint", None
+
+    def __init__(self, count: int) -> None:
+        self.ids = [f"t{row}" for row in range(count)]
+
+    def polar(self, row: int) -> Any:
+        raise AssertionError(row)
+
+    def entries(self, rows: Sequence[int]) -> pa.Table:
+        columns = {name: [None] * len(rows) for name in COLUMNS.names} | {"id": [self.ids[row] for row in rows]}
+        return pa.table(columns, schema=COLUMNS)
+
+    def pictures(self) -> Callable[[Path], None] | None:
+        return None
+
+
+def test_a_compressed_index_has_the_same_bytes_however_it_was_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(vectors, "_IN_MEMORY_BYTES", 1000)
+    count, dimension = 700, 32
+    drawn = np.random.default_rng(0).normal(size=(count, dimension)).astype(np.float32)
+    descriptors = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+    def split(size: int) -> Iterator[Any]:
+        return (descriptors[start : start + size] for start in range(0, count, size))
+
+    for name, size in (("whole", count), ("parts", 64)):
+        index, _ = assemble(Drawn(count), range(count), split(size), {}, dimension, "c")
+        assert index.info.kind == "compressed"
+        index.save(str(tmp_path / name))
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+    halves = np.frombuffer((tmp_path / "parts" / HALVES_FILE).read_bytes(), np.float16)
+    np.testing.assert_array_equal(halves.reshape(count, dimension), descriptors.astype(np.float16))
+
+
+def test_an_interrupted_build_resumes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = PartWriter.__call__
 
-    def stopped_at_two(self: PartWriter, row: dict[str, int]) -> dict[str, int]:
-        if row["item"] == 2 and not written.count(2):
-            written.append(2)
+    def stopped_at_one(self: PartWriter, row: dict[str, int]) -> dict[str, int]:
+        if row["item"] == 1 and not written.count(1):
+            written.append(1)
             raise KeyboardInterrupt
         written.append(row["item"])
         return write(self, row)
 
-    monkeypatch.setattr(PartWriter, "__call__", stopped_at_two)
+    monkeypatch.setattr(PartWriter, "__call__", stopped_at_one)
     with pytest.raises(KeyboardInterrupt):
         build_in_parts(build, parallel=False)
     assert not storage.is_complete(build.out)
-    assert build_in_parts(build, parallel=False) == TILES
-    assert written == [0, 1, 2, 2], "what was there is not made again"
+    assert len(build_in_parts(build, parallel=False)[0]) == TILES
+    assert written == [0, 1, 1], "existing parts are not made again"
     assert len(ReferenceIndex.load(build.out)) == TILES
 
 
-def test_parts_of_another_checkpoint_are_not_taken(build: Build, tmp_path: Path) -> None:
+def test_parts_of_another_build_are_not_used(build: Build, tmp_path: Path) -> None:
+    torch.manual_seed(1)
     save_model(S2S(TINY).eval(), {"run": "r", "step": 2, "metrics": {}}, tmp_path / "other")
     storage.publish(tmp_path / "other", str(tmp_path / "second"))
-    dataset = PairDataset(build.dataset, "test")
-    second = Build(str(tmp_path / "second"), build.dataset, "test", build.out)
-    assert build.parts(dataset) != second.parts(dataset)
+    train = DatasetTiles(PairDataset(str(tmp_path / "data"), "train"), "train")
+    rows = range(TILES)
+    folders = {
+        Plan.of(one, chosen).folder
+        for one, chosen in (
+            (build, rows),
+            (dataclasses.replace(build, checkpoint=str(tmp_path / "second")), rows),
+            (dataclasses.replace(build, source=train), rows),
+            (dataclasses.replace(build, batch=3), rows),
+            (dataclasses.replace(build, part=9), rows),
+            (build, rows[1:]),
+        )
+    }
+    assert len(folders) == 6
+    mark, digest = registry.fingerprint(build.checkpoint)[:16], build.source.digest[:16]
+    earlier = f"{mark}-{digest}-test-4"  # half precision
+    assert not any(folder.endswith(f"/{earlier}") for folder in folders)
+
+
+def test_no_readable_tile_is_an_error(build: Build, pairs: PairFolder) -> None:
+    for path in pairs.path.glob("*-satellite.png"):
+        path.unlink()
+    source = ManifestTiles(ManifestSource(pairs.source(), panoramas=False), ViewGeometry.of_checkpoint(TINY, {}))
+    with pytest.raises(ReferenceIndexError, match=r"none of the 10 tiles could be read; first errors: t0: satellite"):
+        build_in_parts(dataclasses.replace(build, source=source), parallel=False)

@@ -11,16 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
 import pytest
 
 from s2s_ray import storage
 from s2s_ray.config import Config, ModelConfig
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import DatasetError
-from s2s_ray.index import ReferenceIndex
-from s2s_ray.index.parts import Build, PartWriter, build_in_parts
+from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
+from s2s_ray.index.tiles import DatasetTiles
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 from tests.support.processes import kill, processes_of, wait_for_the_end_of
@@ -173,24 +173,22 @@ def test_an_index_is_built_in_parts_by_ray_and_goes_on(filled: PairFolder, tmp_p
     )
     save_model(S2S(tiny).eval(), {"run": "r", "step": 1, "metrics": {}}, tmp_path / "local")
     storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
-    with_ray = Build(str(tmp_path / "checkpoint"), data, "train", str(tmp_path / "with-ray"), part=4)
-    kept = PartWriter(with_ray)({"item": 1})  # as if an earlier run had been stopped
-    written = Path(with_ray.parts(with_ray.open_dataset())) / "000001.npy"
+    source = DatasetTiles(PairDataset(data, "train"), "train")
+    with_ray = Build(str(tmp_path / "checkpoint"), source, str(tmp_path / "with-ray"), batch=2, part=4)
+    plan = Plan.of(with_ray, range(13))
+    kept = PartWriter(plan)({"item": 1})  # as if an earlier run had been stopped
+    written = Path(plan.descriptors_file(1))
     before = written.stat().st_mtime_ns
     seen: list[int] = []
 
     @contextmanager
     def watched(total: int, _label: str, _unit: str) -> Iterator[Callable[[int], None]]:
-        assert total == 3, "one of four parts is there"
+        assert total == 3, "one of four parts exists"
         yield seen.append
         assert written.stat().st_mtime_ns == before
 
-    assert build_in_parts(with_ray, parallel=True, progress=watched) == len(with_ray.open_dataset()) == 13
-    assert (kept["tiles"], sum(seen)) == (4, 3)
-    plain = Build(with_ray.checkpoint, data, "train", str(tmp_path / "plain"), part=4)
+    index, left_out = build_in_parts(with_ray, parallel=True, progress=watched)
+    assert (len(index), left_out, kept["tiles"], sum(seen)) == (13, [], 4, 3)
+    plain = Build(with_ray.checkpoint, source, str(tmp_path / "plain"), batch=2, part=6)
     build_in_parts(plain, parallel=False)
-    first, second = (ReferenceIndex.load(one.out) for one in (with_ray, plain))
-    queries = np.eye(tiny.descriptor_size, dtype=np.float32)[:3]
-    assert [[m.id for m in one] for one in first.search(queries, 5)] == [
-        [m.id for m in one] for one in second.search(queries, 5)
-    ]
+    assert content(tmp_path / "with-ray") == content(tmp_path / "plain")
