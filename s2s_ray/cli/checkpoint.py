@@ -44,7 +44,7 @@ def import_released(
             raise WeightsError(f"{file}: keys without a place: {', '.join(unused)}")
         if trained_on is not None:
             geometry = published_geometry(trained_on, model.config.height, model.config.width)
-            meta["dataset"] = {"uri": trained_on, "digest": "", "geometry": geometry.model_dump(mode="json")}
+            meta["dataset"] = {"uri": trained_on, "digest": "", "geometry": geometry.tree()}
         save_model(model, meta, Path(folder) / "checkpoint")
         storage.publish(Path(folder) / "checkpoint", out)
     typer.echo(f"{out} written" + (f"; not used: {', '.join(unused)}" if unused else ""))
@@ -73,7 +73,7 @@ def verify_checkpoint(
     uri, device = find_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
     model = load_checkpoint(uri, device)
     dataset = PairDataset(data, settings.evaluation.split, cache_dir=settings.data.cache_dir)
-    check_geometry(uri, read_meta(uri), dataset.manifest.geometry)
+    check_geometry(uri, read_meta(uri), dataset.info.geometry)
     result = measure_recall(model, dataset, settings.evaluation, device)
     for key, value in result.recall.items():
         typer.echo(f"R@{key} {100 * value:.2f}% of {result.gallery:,} tiles")

@@ -15,15 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s2s_ray import storage
-from s2s_ray.data.description import (
-    read_manifest,
-)
+from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.schema import Split
 from s2s_ray.errors import DatasetError, StorageError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Pixels,
-    decode,
-)
+from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.polar import flip_pair
 from s2s_ray.storage.cache import ShardCache
 
@@ -100,7 +95,7 @@ class PairDataset(Dataset[Sample]):
         seed: of the augmentation.
 
     Attributes:
-        manifest: the data set's `DatasetManifest`.
+        info: the data set's `DatasetInfo`.
         ids: ids of the pairs, by index.
         shard_sizes: pairs in each shard, for `epoch_order`.
         positions: easting and northing in metres, N 2 float64; NaN where unknown.
@@ -125,10 +120,10 @@ class PairDataset(Dataset[Sample]):
         seed: int = 0,
     ) -> None:
         self.uri = uri
-        self.manifest = read_manifest(uri)
-        self.height, self.width = self.manifest.geometry.height, self.manifest.geometry.width
+        self.info = read_dataset_info(uri)
+        self.height, self.width = self.info.geometry.height, self.info.geometry.width
         self.flip, self.seed = flip, seed
-        info = self.manifest.split(split)
+        info = self.info.split(split)
         self._shards = info.shards
         self.shard_sizes = [shard.count for shard in info.shards]
         self._ends = np.cumsum(self.shard_sizes)
@@ -154,7 +149,7 @@ class PairDataset(Dataset[Sample]):
 
     def tile(self, index: int) -> Pixels | None:
         """The raw satellite tile, S S 3, of a data set prepared with `keep_tiles`; None of others."""
-        return self._decode("satellite", index) if self.manifest.keep_tiles else None
+        return self._decode("satellite", index) if self.info.keep_tiles else None
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """`collate` for this data set's image size; give it to the loader."""

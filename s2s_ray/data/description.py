@@ -1,50 +1,28 @@
-"""`dataset.json`: what a data set holds. Written last, so that a data set without it is not complete."""
+"""`dataset.json`: the content of a data set. It is written last, so a data set without it is incomplete."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from s2s_ray import storage
-from s2s_ray.config import Contrast, Resize
-from s2s_ray.data.schema import Split, Treatment
-from s2s_ray.errors import DatasetError, NotFoundError
+from s2s_ray.data.schema import Split
+from s2s_ray.errors import DatasetError, NotFoundError, S2SError
 from s2s_ray.geo.images import Encoding
-from s2s_ray.geo.views import PanoramaKind
+from s2s_ray.geo.views import PanoramaKind, ViewGeometry
+from s2s_ray.storage.documents import Document, Tree
 
 SCHEMA_VERSION = 1
-MANIFEST = "dataset.json"
-CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
+DATASET_FILE = "dataset.json"
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Geometry(_Entry):
-    """How a pair became two images of one shape: `height` x `width`, north in the middle column of both.
-
-    The rest is the source's `Treatment`; data sets of before there were several kinds have its defaults.
-    """
-
-    height: int
-    width: int
-    panorama_rows: tuple[float, float] | None
-    polar_size: tuple[int, int] | None = None
-    polar_contrast: Contrast = "none"
-    resize: Resize = "area"
-    convention: str = CONVENTION
-
-    @classmethod
-    def of(cls, treatment: Treatment, height: int, width: int) -> Self:
-        """That of a source at a resolution."""
-        return cls(height=height, width=width, **asdict(treatment))
+    model_config = ConfigDict(frozen=True)
 
 
 class FileInfo(_Entry):
-    """One file of the data set with what it must hold: `count` pairs."""
+    """One file of the data set and what it must hold: `count` pairs."""
 
     name: str
     count: int
@@ -61,69 +39,89 @@ class SplitInfo(_Entry):
 
 
 class Quarantined(_Entry):
-    """A pair that is not in the data set, and why."""
+    """A pair that was left out of the data set, and the reason."""
 
     id: str
     split: Split
     reason: str
 
 
-class DatasetManifest(_Entry):
-    """Everything in `dataset.json`."""
+class DatasetInfo(Document):
+    """The content of `dataset.json`, in which the key `schema_version` holds the format's version.
 
-    schema_version: int
+    Attributes:
+        created_by: name and version of the program.
+        digest: SHA-256 of the settings and records that the data set was made from.
+        geometry: how each pair became two images of one shape.
+        keep_tiles: whether the shards hold the raw satellite tiles as well.
+        source: the configuration's section `source`.
+        validation: how the validation split was chosen, in words.
+        quarantine: pairs that were left out.
+        panoramas: number of panoramas of each kind; empty in data sets that were made before they were counted.
+    """
+
+    FORMAT: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[S2SError]] = DatasetError
+
     created_by: str
     digest: str
-    geometry: Geometry
+    geometry: ViewGeometry
     encoding: Encoding
     keep_tiles: bool
     source: dict[str, Any]
     validation: str
     splits: dict[Split, SplitInfo]
     quarantine: tuple[Quarantined, ...]
-    panoramas: dict[PanoramaKind, int] = {}  # how many of each kind; not counted in older data sets
+    panoramas: dict[PanoramaKind, int] = Field(default_factory=dict)
 
-    def told_panoramas(self) -> list[str]:
-        """What was done with the panoramas, a line for each kind."""
+    @classmethod
+    def parse(cls, tree: Any, uri: str) -> Self:
+        """Validate the content of the file at `uri`; see `Document.parse`."""
+        if isinstance(tree, dict):
+            tree = {**tree, "format": tree.get("schema_version")}
+            tree.pop("schema_version", None)
+        return super().parse(tree, uri)
+
+    def tree(self) -> Tree:
+        """Return the content of the file."""
+        tree = super().tree()
+        return {"schema_version": tree.pop("format"), **tree}
+
+    def panorama_lines(self) -> list[str]:
+        """Describe what was done with the panoramas, in one line for each kind."""
         rows = self.geometry.panorama_rows
         chosen = None if rows is None else f"rows from {rows[0]:g} to {rows[1]:g} of the height kept"
         done = {
             "sphere": ("full spheres", chosen or "the middle half of the rows kept"),
-            "cropped": ("of all the horizon, wider than 2:1", chosen or "all rows kept"),
-            "part": ("of a part of the horizon", f"laid on black at their bearing, {chosen or 'rows kept likewise'}"),
+            "cropped": ("with the whole horizon, wider than 2:1", chosen or "all rows kept"),
+            "part": (
+                "with a part of the horizon",
+                f"placed on black at their bearing, {chosen or 'rows kept as above'}",
+            ),
         }
         return [
             f"panoramas: {count} {done[kind][0]}, {done[kind][1]}" for kind, count in self.panoramas.items() if count
         ]
 
     def split(self, name: str) -> SplitInfo:
-        """One split. Raises `DatasetError` where the data set has no such split."""
+        """Return one split. Raises `DatasetError` if the data set has no such split."""
         for known, info in self.splits.items():
             if known == name:
                 return info
         raise DatasetError(f"the data set has no {name!r} split; it has {', '.join(self.splits)}")
 
 
-def read_manifest(uri: str) -> DatasetManifest:
-    """The manifest of the data set at a URI.
+def read_dataset_info(uri: str) -> DatasetInfo:
+    """Read the description of the data set at a URI.
 
     Raises:
-        DatasetError: no complete data set there, or one of another version of the format.
+        DatasetError: there is no complete data set, or a newer version of the library wrote it.
+        StorageError: the file cannot be read, or is damaged.
     """
-    place = storage.join(uri, MANIFEST)
     try:
-        tree = storage.read_json(place)
+        return DatasetInfo.read(storage.join(uri, DATASET_FILE))
     except NotFoundError:
         raise DatasetError(
-            f"{uri} holds no complete data set ({MANIFEST} is missing): "
+            f"{uri} holds no complete data set ({DATASET_FILE} is missing): "
             "make one with `s2s prepare`, or correct data.uri"
         ) from None
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if version != SCHEMA_VERSION:
-        raise DatasetError(
-            f"{place} has schema_version {version!r}, this program reads {SCHEMA_VERSION}: prepare the data set again"
-        )
-    try:
-        return DatasetManifest.model_validate(tree)
-    except ValidationError as error:
-        raise DatasetError(f"{place} is damaged: {error}") from None

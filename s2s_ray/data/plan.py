@@ -12,14 +12,11 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.config import Config, SourceConfig
-from s2s_ray.data.description import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    Geometry,
-)
+from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION
 from s2s_ray.data.schema import SPLITS, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
 from s2s_ray.errors import DatasetError, NotFoundError, UnreadableImageError
+from s2s_ray.geo.views import ViewGeometry
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +40,14 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
     for split in config.prepare.splits:
         if not any(record.split == split for record in records):
             raise DatasetError(f"{split} split is empty: the source has no pair for it")
-    settings = _settings(config, source)
+    views = source.views(config.model.height, config.model.width)
+    settings = _settings(config, views)
     digest = _digest(settings, records)
     plan = Plan(
         uri=storage.absolute(config.data.uri),
         digest=digest,
         source=config.source,
-        geometry=Geometry.of(source.treatment, config.model.height, config.model.width),
+        geometry=views,
         encoding=config.prepare.encoding,
         keep_tiles=config.prepare.keep_tiles,
         shards=(),
@@ -67,13 +65,13 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
     return replace(plan, shards=tuple(_lay_out(records, per_shard)))
 
 
-def _settings(config: Config, source: Source) -> dict[str, Any]:
+def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
     """What decides the bytes of the data set, by the names of the configuration."""
-    prepare, rows = config.prepare, source.treatment.panorama_rows
+    prepare, rows = config.prepare, views.panorama_rows
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "model.height": config.model.height,
-        "model.width": config.model.width,
+        "model.height": views.height,
+        "model.width": views.width,
         "source": config.source.model_dump(mode="json"),
         "panorama_rows": None if rows is None else list(rows),
         "prepare.encoding": prepare.encoding,
@@ -107,16 +105,16 @@ def _begun(uri: str) -> dict[str, Any] | None:
     try:
         tree: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
     except NotFoundError:
-        if storage.exists(storage.join(uri, MANIFEST)):
+        if storage.exists(storage.join(uri, DATASET_FILE)):
             raise DatasetError(
-                f"{uri} has a {MANIFEST} without {PLAN}: it was not made here; choose another data.uri"
+                f"{uri} has a {DATASET_FILE} without {PLAN}: it was not made here; choose another data.uri"
             ) from None
         return None
     return tree
 
 
 def _has_work(uri: str) -> bool:
-    return any(name == MANIFEST or name.endswith(".arrow") for name in storage.list_names(uri))
+    return any(name == DATASET_FILE or name.endswith(".arrow") for name in storage.list_names(uri))
 
 
 def _difference(uri: str, begun: dict[str, Any], settings: dict[str, Any], records: int) -> str:

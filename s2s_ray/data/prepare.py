@@ -10,12 +10,11 @@ from typing import Any
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.data.description import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    DatasetManifest,
+    DATASET_FILE,
+    DatasetInfo,
     FileInfo,
     SplitInfo,
-    read_manifest,
+    read_dataset_info,
 )
 from s2s_ray.data.holdout import hold_out
 from s2s_ray.data.plan import make_plan
@@ -32,14 +31,14 @@ log = logging.getLogger(__name__)
 _SHOWN = 5
 
 
-def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetManifest:
+def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetInfo:
     """Make the data set at `data.uri` from `source`, or finish it where an earlier run was stopped.
 
     A pair with a missing or unreadable image goes to the quarantine list with its reason and does not stop the work.
     With `prepare.parallel` the shards are Ray Data tasks (of the cluster the caller has connected to; a local one
     otherwise); the result is the same byte for byte.
 
-    Returns: the manifest that is now at `data.uri`.
+    Returns: the description of the data set that is now at `data.uri`.
 
     Raises:
         DatasetError: a split without a usable pair, or another data set at `data.uri`.
@@ -55,13 +54,13 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetM
         raise DatasetError("train split has fewer than 2 pairs (without those held out for validation): add some")
     records = [record for record in records if record.split in wanted]
     plan = make_plan(config, source, records)
-    if storage.exists(storage.join(plan.uri, MANIFEST)):
+    if storage.exists(storage.join(plan.uri, DATASET_FILE)):
         log.info("%s is complete already", config.data.uri)
-        return read_manifest(plan.uri)
+        return read_dataset_info(plan.uri)
     reports = _write_shards(plan, config, progress)
-    manifest = _finish(plan, config, reports, validation)
-    log.info("%s: %s", config.data.uri, ", ".join(f"{info.count} {name}" for name, info in manifest.splits.items()))
-    return manifest
+    info = _finish(plan, config, reports, validation)
+    log.info("%s: %s", config.data.uri, ", ".join(f"{split.count} {name}" for name, split in info.splits.items()))
+    return info
 
 
 def _write_shards(plan: Plan, config: Config, progress: ProgressFactory) -> list[ShardReport]:
@@ -129,7 +128,7 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
             yield int(row["k"])
 
 
-def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str) -> DatasetManifest:
+def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str) -> DatasetInfo:
     """Write the splits' records and, last, the manifest."""
     quarantine = [entry for report in reports for entry in report.quarantine]
     lost = {entry.id for entry in quarantine}
@@ -150,9 +149,8 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
             shards=tuple(report.file for _, report in members if report.file is not None),
         )
     if quarantine:
-        log.warning("%d of %d pairs are in quarantine, listed in %s", len(quarantine), _total(plan), MANIFEST)
-    manifest = DatasetManifest(
-        schema_version=SCHEMA_VERSION,
+        log.warning("%d of %d pairs are in quarantine, listed in %s", len(quarantine), _total(plan), DATASET_FILE)
+    info = DatasetInfo(
         created_by=f"s2s-ray {code_version()}",
         digest=plan.digest,
         geometry=plan.geometry,
@@ -164,10 +162,10 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
         quarantine=tuple(quarantine),
         panoramas=dict(sorted(sum((Counter(report.panoramas) for report in reports), Counter()).items())),
     )
-    for line in manifest.told_panoramas():
+    for line in info.panorama_lines():
         log.info("%s", line)
-    storage.write_json(storage.join(plan.uri, MANIFEST), manifest.model_dump(mode="json"))
-    return manifest
+    info.write(storage.join(plan.uri, DATASET_FILE))
+    return info
 
 
 def _write_records(plan: Plan, split: Split, records: Sequence[Record]) -> FileInfo:

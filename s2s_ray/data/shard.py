@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s2s_ray import storage
 from s2s_ray.config import SourceConfig
-from s2s_ray.data.description import FileInfo, Geometry, Quarantined
+from s2s_ray.data.description import FileInfo, Quarantined
 from s2s_ray.data.schema import Pair, Record, Source, Split
 from s2s_ray.data.sources import open_source
 from s2s_ray.errors import NotFoundError, UnreadableImageError, ViewError
@@ -57,7 +57,7 @@ class Plan:
     uri: str
     digest: str
     source: SourceConfig
-    geometry: Geometry
+    geometry: ViewGeometry
     encoding: Encoding
     keep_tiles: bool
     shards: tuple[ShardPlan, ...]
@@ -81,7 +81,7 @@ class Encoded:
     panorama: PanoramaKind
 
 
-def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, Pixels]:
+def prepare_pair(pair: Pair, record: Record, views: ViewGeometry) -> tuple[Pixels, Pixels]:
     """Both images of a pair at height x width: the tile unrolled, the panorama turned north and cropped.
 
     Returns: polar and street, H W 3, values rounded to nearest.
@@ -93,19 +93,12 @@ def prepare_pair(pair: Pair, record: Record, shape: Geometry) -> tuple[Pixels, P
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
         raise UnreadableImageError(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
-    views = _views(shape)
     try:
         polar = views.north_up(pair.satellite)
         street = views.street(pair.street, record.heading, fov=record.fov, smallest=1)
     except ViewError as error:
         raise UnreadableImageError(str(error)) from None
     return _pixels(polar), _pixels(street)
-
-
-def _views(shape: Geometry) -> ViewGeometry:
-    return ViewGeometry(
-        shape.height, shape.width, shape.panorama_rows, shape.polar_size, shape.polar_contrast, shape.resize
-    )
 
 
 def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
@@ -116,7 +109,7 @@ def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
     if plan.keep_tiles:
         images["satellite"] = encode(pair.satellite, plan.encoding)
     height, width = pair.street.shape[:2]
-    return Encoded(images, _views(plan.geometry).kind(height, width, record.fov))
+    return Encoded(images, plan.geometry.kind(height, width, record.fov))
 
 
 def write_shard(plan: Plan, k: int) -> ShardReport:

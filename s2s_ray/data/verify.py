@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetManifest, FileInfo, SplitInfo, read_manifest
+from s2s_ray.data.description import DatasetInfo, FileInfo, SplitInfo, read_dataset_info
 from s2s_ray.data.sources import published_counts
 from s2s_ray.errors import NotFoundError, UnreadableImageError
 from s2s_ray.geo.images import (
@@ -40,7 +40,7 @@ class VerifyReport:
     """What `verify` found. Quarantined pairs are known to be absent and are no fault."""
 
     uri: str
-    manifest: DatasetManifest
+    info: DatasetInfo
     faults: list[str] = field(default_factory=list)
     published: list[Comparison] = field(default_factory=list)
 
@@ -56,16 +56,16 @@ class VerifyReport:
 
     def lines(self) -> list[str]:
         """The report as text: counts, quarantined pairs with their reasons, faults."""
-        shape = self.manifest.geometry
-        lines = [f"{self.uri}: {shape.height} x {shape.width}, {self.manifest.encoding}"]
+        shape = self.info.geometry
+        lines = [f"{self.uri}: {shape.height} x {shape.width}, {self.info.encoding}"]
         lines += [
             f"{name}: {info.count} pairs in {len(info.shards)} shards, {sum(f.bytes for f in info.shards):,} bytes"
-            for name, info in self.manifest.splits.items()
+            for name, info in self.info.splits.items()
         ]
-        lines.append(f"validation: {self.manifest.validation}")
-        lines += self.manifest.told_panoramas()
+        lines.append(f"validation: {self.info.validation}")
+        lines += self.info.panorama_lines()
         lines += [part.line() for part in self.published]
-        lines += [f"quarantined: {entry.id} ({entry.split}): {entry.reason}" for entry in self.manifest.quarantine]
+        lines += [f"quarantined: {entry.id} ({entry.split}): {entry.reason}" for entry in self.info.quarantine]
         lines += [f"fault: {fault}" for fault in self.faults]
         if self.faults:
             lines.append(f"{len(self.faults)} faults")
@@ -82,12 +82,12 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
         DatasetError: there is no complete data set.
         StorageError: the storage cannot be reached.
     """
-    manifest = read_manifest(uri)
-    report = VerifyReport(uri, manifest, published=list(_comparisons(manifest)))
-    files = sum(len(info.shards) + 1 for info in report.manifest.splits.values())
+    info = read_dataset_info(uri)
+    report = VerifyReport(uri, info, published=list(_comparisons(info)))
+    files = sum(len(info.shards) + 1 for info in report.info.splits.values())
     seen: set[str] = set()
     with progress(files, "verify", "files") as advance:
-        for split, info in report.manifest.splits.items():
+        for split, info in report.info.splits.items():
             ids = _ids(report, info.records)
             advance(1)
             held: list[str] = []
@@ -99,15 +99,15 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
     return report
 
 
-def _comparisons(manifest: DatasetManifest) -> Iterator[Comparison]:
+def _comparisons(info: DatasetInfo) -> Iterator[Comparison]:
     """Each split that is there against what was published. What was held out for validation counts as training."""
-    published = published_counts(manifest.source)
+    published = published_counts(info.source)
     for split, count in (published or {}).items():
         parts = ("train", "val") if split == "train" else (split,)
-        if not all(part in manifest.splits for part in parts):
+        if not all(part in info.splits for part in parts):
             continue
-        usable = sum(manifest.split(part).count for part in parts)
-        lost = sum(entry.split in parts for entry in manifest.quarantine)
+        usable = sum(info.split(part).count for part in parts)
+        lost = sum(entry.split in parts for entry in info.quarantine)
         yield Comparison(split, count, usable + lost, usable)
 
 
@@ -145,11 +145,11 @@ def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[
     if len(ids) != shard.count:
         report.faults.append(f"{shard.name} holds {len(ids)} pairs, {shard.count} expected")
     if not quick:
-        report.faults.extend(_undecodable(report.manifest, shard, table, ids))
+        report.faults.extend(_undecodable(report.info, shard, table, ids))
     return ids
 
 
-def _undecodable(manifest: DatasetManifest, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
+def _undecodable(manifest: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
     shape = (manifest.geometry.height, manifest.geometry.width, 3)
     for column in ("polar", "street", *(["satellite"] if manifest.keep_tiles else [])):
         for id, data in zip(ids, table.column(column), strict=True):

@@ -12,10 +12,10 @@ import torch
 
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.description import Geometry
 from s2s_ray.errors import ExpectationError
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
+from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.model.s2s import S2S
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ def measure_recall(
     return recall_at_k(found.street, found.satellite, nearby=nearby, chunk=config.chunk)
 
 
-def check_geometry(uri: str, meta: Mapping[str, Any], found: Geometry) -> None:
+def check_geometry(uri: str, meta: Mapping[str, Any], found: ViewGeometry) -> None:
     """Warn where a data set treats images in another way than that which the checkpoint was trained on."""
     told = (meta.get("dataset") or {}).get("geometry")
     if told is None:
         return
-    trained = Geometry.model_validate(told)
+    trained = ViewGeometry.parse(told)
     for key in _TREATMENT:
         if getattr(trained, key) != getattr(found, key):
             log.warning(

@@ -1,1 +1,1 @@
-"""Geometry of tiles, panoramas and places: the polar transform, views, areas and UTM zones."""
+"""Geometry of tiles, panoramas and positions: the polar transform, views, areas, UTM zones; image files."""

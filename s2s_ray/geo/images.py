@@ -1,4 +1,4 @@
-"""Bytes of an image file to pixels and back. Preparation, reading and the service decode here and nowhere else."""
+"""Image files as pixels: decoding and encoding. Preparation, training and the service decode nowhere else."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from s2s_ray.errors import TooManyPixelsError, UnreadableImageError
 
 Pixels = NDArray[np.uint8]
+Descriptors = NDArray[np.float32]
+"""Unit descriptors of images, N x D."""
 Layout = Literal["auto", "north-up", "polar"]
 LAYOUTS: tuple[Layout, ...] = ("auto", "north-up", "polar")
 Encoding = Literal["png", "jpeg", "webp"]
 # Street-level panoramas reach 13312 x 6656; just below the size at which Pillow itself warns.
 MAX_PIXELS = 89_000_000
-# No more than needed: some of the other plugins start interpreters (EPS). JPEG brings the MPO of stereo cameras.
+# Only what is needed: some other plugins start interpreters (EPS). JPEG includes the MPO files of stereo cameras.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
-# What Pillow's decoders raise on damaged files; the last three are what its own `open` takes for damage too.
+# Raised by Pillow's decoders on damaged files; Pillow's own `open` treats the last three as damage, too.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Pixels of an encoded image, H W 3 RGB.
+    """Return the pixels of an encoded image, H W 3 RGB.
 
     The camera's orientation tag is applied; grey, palette, CMYK and 16-bit images become 8-bit RGB (the high byte);
-    transparency is dropped; of an animation or a multi-page file the first image counts.
+    transparency is dropped; an animation or a multi-page file gives its first image.
 
     Raises:
-        UnreadableImageError: not an image, damaged, cut short, or more than `max_pixels` pixels. The message is a
-            clause that reads on from "the image ", fit to be shown to whoever sent it.
+        UnreadableImageError: not an image, damaged, truncated, or more than `max_pixels` pixels. The message is a
+            clause that continues "the image ...", suitable for the person who sent it.
     """
     if not data:
         raise UnreadableImageError("is empty (0 bytes)")
@@ -41,7 +43,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(_too_large(image.width, image.height, max_pixels))
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # and without it a copy, though nothing is turned
+            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies even an image that it does not turn
             return _rgb(image)
     except UnreadableImageError:
         raise
@@ -54,7 +56,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def encode(pixels: Pixels, encoding: Encoding) -> bytes:
-    """Encode H W 3 RGB pixels; the same pixels give the same bytes. PNG and WebP are lossless, JPEG has quality 95."""
+    """Encode H W 3 RGB pixels; equal pixels give equal bytes. PNG and WebP are lossless, JPEG has quality 95."""
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if encoding == "png":

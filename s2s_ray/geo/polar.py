@@ -1,7 +1,7 @@
 """Image geometry shared by preparation, training and serving: tensors in, tensors out.
 
-The azimuth of a column grows clockwise; column 0 looks south and north is in the middle column
-(S, W, N, E), the convention of CVUSA's and CVACT's panoramas.
+Azimuth grows clockwise with the column; column 0 looks south and north is in the middle column (S, W, N, E), which
+is the convention of CVUSA's and CVACT's panoramas.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2s_ray.errors import ViewError
+
 
 def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
     """Unroll a square north-up aerial tile around its centre, as seen from the street.
 
-    Output row i (0 at the top) and column j sample the tile at radius r = S/(2H) * (H-1-i) and azimuth
-    phi = 2*pi*j/W: tile row S/2 + r*cos(phi), tile column S/2 - r*sin(phi), in pixel-index units. Bilinear; a tap
-    outside the tile counts as zero. The bottom row is the tile's centre, the top row its inscribed circle.
+    The value at row i (0 at the top) and column j samples the tile at radius r = S/(2H) * (H-1-i) and azimuth
+    phi = 2*pi*j/W: tile row S/2 + r*cos(phi), tile column S/2 - r*sin(phi), in pixel-index units. Bilinear; samples
+    outside the tile count as zero. The bottom row is the tile's centre, the top row its inscribed circle.
 
     Args:
         tile: ... C S S, floating point.
@@ -27,15 +29,15 @@ def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
     Returns: ... C height width, in the tile's dtype and units.
 
     Raises:
-        ValueError: a tile that is not square or not floating point.
+        ViewError: a tile that is not square or not floating point.
 
-    Source: MODEL_SPEC, "Geometry and pixels" (the polar transform of the public CVUSA and CVACT scripts).
+    Source: docs/model.md, "Geometry and pixels" (the polar transform of the public CVUSA and CVACT scripts).
     """
     size = tile.shape[-1]
     if tile.ndim < 3 or tile.shape[-2] != size:
-        raise ValueError(f"tile has shape {tuple(tile.shape)}: expected ... C S S (square)")
+        raise ViewError(f"tile has shape {tuple(tile.shape)}: expected ... C S S (square)")
     if not tile.is_floating_point():
-        raise ValueError(f"tile has dtype {tile.dtype}: expected floating point")
+        raise ViewError(f"tile has dtype {tile.dtype}: expected floating point")
     grid = _polar_grid(size, height, width).to(tile)
     flat = tile.reshape(1, -1, size, size)
     polar = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
@@ -44,7 +46,7 @@ def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _polar_grid(size: int, height: int, width: int) -> Tensor:
-    """Sampling positions of the polar transform, 1 H W 2 (x, y) in grid_sample's units, float64."""
+    """Return the sampling positions of the polar transform, 1 H W 2 (x, y) in grid_sample's units, float64."""
     radius = size / (2 * height) * (height - 1 - torch.arange(height, dtype=torch.float64))[:, None]
     azimuth = 2 * torch.pi * torch.arange(width, dtype=torch.float64)[None, :] / width
     row = size / 2 + radius * torch.cos(azimuth)
@@ -61,11 +63,14 @@ def panorama_crop(panorama: Tensor, rows: tuple[float, float]) -> Tensor:
     Args:
         panorama: ... h w.
         rows: 0 <= first < last <= 1.
+
+    Raises:
+        ViewError: rows outside of the panorama, or so few that nothing is left.
     """
     height = panorama.shape[-2]
     first, last = round(rows[0] * height), round(rows[1] * height)
     if not 0 <= first < last <= height:
-        raise ValueError(f"panorama_rows={list(rows)} of a panorama of {height} rows: expected 0 <= first < last <= 1")
+        raise ViewError(f"panorama_rows={list(rows)} of a panorama of {height} rows: expected 0 <= first < last <= 1")
     return panorama[..., first:last, :]
 
 
@@ -73,9 +78,9 @@ def roll_to_north(panorama: Tensor, heading: float) -> Tensor:
     """Turn a 360-degree panorama so that north is in the middle column.
 
     Args:
-        panorama: ... h w, all of the horizon.
-        heading: compass bearing of the middle column, in degrees; 0 changes nothing, 180 is a panorama that
-            starts at north. Rounded to whole columns.
+        panorama: ... h w, the whole horizon.
+        heading: compass bearing of the middle column, in degrees, rounded to whole columns; 0 changes nothing, 180 is
+            a panorama that starts at north.
     """
     width = panorama.shape[-1]
     return torch.roll(panorama, round(heading / 360 * width), dims=-1)
@@ -110,16 +115,19 @@ def resize_cubic(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def panorama_canvas(panorama: Tensor, fov: float) -> Tensor:
-    """All of the horizon in black, with a panorama that shows only a part of it in the middle.
+    """Extend a panorama that shows a part of the horizon to the whole horizon, with black on both sides.
 
     Args:
         panorama: ... h w, `fov` degrees wide, columns at equal steps of the azimuth.
         fov: above 0, at most 360, which returns the panorama itself.
 
-    Returns: ... h W, W being the nearest whole number to 360 / fov * w.
+    Returns: ... h W; W is 360 / fov * w, rounded to the nearest whole number.
+
+    Raises:
+        ViewError: a field of view outside of these limits.
     """
     if not 0 < fov <= 360:
-        raise ValueError(f"fov={fov:g}: expected a field of view above 0 and at most 360 degrees")
+        raise ViewError(f"fov={fov:g}: expected a field of view above 0 and at most 360 degrees")
     width = panorama.shape[-1]
     missing = round(width * 360 / fov) - width
     return F.pad(panorama, (missing // 2, missing - missing // 2)) if missing else panorama
@@ -127,7 +135,7 @@ def panorama_canvas(panorama: Tensor, fov: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _area_weights(source: int, target: int) -> Tensor:
-    """How much of each source pixel each target pixel covers, target x source; rows sum to one."""
+    """Return the share of each source pixel in each target pixel, target x source; rows sum to one."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
     pixels = torch.arange(source, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixels[None] + 1) - torch.maximum(edges[:-1, None], pixels[None])

@@ -1,4 +1,4 @@
-"""What is known beforehand about where a panorama was taken: a circle or a box, WGS 84 degrees and metres."""
+"""Prior knowledge of where a panorama was taken: a circle or a box, in WGS 84 degrees and metres."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyproj import Geod
 
 _METRES_PER_DEGREE = 110_500.0  # of latitude, a little less than anywhere on the ellipsoid
-LARGEST_RADIUS_M = 20_100_000.0  # half way around
+LARGEST_RADIUS_M = 20_100_000.0  # half of the circumference
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Circle:
             raise PriorError(f"radius {self.radius_m:g} m: expected above 0 and at most {LARGEST_RADIUS_M:,.0f}")
 
     def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of N points lie inside; points that are not known (NaN) do not."""
-        # The band of latitude costs little and spares the geodesic of nearly all points.
+        """Return a mask of the N points that lie inside; unknown points (NaN) do not."""
+        # The band of latitude is cheap and avoids the geodesic for nearly all points.
         inside = np.abs(latitudes - self.latitude) <= self.radius_m / _METRES_PER_DEGREE
         rows = np.flatnonzero(inside & np.isfinite(longitudes))
         metres = distances_m(self.latitude, self.longitude, latitudes[rows], longitudes[rows])
@@ -59,7 +59,7 @@ class Box:
             raise PriorError(f"south={self.south:g} is above north={self.north:g}: expected west,south,east,north")
 
     def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which of N points lie inside or on the edge; points that are not known (NaN) do not."""
+        """Return a mask of the N points that lie inside or on the edge; unknown points (NaN) do not."""
         east_of, west_of = longitudes >= self.west, longitudes <= self.east
         across = east_of & west_of if self.west <= self.east else east_of | west_of
         inside: NDArray[np.bool_] = across & (latitudes >= self.south) & (latitudes <= self.north)
@@ -70,7 +70,7 @@ Prior = Circle | Box
 
 
 def check_position(latitude: float, longitude: float) -> None:
-    """Raises PriorError for what is no position on Earth."""
+    """Raise `PriorError` for coordinates that are not a position on Earth."""
     if not -90 <= latitude <= 90:
         raise PriorError(f"latitude {latitude:g}: expected -90 to 90")
     if not -180 <= longitude <= 180:
@@ -80,18 +80,18 @@ def check_position(latitude: float, longitude: float) -> None:
 def distances_m(
     latitude: float, longitude: float, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Metres along the WGS 84 ellipsoid from a point to N others; NaN where one is not known."""
+    """Return the metres along the WGS 84 ellipsoid from a point to each of N points; NaN for unknown points."""
     count = len(latitudes)
     known = np.isfinite(latitudes) & np.isfinite(longitudes)
     metres = np.full(count, math.nan)
     if known.any():
-        here = np.full(int(known.sum()), longitude), np.full(int(known.sum()), latitude)
-        metres[known] = _ellipsoid().inv(*here, longitudes[known], latitudes[known])[2]
+        start = np.full(int(known.sum()), longitude), np.full(int(known.sum()), latitude)
+        metres[known] = _ellipsoid().inv(*start, longitudes[known], latitudes[known])[2]
     return metres
 
 
 @lru_cache(maxsize=1)
 def _ellipsoid() -> Geod:
-    from pyproj import Geod  # here: its import costs every process that never asks for metres
+    from pyproj import Geod  # slow to import, and most processes need no distances
 
     return Geod(ellps="WGS84")

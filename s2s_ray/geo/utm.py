@@ -1,4 +1,4 @@
-"""Latitude and longitude to UTM metres, and back."""
+"""UTM: conversion between WGS 84 degrees and metres in a zone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pyproj import Transformer
 
 
 def utm_zone(latitude: float, longitude: float) -> int:
-    """EPSG code of the UTM zone (326xx north, 327xx south of the equator) by the 6-degree rule, without exceptions."""
+    """Return the EPSG code of the UTM zone (326xx north, 327xx south of the equator) by the plain 6-degree rule."""
     number = min(int((longitude + 180.0) // 6.0) + 1, 60)
     return (32600 if latitude >= 0 else 32700) + number
 
 
 def to_utm(latitude: ArrayLike, longitude: ArrayLike, zone: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Easting and northing in metres, float64, of WGS 84 degrees in a zone given by its EPSG code."""
+    """Convert WGS 84 degrees to easting and northing in metres, float64, in the zone with this EPSG code."""
     easting, northing = _transformer(zone).transform(
         np.asarray(longitude, dtype=np.float64), np.asarray(latitude, dtype=np.float64)
     )
@@ -24,7 +24,7 @@ def to_utm(latitude: ArrayLike, longitude: ArrayLike, zone: int) -> tuple[NDArra
 
 
 def to_degrees(easting: ArrayLike, northing: ArrayLike, zone: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """WGS 84 latitude and longitude in degrees of UTM metres in a zone given by its EPSG code."""
+    """Convert UTM metres in the zone with this EPSG code to WGS 84 latitude and longitude in degrees, float64."""
     longitude, latitude = _transformer(zone).transform(
         np.asarray(easting, dtype=np.float64), np.asarray(northing, dtype=np.float64), direction="INVERSE"
     )

@@ -1,4 +1,4 @@
-"""The model's view of one image: preparation, evaluation and serving all come through here.
+"""The model's view of one image, as preparation, evaluation and serving make it.
 
 Pixels in, uint8 at the model's resolution out. One code path is what makes a served descriptor equal the one
 that evaluation measured.
@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from s2s_ray.config import Contrast, ModelConfig, Resize
-from s2s_ray.errors import ViewError
-from s2s_ray.geo import polar as geometry
+from s2s_ray.errors import CheckpointError, ViewError
+from s2s_ray.geo import polar
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
 
 PanoramaKind = Literal["sphere", "cropped", "part"]
-"""A full sphere (2:1), all of the horizon cropped above and below, or a part of the horizon."""
+"""A full sphere (2:1), the whole horizon cropped above and below, or a part of the horizon."""
 
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
+CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
 _ASPECT_TOLERANCE = 0.02
 
 
@@ -38,13 +41,13 @@ def prepare_street(
     fov: float = 360.0,
     resize: Resize = "area",
 ) -> Tensor:
-    """A panorama as the model takes it: north turned to the middle column, cropped, resized.
+    """Return a panorama as the model takes it: turned to put north in the middle column, cropped, resized.
 
     Args:
         pixels: h w 3, uint8 RGB.
         heading: compass bearing of the panorama's middle column, in degrees.
         rows: part of the height to keep, as fractions from the top.
-        fov: degrees of the horizon that it shows; the rest of it becomes black.
+        fov: degrees of the horizon that the panorama shows; the remainder becomes black.
 
     Returns: uint8 3 height width, rounded to nearest.
 
@@ -54,11 +57,8 @@ def prepare_street(
     panorama = _planes(pixels)
     if not math.isfinite(heading):
         raise ViewError(f"heading={heading}: expected a compass bearing in degrees")
-    try:
-        canvas = geometry.panorama_canvas(panorama, fov)
-        kept = geometry.panorama_crop(geometry.roll_to_north(canvas, heading % 360), rows)
-    except ValueError as error:
-        raise ViewError(str(error)) from None
+    canvas = polar.panorama_canvas(panorama, fov)
+    kept = polar.panorama_crop(polar.roll_to_north(canvas, heading % 360), rows)
     return _resize(kept.float(), height, width, resize)
 
 
@@ -71,31 +71,28 @@ def prepare_satellite(
     polar_contrast: Contrast = "none",
     resize: Resize = "area",
 ) -> Tensor:
-    """A square north-up tile as the model takes it: unrolled around its centre.
+    """Return a square north-up tile as the model takes it: unrolled around its centre.
 
     Args:
         tile: S S 3, uint8 RGB.
-        polar_size, polar_contrast, resize: as in `schema.Treatment`.
+        polar_size, polar_contrast, resize: as in `ViewGeometry`.
 
     Returns: uint8 3 height width, rounded to nearest; black outside the tile.
 
     Raises:
         ViewError: not S S 3 uint8.
     """
-    try:
-        polar = geometry.polar_transform(_planes(tile).float(), *(polar_size or (height, width)))
-    except ValueError as error:
-        raise ViewError(str(error)) from None
+    unrolled = polar.polar_transform(_planes(tile).float(), *(polar_size or (height, width)))
     if polar_contrast == "stretch":
-        polar = _stretched(polar)
+        unrolled = _stretched(unrolled)
     if polar_size in (None, (height, width)):
-        return _round(polar)
-    # MODEL_SPEC, CVUSA: the image between the two steps is one of 8 bits, by truncation; float32 sums may fall short
-    return _resize((polar + 1e-3).floor(), height, width, resize)
+        return _round(unrolled)
+    # docs/model.md, CVUSA: the image between the two steps has 8 bits, by truncation; float32 sums may fall short
+    return _resize((unrolled + 1e-3).floor(), height, width, resize)
 
 
 def prepare_polar(pixels: Pixels, height: int, width: int, *, resize: Resize = "area") -> Tensor:
-    """An image that is polar already, brought to the model's resolution (unchanged where it has it).
+    """Return an image that is already polar at the model's resolution (unchanged if it has that resolution).
 
     Returns: uint8 3 height width, rounded to nearest.
     """
@@ -103,7 +100,7 @@ def prepare_polar(pixels: Pixels, height: int, width: int, *, resize: Resize = "
 
 
 def to_pixels(views: Tensor) -> Tensor:
-    """Views in [-1, 1], as the generator makes them, to uint8 (the inverse of the model's normalisation)."""
+    """Convert views in [-1, 1], as the generator makes them, to uint8 (the inverse of the model's normalisation)."""
     return _round((views.float() + 1) * 127.5)
 
 
@@ -111,9 +108,19 @@ def to_pixels(views: Tensor) -> Tensor:
 class ViewGeometry:
     """How images of any size become views of one model: its resolution and the treatment of its data set's images.
 
-    `panorama_rows` is the data set's crop, which applies to panoramas as that data set has them. None (a
-    checkpoint that does not say) goes by the image: a full 2:1 sphere keeps its middle half, wider ones are
-    taken as cropped already. The others are as in `schema.Treatment`.
+    A data set stores it in `dataset.json`, and every checkpoint trained on that data set in its metadata. North is in
+    the middle column of both images of a pair.
+
+    Attributes:
+        height, width: rows and columns of both images, the model's resolution.
+        panorama_rows: rows of the panorama to keep, as fractions from the top. None decides by the image: a full 2:1
+            sphere keeps its middle half, a wider panorama counts as cropped already.
+        polar_size: rows and columns at which tiles are unrolled before the resize, as 8-bit pixels with fractions cut
+            off; None unrolls at the model's own resolution.
+        polar_contrast: `stretch` maps each polar image's minimum and maximum to 0 and 255.
+        resize: how both images are resized to the model's resolution: by `area` means, or `cubic` (a = -0.75, without
+            antialiasing).
+        convention: meaning of columns and rows, in words.
     """
 
     height: int
@@ -122,20 +129,33 @@ class ViewGeometry:
     polar_size: tuple[int, int] | None = None
     polar_contrast: Contrast = "none"
     resize: Resize = "area"
+    convention: str = CONVENTION
 
     @classmethod
     def of_checkpoint(cls, config: ModelConfig, meta: Mapping[str, Any]) -> Self:
-        """Views of a checkpoint's model, images treated as in the data set that its `meta` names, if any."""
-        told = (meta.get("dataset") or {}).get("geometry") or {}
-        rows, size = told.get("panorama_rows"), told.get("polar_size")
-        return cls(
-            config.height,
-            config.width,
-            None if rows is None else (float(rows[0]), float(rows[1])),
-            None if size is None else (int(size[0]), int(size[1])),
-            told.get("polar_contrast", "none"),
-            told.get("resize", "area"),
-        )
+        """Return the views of a checkpoint's model, with images treated as in the data set named in its `meta`.
+
+        Raises:
+            CheckpointError: the metadata's `dataset.geometry` is damaged.
+        """
+        stored = (meta.get("dataset") or {}).get("geometry") or {}
+        try:
+            return cls.parse({**stored, "height": config.height, "width": config.width})
+        except (ValidationError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint's dataset.geometry={stored!r} is damaged: {error}") from None
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Self:
+        """Return the geometry that `tree` made; fields that it lacks have their defaults, unknown ones are ignored.
+
+        Raises:
+            pydantic.ValidationError: a field is missing or has the wrong type.
+        """
+        return TypeAdapter(cls).validate_python(dict(tree))
+
+    def tree(self) -> dict[str, Any]:
+        """Return the fields as they are stored in JSON."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     def street(
         self,
@@ -146,10 +166,10 @@ class ViewGeometry:
         fov: float = 360.0,
         smallest: int = SMALLEST_SIDE,
     ) -> Tensor:
-        """`prepare_street` with the default rows where none are given.
+        """Return `prepare_street` of a panorama, with the default rows if `rows` is None.
 
         Raises:
-            ViewError: also for an image said to show all of the horizon that cannot be a 360-degree panorama
+            ViewError: also for an image said to show the whole horizon that cannot be a 360-degree panorama
                 (narrower than 2:1, unless it has the model's own shape), or under `smallest` pixels high or wide.
         """
         _require_size(pixels, smallest)
@@ -157,17 +177,17 @@ class ViewGeometry:
         narrow = width / height < 2 * (1 - _ASPECT_TOLERANCE)
         if fov == 360 and narrow and not self._has_model_shape(height, width):
             raise ViewError(
-                f"the panorama is {width} x {height} pixels (width x height): expected all of the horizon, "
+                f"the panorama is {width} x {height} pixels (width x height): expected the whole horizon, "
                 "at least twice as wide as high"
             )
         kept = rows or self.default_rows(height, round(width * 360 / fov) if fov > 0 else width)
         return prepare_street(pixels, heading, kept, self.height, self.width, fov=fov, resize=self.resize)
 
     def satellite(self, pixels: Pixels, layout: Layout = "auto") -> Tensor:
-        """A north-up tile or a polar image, told apart by `layout`.
+        """Return the view of a north-up tile or a polar image; `layout` says which it is.
 
         `auto` takes a square image as north-up and one of the model's aspect ratio (within 2%) as polar;
-        where the model's own images are square, it takes a square one as north-up.
+        if the model's own images are square, it takes a square one as north-up.
 
         Raises:
             ViewError: a shape that is neither, a north-up tile that is not square, an image under 16 pixels
@@ -189,7 +209,7 @@ class ViewGeometry:
         return self.north_up(pixels)
 
     def north_up(self, tile: Pixels) -> Tensor:
-        """`prepare_satellite` of a square tile. Raises ViewError."""
+        """Return `prepare_satellite` of a square tile. Raises ViewError."""
         return prepare_satellite(
             tile,
             self.height,
@@ -200,14 +220,14 @@ class ViewGeometry:
         )
 
     def kind(self, height: int, width: int, fov: float = 360.0) -> PanoramaKind:
-        """What a panorama of that size is taken for."""
+        """Return the kind that a panorama of that size is taken for."""
         if fov < 360:
             return "part"
         sphere = abs(width / height / 2 - 1) <= _ASPECT_TOLERANCE and not self._has_model_shape(height, width)
         return "sphere" if sphere else "cropped"
 
     def default_rows(self, height: int, width: int) -> tuple[float, float]:
-        """Rows kept of a panorama of that size when the caller names none."""
+        """Return the rows to keep of a panorama of that size when the caller names none."""
         if self.panorama_rows is not None:
             return self.panorama_rows
         return FULL_SPHERE_ROWS if self.kind(height, width) == "sphere" else ALL_ROWS
@@ -217,21 +237,21 @@ class ViewGeometry:
 
 
 def _planes(pixels: Pixels) -> Tensor:
-    """h w 3 -> 3 h w, a copy: decoded images are read-only, which PyTorch does not know."""
+    """Return h w 3 pixels as 3 h w, a copy: decoded images are read-only, which PyTorch does not support."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8" or not pixels.size:
         raise ViewError(f"image has shape {pixels.shape} and dtype {pixels.dtype}: expected h w 3, uint8")
     return torch.tensor(pixels).permute(2, 0, 1)
 
 
 def _resize(image: Tensor, height: int, width: int, how: Resize) -> Tensor:
-    """3 h w in [0, 255] -> uint8 3 height width, rounded to nearest."""
+    """Resize 3 h w in [0, 255] to uint8 3 height width, rounded to nearest."""
     if how == "cubic" and image.shape[-2:] != (height, width):
-        return _round(geometry.resize_cubic(image, height, width))
-    return _round(geometry.resize_area(image, height, width))
+        return _round(polar.resize_cubic(image, height, width))
+    return _round(polar.resize_area(image, height, width))
 
 
 def _stretched(image: Tensor) -> Tensor:
-    """The least and the greatest value at 0 and 255; an image of one value becomes black."""
+    """Map the minimum and the maximum to 0 and 255; an image of one value becomes black."""
     low, high = image.min(), image.max()
     return (image - low) * (255 / (high - low).clamp(min=1e-6))
 
@@ -243,4 +263,4 @@ def _round(image: Tensor) -> Tensor:
 def _require_size(pixels: Pixels, smallest: int = SMALLEST_SIDE) -> None:
     height, width = pixels.shape[:2]
     if min(height, width) < smallest:
-        raise ViewError(f"the image is {width} x {height} pixels: expected at least {smallest} each way")
+        raise ViewError(f"the image is {width} x {height} pixels: expected at least {smallest} in each direction")

@@ -145,7 +145,7 @@ class Trainer:
             return
         if saved is None:
             saved = self.store.load(int(step.item()))
-        check_resumable(saved.uri, saved.meta, self.config, self.train_set.manifest.digest)
+        check_resumable(saved.uri, saved.meta, self.config, self.train_set.info.digest)
         self.model.load_state_dict(saved.model)
         self.load_state_dict(saved.trainer)
         logger.info("resumed %s: epoch %d, step %d", saved.uri, self.epoch + 1, self.global_step)
@@ -253,7 +253,7 @@ class Trainer:
     def _save(self, metrics: dict[str, Any]) -> None:
         """Give the state to the store; the first worker writes for all."""
         if rank() == 0:
-            manifest = self.train_set.manifest
+            data = self.train_set.info
             meta = {
                 "run": self.config.train.name,
                 "step": self.global_step,
@@ -264,8 +264,8 @@ class Trainer:
                 "config": self.config.model_dump(mode="json"),
                 "dataset": {
                     "uri": self.config.data.uri,
-                    "digest": manifest.digest,
-                    "geometry": manifest.geometry.model_dump(mode="json"),
+                    "digest": data.digest,
+                    "geometry": data.geometry.tree(),
                 },
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
@@ -279,12 +279,12 @@ def check_ready(config: Config) -> None:
             tracker that is not installed.
     """
     check_installed(config)
-    manifest = _open(config, "train", flip=0.0).manifest
+    data = _open(config, "train", flip=0.0).info
     _open(config, "val", flip=0.0)
     store = checkpoint_store(config)
     if steps := store.steps():
         uri = store.uri(steps[-1])
-        check_resumable(uri, read_meta(uri), config, manifest.digest)
+        check_resumable(uri, read_meta(uri), config, data.digest)
 
 
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:

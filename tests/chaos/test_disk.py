@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.description import read_manifest
+from s2s_ray.data.description import read_dataset_info
 from s2s_ray.errors import DiskFullError
 from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
@@ -56,7 +56,7 @@ def disk(folder: Path, size: int) -> Iterator[Path]:
 def needed(sharded: Config, shards: int) -> int:
     """Bytes that so many of the largest shards take on a disk."""
     sizes = sorted(
-        info.bytes for split in ("train", "val") for info in read_manifest(sharded.data.uri).split(split).shards
+        info.bytes for split in ("train", "val") for info in read_dataset_info(sharded.data.uri).split(split).shards
     )
     return sum(-(-size // PAGE) * PAGE for size in sizes[-shards:])
 

@@ -52,7 +52,7 @@ def test_items_are_the_prepared_pairs(uri: str, pairs: PairFolder) -> None:
     for index in (TRAIN - 1, *range(TRAIN)):
         record = records[dataset.ids[index]]
         pair = source.read(record)
-        polar, street = prepare_pair(pair, record, dataset.manifest.geometry)
+        polar, street = prepare_pair(pair, record, dataset.info.geometry)
         sample = dataset[index]
         assert sample.polar.dtype == sample.street.dtype == torch.uint8
         assert sample.polar.shape == (3, 32, 40)
@@ -181,7 +181,7 @@ def damage(path: Path) -> None:
 
 def test_damaged_files_are_named(uri: str) -> None:
     dataset = PairDataset(uri, "train")
-    damage(Path(uri) / dataset.manifest.split("train").shards[0].name)
+    damage(Path(uri) / dataset.info.split("train").shards[0].name)
     with pytest.raises(StorageError, match=r"shard .*train-00000.arrow fails its checksum"):
         dataset[0]
     assert dataset[TRAIN - 1].index == TRAIN - 1

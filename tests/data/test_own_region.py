@@ -17,11 +17,8 @@ from s2s_ray.config import (
     ManifestSourceConfig,
 )
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.description import (
-    Geometry,
-)
 from s2s_ray.data.prepare import prepare
-from s2s_ray.data.schema import Pair, Record, Treatment
+from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.geotiff import GeoTiff
 from s2s_ray.data.sources.manifest import (
@@ -31,6 +28,7 @@ from s2s_ray.data.sources.map_tiles import MapTiles
 from s2s_ray.data.verify import verify
 from s2s_ray.errors import ConfigError, DatasetError, ManifestError, UnreadableImageError
 from s2s_ray.geo.utm import to_utm
+from s2s_ray.geo.views import ViewGeometry
 
 LATITUDE, LONGITUDE = -35.3, 149.1
 MARKS = ((0.0, 40.0), (90.0, 40.0), (200.0, 45.0))  # bearing and metres of a mark in each channel
@@ -216,7 +214,7 @@ def test_rows_without_a_place_have_no_tile(tmp_path: Path) -> None:
 
 
 class TestPanoramas:
-    shape = Geometry.of(Treatment(None), 20, 80)
+    shape = ViewGeometry(20, 80)
 
     def street(self, panorama: NDArray[np.uint8], **record: float) -> NDArray[np.uint8]:
         pair = Pair(np.zeros((24, 24, 3), np.uint8), panorama)
@@ -251,13 +249,13 @@ class TestPanoramas:
         }
         assert prepare(Config.from_tree(tree)).panoramas == {"cropped": 2, "part": 1, "sphere": 2}
         assert [line for line in verify(str(tmp_path / "set")).lines() if line.startswith("panoramas")] == [
-            "panoramas: 2 of all the horizon, wider than 2:1, all rows kept",
-            "panoramas: 1 of a part of the horizon, laid on black at their bearing, rows kept likewise",
+            "panoramas: 2 with the whole horizon, wider than 2:1, all rows kept",
+            "panoramas: 1 with a part of the horizon, placed on black at their bearing, rows kept as above",
             "panoramas: 2 full spheres, the middle half of the rows kept",
         ]
 
     def test_narrow_panoramas_have_to_say_so(self, tmp_path: Path) -> None:
-        with pytest.raises(UnreadableImageError, match="expected all of the horizon, at least twice as wide as high"):
+        with pytest.raises(UnreadableImageError, match="expected the whole horizon, at least twice as wide as high"):
             self.street(np.full((20, 30, 3), 200, np.uint8))
 
     def test_the_column_of_the_field_of_view(self, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ import pytest
 
 from s2s_ray import storage
 from s2s_ray.data.description import (
-    DatasetManifest,
-    Geometry,
-    read_manifest,
+    DatasetInfo,
+    read_dataset_info,
 )
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Pair, Record
@@ -27,6 +26,7 @@ from s2s_ray.errors import DatasetError, UnreadableImageError
 from s2s_ray.geo.images import (
     decode,
 )
+from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.runtime.progress import Advance
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def fill(pairs: PairFolder, train: int = 12, test: int = 5) -> None:
         pairs.add(f"test{k}", "test")
 
 
-def rows(folder: Path, manifest: DatasetManifest, split: str) -> list[dict[str, object]]:
+def rows(folder: Path, manifest: DatasetInfo, split: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for shard in manifest.split(split).shards:
         found += pa.ipc.open_file((folder / shard.name).read_bytes()).read_all().to_pylist()
@@ -56,7 +56,7 @@ def test_a_panorama_is_turned_north_and_cropped() -> None:
     street[3:9] = 100
     street[3:9, 10] = 200  # a quarter of the way from the left edge
     pair = Pair(np.zeros((8, 8, 3), np.uint8), street)
-    shape = Geometry(height=6, width=40, panorama_rows=(0.25, 0.75))
+    shape = ViewGeometry(height=6, width=40, panorama_rows=(0.25, 0.75))
     for heading, column in ((0.0, 10), (90.0, 20), (180.0, 30), (-90.0, 0), (450.0, 20)):
         _, found = prepare_pair(pair, Record("a", "train", heading=heading), shape)
         assert found.shape == (6, 40, 3)
@@ -70,7 +70,7 @@ def test_a_tile_is_unrolled_around_its_centre() -> None:
     polar, _ = prepare_pair(
         Pair(tile, np.zeros((4, 8, 3), np.uint8)),
         Record("a", "train"),
-        Geometry(height=16, width=32, panorama_rows=(0.0, 1.0)),
+        ViewGeometry(height=16, width=32, panorama_rows=(0.0, 1.0)),
     )
     assert polar.shape == (16, 32, 3)
     assert polar[4:11, 14:19].min() == 200  # the middle column looks north
@@ -90,14 +90,14 @@ def test_a_tile_is_unrolled_around_its_centre() -> None:
 def test_pairs_that_cannot_be_used(tile: tuple[int, int], street: tuple[int, int], reason: str) -> None:
     pair = Pair(np.zeros((*tile, 3), np.uint8), np.zeros((*street, 3), np.uint8))
     with pytest.raises(UnreadableImageError, match=reason):
-        prepare_pair(pair, Record("a", "train"), Geometry(height=8, width=16, panorama_rows=(0.3, 0.4)))
+        prepare_pair(pair, Record("a", "train"), ViewGeometry(height=8, width=16, panorama_rows=(0.3, 0.4)))
 
 
 def test_shards_hold_the_prepared_pairs(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs)
     config = pairs.config(tmp_path / "out", keep_tiles=True, shard_mb=0.03)
     manifest = prepare(config)
-    assert manifest == read_manifest(str(tmp_path / "out"))
+    assert manifest == read_dataset_info(str(tmp_path / "out"))
     assert {split: info.count for split, info in manifest.splits.items()} == {"train": 11, "val": 1, "test": 5}
     assert len(manifest.split("train").shards) > 1
     source = ManifestSource(pairs.source())
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         prepare(config, progress=stopping_after(2))  # type: ignore[arg-type]
     assert "the same command goes on from there" in caplog.text
     with pytest.raises(DatasetError, match=r"holds no complete data set \(dataset.json is missing\)"):
-        read_manifest(str(tmp_path / "out"))
+        read_dataset_info(str(tmp_path / "out"))
     done = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
     assert len(done) == 2
     prepare(config)
@@ -307,12 +307,3 @@ def test_the_same_images_may_be_in_every_split_under_other_ids(pairs: PairFolder
     manifest = prepare(pairs.config(tmp_path / "out"))
     assert {split: info.count for split, info in manifest.splits.items()} == {"train": 3, "val": 3, "test": 3}
     assert manifest.validation == "named by the source"
-
-
-def test_a_data_set_of_another_version_is_refused(tmp_path: Path) -> None:
-    storage.write_json(str(tmp_path / "dataset.json"), {"schema_version": 0})
-    with pytest.raises(DatasetError, match="has schema_version 0, this program reads 1"):
-        read_manifest(str(tmp_path))
-    storage.write_json(str(tmp_path / "dataset.json"), {"schema_version": 1, "digest": "x"})
-    with pytest.raises(DatasetError, match="is damaged"):
-        read_manifest(str(tmp_path))

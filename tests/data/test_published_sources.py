@@ -23,7 +23,7 @@ from s2s_ray.config import (
 )
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.description import (
-    read_manifest,
+    read_dataset_info,
 )
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Record
@@ -250,11 +250,11 @@ class TestCvact:
             PairDataset(str(tmp_path / "set"), "train")
         [part] = verify(str(tmp_path / "set")).published
         assert (part.published, part.listed, part.usable) == (92_802, 5, 5)
-        assert prepare(settings) == read_manifest(str(tmp_path / "set"))
+        assert prepare(settings) == read_dataset_info(str(tmp_path / "set"))
 
     def test_the_served_view_is_the_prepared_one(self, cvact: Path, tmp_path: Path) -> None:
         manifest = prepare(config({"kind": "cvact", "uri": str(cvact)}, tmp_path / "set", splits=["test"]))
-        meta = {"dataset": {"geometry": manifest.geometry.model_dump(mode="json")}}
+        meta = {"dataset": {"geometry": manifest.geometry.tree()}}
         settings = load_config("paper", ["model.height=32", "model.width=176"])
         views = ViewGeometry.of_checkpoint(settings.model, meta)
         source, dataset = CvactSource(CvactSourceConfig(uri=str(cvact))), PairDataset(str(tmp_path / "set"), "test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,12 +228,12 @@ class TestExpectation:
         assert missed.startswith(f"r5 is {percent:.2f}%, 0.60 points below the expected")
 
     def test_another_treatment_is_told(self, dataset: PairDataset, caplog: pytest.LogCaptureFixture) -> None:
-        found = dataset.manifest.geometry
-        meta = {"dataset": {"geometry": found.model_dump(mode="json")}}
+        found = dataset.info.geometry
+        meta = {"dataset": {"geometry": found.tree()}}
         check_geometry("x", meta, found)
         check_geometry("x", {}, found)
         assert not caplog.records
-        check_geometry("x", meta, found.model_copy(update={"resize": "cubic"}))
+        check_geometry("x", meta, replace(found, resize="cubic"))
         assert "x was trained with resize=area, the data set has cubic" in caplog.text
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from s2s_ray.data.description import Geometry
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.errors import ViewError
@@ -111,7 +110,7 @@ def test_pixels_come_back_from_the_models_range() -> None:
 def test_preparation_of_a_data_set_and_serving_see_the_same_pixels() -> None:
     tile, panorama = noise(40, 40), noise(60, 120)
     polar, street = prepare_pair(
-        Pair(tile, panorama), Record("a", "test", heading=30.0), Geometry(height=32, width=72, panorama_rows=(0.2, 0.8))
+        Pair(tile, panorama), Record("a", "test", heading=30.0), ViewGeometry(32, 72, (0.2, 0.8))
     )
     served = ViewGeometry(32, 72, (0.2, 0.8))
     np.testing.assert_array_equal(served.satellite(tile).permute(1, 2, 0), polar)

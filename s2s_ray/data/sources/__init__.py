@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, SyntheticSourceConfig
-from s2s_ray.data.description import Geometry
 from s2s_ray.data.schema import Source, Split
+from s2s_ray.errors import InputError
+from s2s_ray.geo.views import ViewGeometry
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -30,12 +31,12 @@ def open_source(config: SourceConfig) -> Source:
     return ManifestSource(config)
 
 
-def published_geometry(kind: str, height: int, width: int) -> Geometry:
-    """How the images of a published data set are treated by default. Raises ValueError for another kind."""
+def published_geometry(kind: str, height: int, width: int) -> ViewGeometry:
+    """Return how the images of a published data set are treated by default. Raises `InputError` for another kind."""
     sources: dict[str, SourceConfig] = {"cvusa": CvusaSourceConfig(uri=""), "cvact": CvactSourceConfig(uri="")}
     if kind not in sources:
-        raise ValueError(f"{kind!r} is none of the published data sets: {', '.join(sources)}")
-    return Geometry.of(open_source(sources[kind]).treatment, height, width)
+        raise InputError(f"{kind!r} is not a published data set: expected {' or '.join(sources)}")
+    return open_source(sources[kind]).views(height, width)
 
 
 def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:

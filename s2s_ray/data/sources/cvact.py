@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from s2s_ray import storage
 from s2s_ray.config import CvactSourceConfig
-from s2s_ray.data.schema import Pair, Record, Split, Treatment
+from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.files import (
     read_archive_file,
     require_panorama,
@@ -31,7 +31,7 @@ from s2s_ray.geo.images import (
     decode,
 )
 from s2s_ray.geo.utm import to_degrees
-from s2s_ray.geo.views import FULL_SPHERE_ROWS
+from s2s_ray.geo.views import FULL_SPHERE_ROWS, ViewGeometry
 
 INDEX = "ACT_data.mat"
 FOLDERS = {"val": "ANU_data_small", "test": "ANU_data_test"}
@@ -57,10 +57,9 @@ class CvactSource:
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "uri": self.uri}
 
-    @property
-    def treatment(self) -> Treatment:
-        """The middle half of the spheres; polar images made at the model's resolution."""
-        return Treatment(FULL_SPHERE_ROWS, polar_contrast=self.config.polar_contrast)
+    def views(self, height: int, width: int) -> ViewGeometry:
+        """Keep the middle half of the spheres; make polar images at the model's resolution."""
+        return ViewGeometry(height, width, FULL_SPHERE_ROWS, polar_contrast=self.config.polar_contrast)
 
     def records(self) -> Sequence[Record]:
         """All pairs in the order of the index, training pairs first. Raises `ArchiveError` or `StorageError`."""

@@ -18,13 +18,14 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.config import CvusaSourceConfig
-from s2s_ray.data.schema import Pair, Record, Split, Treatment
+from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.files import (
     read_archive_file,
     read_image,
     require_panorama,
 )
 from s2s_ray.errors import ArchiveError
+from s2s_ray.geo.views import ALL_ROWS, ViewGeometry
 
 SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
 PUBLISHED: dict[Split, int] = {"train": 35_532, "test": 8_884}
@@ -50,10 +51,9 @@ class CvusaSource:
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "uri": self.uri}
 
-    @property
-    def treatment(self) -> Treatment:
-        """All rows of the panorama; polar images made at its resolution."""
-        return Treatment((0.0, 1.0), POLAR_SIZE, self.config.polar_contrast, self.config.resize)
+    def views(self, height: int, width: int) -> ViewGeometry:
+        """Keep all rows of the panorama; make polar images at the panorama's resolution."""
+        return ViewGeometry(height, width, ALL_ROWS, POLAR_SIZE, self.config.polar_contrast, self.config.resize)
 
     def records(self) -> Sequence[Record]:
         """All pairs in the order of the split files, training pairs first. Raises `ArchiveError` or `StorageError`."""

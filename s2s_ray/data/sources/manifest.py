@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
-from s2s_ray.data.schema import SPLITS, Pair, Record, Split, Treatment
+from s2s_ray.data.schema import SPLITS, Pair, Record, Split
 from s2s_ray.data.sources.files import read_image
 from s2s_ray.errors import ManifestError
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.utm import to_utm, utm_zone
+from s2s_ray.geo.views import ViewGeometry
 
 OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
 _SHOWN = 5
@@ -66,10 +67,9 @@ class ManifestSource:
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "uri": self.uri, "_panoramas": self._panoramas}
 
-    @property
-    def treatment(self) -> Treatment:
-        """The rows of the panorama that the configuration keeps."""
-        return Treatment(self.config.panorama_rows)
+    def views(self, height: int, width: int) -> ViewGeometry:
+        """Keep the configured rows of the panorama."""
+        return ViewGeometry(height, width, self.config.panorama_rows)
 
     def records(self) -> Sequence[Record]:
         """All rows in the order of the file. Raises `ManifestError` or `StorageError`."""

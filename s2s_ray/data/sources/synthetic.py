@@ -21,7 +21,8 @@ from s2s_ray.city.scene import SIDE, Atlas, Scene
 from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
-from s2s_ray.data.schema import Pair, Record, Split, Treatment
+from s2s_ray.data.schema import Pair, Record, Split
+from s2s_ray.geo.views import ViewGeometry
 
 ZONE = 32755
 ORIGIN = (692_000.0, 6_090_000.0)  # easting and northing of the city's origin in the zone
@@ -38,10 +39,9 @@ class SyntheticSource:
     def __init__(self, config: SyntheticSourceConfig) -> None:
         self.config = config
 
-    @property
-    def treatment(self) -> Treatment:
-        """The renderer draws no rows that the model does not see."""
-        return Treatment(self.config.panorama_rows)
+    def views(self, height: int, width: int) -> ViewGeometry:
+        """Keep the configured rows: by default all, as the renderer draws no rows that the model does not see."""
+        return ViewGeometry(height, width, self.config.panorama_rows)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}  # the world is cheap to make anew and large to send
