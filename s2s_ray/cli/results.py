@@ -48,7 +48,7 @@ def draw(
     """
     from s2s_ray.data.dataset import PairDataset
     from s2s_ray.evaluation.figures import draw_figures, save_figures
-    from s2s_ray.evaluation.report import read_history
+    from s2s_ray.training.history import read_history
     from s2s_ray.training.run import find_checkpoint
 
     settings = load_config(config, overrides or ())
@@ -76,7 +76,8 @@ def write_report(
     from s2s_ray.data.dataset import PairDataset
     from s2s_ray.evaluation.evaluate import evaluate as measure
     from s2s_ray.evaluation.figures import draw_figures
-    from s2s_ray.evaluation.report import read_history, report_page
+    from s2s_ray.evaluation.report import report_page
+    from s2s_ray.training.history import read_history
     from s2s_ray.training.run import CONFIG_FILE, find_checkpoint
 
     checkpoint = find_checkpoint(run)
@@ -89,9 +90,10 @@ def write_report(
     model = load_checkpoint(checkpoint, device)
     dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
     measured = measure(model, dataset, settings.evaluation, device=device)
-    figures = draw_figures(model, dataset, settings.evaluation, device=device, history=read_history(run))
+    history = read_history(run)
+    figures = draw_figures(model, dataset, settings.evaluation, device=device, history=history)
     uri = out or storage.join(run, "report.html")
-    storage.write_bytes(uri, report_page(run, checkpoint, measured, figures, settings))
+    storage.write_bytes(uri, report_page(checkpoint, measured, figures, settings, history))
     typer.echo(uri)
 
 

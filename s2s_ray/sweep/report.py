@@ -1,15 +1,12 @@
-"""What a sweep found, to keep and to read: trials as Parquet, plots as PNG, one self-contained HTML page."""
+"""The report of a sweep: trials as Parquet, plots as PNG, and one self-contained HTML page."""
 
 from __future__ import annotations
 
-import base64
 import io
 import warnings
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
-import jinja2
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,13 +21,13 @@ from optuna.trial import TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import Config
+from s2s_ray.evaluation.page import render
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
-from s2s_ray.version import code_version
 
 TRIALS_FILE = "trials.parquet"
 REPORT_FILE = "report.html"
 PLOTS = "plots"
-_ENOUGH = 4  # complete trials before an importance means anything
+_MIN_FOR_IMPORTANCE = 4  # complete trials; the importance of fewer means nothing
 _LABELS = {RECALL: "validation R@1", "l1": "L1", "psnr": "PSNR, dB", "ssim": "SSIM"}
 
 
@@ -44,26 +41,27 @@ def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord
     for name, figure in plots(study).items():
         pictures[name] = _png(figure)
         storage.write_bytes(storage.join(root, PLOTS, f"{name}.png"), pictures[name])
-    page = _page(
+    page = render(
+        "sweep.html",
         name=config.tune.name,
-        version=code_version(),
         best=best,
         objectives=study.objectives,
         labels=_LABELS,
         records=sorted(records, key=lambda record: -record.values.get(RECALL, -1.0)),
         keys=searched(records),
         pareto=study.pareto() if len(study.objectives) > 1 else set(),
-        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
-        space=yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False),
+        pictures=pictures,
+        headings={},
+        settings=yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False),
     )
     storage.write_bytes(storage.join(root, REPORT_FILE), page)
 
 
 def trials_table(study: SweepStudy) -> pa.Table:
-    """One row a trial: number, state, the objectives, the parameters by their keys, epochs, seconds, run, reason.
+    """Return one row for each trial: number, state, objectives, parameters by key, epochs, seconds, run, reason.
 
-    A parameter with values of several kinds is a column of text. With two objectives `pareto` marks the trials that
-    no other one beats in both.
+    A parameter with values of several types is a column of text. With two objectives `pareto` is true for the trials
+    that no other one beats in both.
     """
     records = study.records()
     columns: dict[str, Any] = {
@@ -87,8 +85,11 @@ def trials_table(study: SweepStudy) -> pa.Table:
 
 
 def plots(study: SweepStudy) -> dict[str, Figure]:
-    """Figures by name: history, importance, parallel_coordinate and slice of the first objective, with two
-    objectives pareto_front too. Those that need more trials than there are, or parameters that vary, are left out."""
+    """Return figures by name: history, importance, parallel_coordinate and slice of the first objective.
+
+    With two objectives there is also pareto_front. Figures that need more complete trials, or parameters that vary,
+    are left out.
+    """
     complete = study.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         return {}
@@ -107,7 +108,7 @@ def plots(study: SweepStudy) -> dict[str, Figure]:
     shared = [key for key in varying if all(key in trial.params for trial in complete)]
     if len(shared) > 1:
         wanted["parallel_coordinate"] = lambda: drawn.plot_parallel_coordinate(study.study, params=shared, **target)
-    if shared and len(complete) >= _ENOUGH and len({trial.values[0] for trial in complete}) > 1:
+    if shared and len(complete) >= _MIN_FOR_IMPORTANCE and len({trial.values[0] for trial in complete}) > 1:
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         wanted["importance"] = lambda: drawn.plot_param_importances(
             study.study, evaluator=evaluator, params=shared, **target
@@ -116,12 +117,12 @@ def plots(study: SweepStudy) -> dict[str, Figure]:
         names = [_LABELS[name] for name in study.objectives]
         wanted["pareto_front"] = lambda: drawn.plot_pareto_front(study.study, target_names=names)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls every one of its figures experimental
+        warnings.simplefilter("ignore")  # Optuna marks all of its figures as experimental
         return {name: _figure(draw()) for name, draw in wanted.items()}
 
 
 def _figure(drawn: Any) -> Figure:
-    """Optuna gives axes, or an array of them; this makes room for their labels."""
+    """Return the figure of the axes that Optuna drew, one or an array, with room for their labels."""
     panels: list[Axes] = [drawn] if isinstance(drawn, Axes) else drawn.ravel().tolist()
     figure = panels[0].get_figure()
     assert isinstance(figure, Figure)
@@ -129,7 +130,7 @@ def _figure(drawn: Any) -> Figure:
     for panel in figure.axes:
         for lines in panel.collections:
             if isinstance(lines, LineCollection):
-                lines.set_cmap("viridis")  # the default's low end is white
+                lines.set_cmap("viridis")  # low values of the default map are white
         if len(panels) > 1 and panel.get_xscale() == "log":
             panel.xaxis.set_major_locator(LogLocator(numticks=4))
             panel.xaxis.set_minor_formatter(NullFormatter())
@@ -139,7 +140,7 @@ def _figure(drawn: Any) -> Figure:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    pyplot.close(figure)  # Optuna makes them through pyplot, which would keep them all
+    pyplot.close(figure)  # Optuna creates figures through pyplot, which would keep them open
     return buffer.getvalue()
 
 
@@ -150,9 +151,3 @@ def _column(values: list[Any]) -> pa.Array:
     if kinds == {bool}:
         return pa.array(values, pa.bool_())
     return pa.array([None if value is None else str(value) for value in values], pa.string())
-
-
-def _page(**values: Any) -> bytes:
-    text = resources.files("s2s_ray.sweep").joinpath("report.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
-    return template.render(**values).encode()

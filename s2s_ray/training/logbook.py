@@ -12,6 +12,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from s2s_ray import storage
+from s2s_ray.training.history import write_history
 from s2s_ray.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Logbook:
         if recall is not None:
             logger.info("epoch %d validation R@1 %.1f%% of %d", entry["epoch"] + 1, 100 * recall, entry["gallery"])
         self._events.flush()
-        storage.write_json(storage.join(self.run, "history.json"), history)
+        write_history(self.run, history)
         for path in sorted(Path(self._local.name).iterdir()):
             storage.upload(path, storage.join(self.run, "tensorboard", path.name))
         for tracker in self.trackers:
