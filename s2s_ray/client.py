@@ -1,10 +1,10 @@
-"""A client of the service: images in, arrays and matches out, with patience for a service that is busy.
+"""A client of the HTTP service: images in, arrays and matches out. It needs neither PyTorch, Ray, FAISS nor pyarrow.
 
     client = Client("http://127.0.0.1:8000")
     [matches] = client.localize(["panorama.jpg"], k=5)
 
-Every question may be asked twice: none changes anything. So what a lost replica, a restart or an overload costs is
-asked again, until `timeout_s` is over.
+All inference requests are idempotent, so after a lost replica, a restart or an overload they are retried until
+`timeout_s` expires.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
+from urllib.parse import quote, urlsplit
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray import storage
-from s2s_ray.errors import ServiceError
-from s2s_ray.geo.images import Layout, Pixels, decode, encode
+from s2s_ray.errors import InputError, ServiceError
+from s2s_ray.geo.images import Descriptors, Layout, Pixels, decode, encode
 from s2s_ray.geo.prior import Box, Circle, Prior
-from s2s_ray.index import Descriptors
 
 T = TypeVar("T")
 ImageLike = str | Path | bytes | NDArray[np.uint8]
 """A path or URI of an image file, its bytes, or pixels h w 3 (uint8 RGB)."""
 
-_AGAIN = (500, 502, 503)  # 500 is what Serve's proxy makes of a lost ingress
+_RETRIED_STATUSES = (500, 502, 503)  # Serve's proxy turns a lost ingress into a 500
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
-_AT_A_TIME = 8  # images in one request
+_IMAGES_PER_REQUEST = 8
+_MAX_RELEASES = 3  # attempts to get all responses from one release
 
 
 class ServedMatch(NamedTuple):
-    """A reference tile found for a panorama; what is not known is None (`s2s_ray.index.Match`)."""
+    """A reference tile found for a panorama (`s2s_ray.index.Match`); unknown values are None."""
 
     rank: int
     id: str
@@ -50,14 +50,30 @@ class ServedMatch(NamedTuple):
 
 
 class Client:
-    """Asks one service. All methods raise ServiceError and, for images that cannot be read here, StorageError.
+    """A connection to one service.
+
+    All methods raise ServiceError, StorageError for an image file that cannot be read, and InputError for an array
+    that is not an image.
 
     Attributes:
-        release: the release that the last answer came from.
+        release: the release that made the last response.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 60.0) -> None:
-        """`timeout_s`: for one request with all its repetitions."""
+        """Open no connection yet.
+
+        Args:
+            url: of the service, http://HOST:PORT or https://HOST.
+            token: bearer token, if the service requires one.
+            timeout_s: limit for one request including all its retries.
+
+        Raises:
+            InputError: `url` is not an HTTP URL, or the token cannot be sent in a header.
+        """
+        if not _is_http(url):
+            raise InputError(f"url={url!r}: expected http://HOST:PORT or https://HOST")
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise InputError("token: expected printable ASCII characters")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = url.rstrip("/")
         self.release: str | None = None
@@ -77,18 +93,18 @@ class Client:
     def embed_street(
         self, images: Sequence[ImageLike], heading: float = 0.0, rows: tuple[float, float] | None = None
     ) -> Descriptors:
-        """Unit descriptors of panoramas, N x D; all from one release."""
+        """Return unit descriptors of panoramas, N x D, all from one release."""
         return self._embed("/v1/embed/street", images, _panorama(heading, rows))
 
     def embed_satellite(self, images: Sequence[ImageLike], layout: Layout = "auto") -> Descriptors:
-        """Unit descriptors of satellite images, N x D; all from one release."""
+        """Return unit descriptors of satellite images, N x D, all from one release."""
         return self._embed("/v1/embed/satellite", images, {"layout": layout})
 
     def synthesize(self, images: Sequence[ImageLike], layout: Layout = "auto") -> list[Pixels]:
-        """The street view of each satellite image, H W 3 uint8."""
+        """Return the street view of each satellite image, H W 3 uint8."""
 
-        def read(answer: httpx2.Response) -> list[Pixels]:
-            return [decode(base64.b64decode(image["street"])) for image in answer.json()["images"]]
+        def read(response: httpx2.Response) -> list[Pixels]:
+            return [decode(base64.b64decode(image["street"])) for image in response.json()["images"]]
 
         parts = self._in_parts("/v1/synthesize", images, {"layout": layout}, "application/json", read)
         return [view for part in parts for view in part]
@@ -102,45 +118,57 @@ class Client:
         prior: Prior | None = None,
         true: tuple[float, float] | None = None,
     ) -> list[list[ServedMatch]]:
-        """The most likely tiles of each panorama, best first.
+        """Return the most likely tiles of each panorama, best first.
 
         Args:
             heading: compass bearing of the panoramas' middle column, in degrees.
-            rows: part of the height that is kept; default: the data set's.
-            prior: where they may have been taken.
-            true: latitude and longitude where they were taken, for `distance_m`.
+            rows: part of the height to keep; default: that of the data set.
+            prior: area in which they were taken.
+            true: latitude and longitude at which they were taken, for `distance_m`.
         """
         parameters: dict[str, Any] = {"k": k, **_panorama(heading, rows), **_area(prior)}
         if true is not None:
             parameters["true"] = f"{true[0]!r},{true[1]!r}"
 
-        def read(answer: httpx2.Response) -> list[list[ServedMatch]]:
-            tree = answer.json()
+        def read(response: httpx2.Response) -> list[list[ServedMatch]]:
+            tree = response.json()
             return [[ServedMatch(**match) for match in one["matches"]] for one in tree.get("images", [tree])]
 
         parts = self._in_parts("/v1/localize", images, parameters, "application/json", read)
         return [matches for part in parts for matches in part]
 
     def model(self) -> dict[str, Any]:
-        """What is served (`/v1/model`)."""
-        return self._tree("GET", "/v1/model")
+        """Return the description of the served model (`/v1/model`)."""
+        return self._request_json("GET", "/v1/model", lambda tree: dict(tree))
 
     def releases(self) -> list[dict[str, Any]]:
-        """The releases of the served name, oldest first."""
-        listed: list[dict[str, Any]] = self._tree("GET", "/v1/releases")["releases"]
-        return listed
+        """Return the releases of the served name, oldest first."""
+        return self._request_json("GET", "/v1/releases", lambda tree: list(tree["releases"]))
 
     def promote(self, release: str) -> str:
-        """Make a release the current one; needs an admin token. Returns its id."""
-        return str(self._tree("POST", f"/v1/releases/{release}/promote")["current"])
+        """Make a release the current one and return its id; needs an admin token.
+
+        It is retried, as promoting the current release changes nothing.
+        """
+        path = f"/v1/releases/{quote(release, safe='')}/promote"
+        return self._request_json("POST", path, lambda tree: str(tree["current"]))
 
     def rollback(self) -> str:
-        """Go back to the release before; needs an admin token. Not repeated where its answer is lost."""
-        return str(self._checked(self._http.post("/v1/releases/rollback")).json()["current"])
+        """Return to the previous release and return its id; needs an admin token.
+
+        It is not retried: a second attempt would go back one release further.
+        """
+        try:
+            response = self._checked(self._http.post("/v1/releases/rollback"))
+        except httpx2.TransportError as error:
+            raise ServiceError(
+                f"{self.url} did not respond ({error or type(error).__name__}): see its releases before you try again"
+            ) from None
+        return self._parse(response, lambda response: str(response.json()["current"]))
 
     def _embed(self, path: str, images: Sequence[ImageLike], parameters: Mapping[str, Any]) -> Descriptors:
-        def read(answer: httpx2.Response) -> Descriptors:
-            descriptors: Descriptors = np.load(io.BytesIO(answer.content), allow_pickle=False)
+        def read(response: httpx2.Response) -> Descriptors:
+            descriptors: Descriptors = np.load(io.BytesIO(response.content), allow_pickle=False)
             return descriptors
 
         parts = self._in_parts(path, images, parameters, "application/x-npy", read)
@@ -154,63 +182,86 @@ class Client:
         accept: str,
         read: Callable[[httpx2.Response], T],
     ) -> list[T]:
-        """Answers to a few images at a time, from one release: where it changed in between, all over again."""
-        for _ in range(3):
-            answers, releases = [], set()
-            for start in range(0, len(images), _AT_A_TIME):
-                answer = self._ask("POST", path, images[start : start + _AT_A_TIME], parameters, accept)
-                answers.append(read(answer))
-                releases.add(answer.headers.get("S2S-Release"))
+        """Send a few images per request; start again if the release changes in between."""
+        for _ in range(_MAX_RELEASES):
+            parsed, releases = [], set()
+            for start in range(0, len(images), _IMAGES_PER_REQUEST):
+                response = self._request("POST", path, images[start : start + _IMAGES_PER_REQUEST], parameters, accept)
+                parsed.append(self._parse(response, read))
+                releases.add(response.headers.get("S2S-Release"))
             if len(releases) <= 1:
-                return answers
+                return parsed
         raise ServiceError(f"{self.url} keeps changing its release; try again later")
 
-    def _tree(self, method: str, path: str) -> dict[str, Any]:
-        tree: dict[str, Any] = self._ask(method, path, (), {}, "application/json").json()
-        return tree
+    def _request_json(self, method: str, path: str, read: Callable[[Any], T]) -> T:
+        response = self._request(method, path, (), {}, "application/json")
+        return self._parse(response, lambda response: read(response.json()))
 
-    def _ask(
+    def _request(
         self, method: str, path: str, images: Sequence[ImageLike], parameters: Mapping[str, Any], accept: str
     ) -> httpx2.Response:
         content: dict[str, Any] = {"params": parameters, "headers": {"Accept": accept}}
         if images:
-            content["files"] = [("image", (f"{place}", _file(image))) for place, image in enumerate(images)]
+            content["files"] = [("image", (f"{number}", _encoded(image))) for number, image in enumerate(images)]
         deadline = time.monotonic() + self._timeout_s
         pause = _FIRST_PAUSE_S
         while True:
             left = max(0.001, deadline - time.monotonic())
             content["headers"]["S2S-Timeout"] = f"{left:.3f}"
             try:
-                answer = self._http.request(method, path, timeout=left, **content)
-                if answer.status_code not in _AGAIN or time.monotonic() + pause > deadline:
-                    return self._checked(answer)
-                asked = answer.headers.get("Retry-After", "0")
-                wait = max(pause, float(asked) if asked.isdecimal() else 0.0)
+                response = self._http.request(method, path, timeout=left, **content)
+                if response.status_code not in _RETRIED_STATUSES or time.monotonic() + pause > deadline:
+                    return self._checked(response)
+                requested = response.headers.get("Retry-After", "0")
+                wait = max(pause, float(requested) if requested.isdecimal() else 0.0)
             except httpx2.TransportError as error:
                 if time.monotonic() + pause > deadline:
                     raise ServiceError(f"{self.url} does not respond ({error or type(error).__name__})") from None
                 wait = pause
-            # Spread, so that all who were turned away do not come back at once.
+            # Spread, so that clients that were turned away together do not return together.
             time.sleep(min(wait * random.uniform(1, 1.5), max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _checked(self, answer: httpx2.Response) -> httpx2.Response:
-        if answer.status_code >= 400:
+    def _checked(self, response: httpx2.Response) -> httpx2.Response:
+        """Return a successful response. Raises ServiceError with the service's own sentence for any other."""
+        if response.status_code >= 400:
             try:
-                sentence = str(answer.json()["error"])
+                sentence = str(response.json()["error"])
             except (ValueError, KeyError, TypeError):
-                sentence = answer.text.strip() or answer.reason_phrase
-            raise ServiceError(f"{self.url} responds {answer.status_code}: {sentence}", answer.status_code)
-        self.release = answer.headers.get("S2S-Release")
-        return answer
+                sentence = response.text.strip() or response.reason_phrase
+            raise ServiceError(f"{self.url} responds {response.status_code}: {sentence}", response.status_code)
+        self.release = response.headers.get("S2S-Release")
+        return response
+
+    def _parse(self, response: httpx2.Response, read: Callable[[httpx2.Response], T]) -> T:
+        try:
+            return read(response)
+        except (ValueError, KeyError, TypeError, EOFError) as error:
+            raise ServiceError(
+                f"{self.url} sent a response that is not this service's ({error!r}): check the URL",
+                response.status_code,
+            ) from None
 
 
-def _file(image: ImageLike) -> bytes:
+def _encoded(image: ImageLike) -> bytes:
+    """Return an image as the bytes of a file. Raises StorageError or InputError."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise InputError(f"image has shape {image.shape} and dtype {image.dtype}: expected h w 3, uint8")
         return encode(image, "png")
+    from s2s_ray import storage  # not needed for pixels and bytes
+
     return storage.read_bytes(str(image))
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # not a port, not an IPv6 address
+        return False
 
 
 def _panorama(heading: float, rows: tuple[float, float] | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
     [
         ("s2s_ray.training.loop", ["ray", "mlflow", "wandb", "prometheus_client"]),
         ("s2s_ray.service.replicas.search", ["torch"]),
-        ("s2s_ray.client", ["torch", "ray"]),
+        ("s2s_ray.client", ["torch", "ray", "faiss", "pyarrow"]),
         ("s2s_ray.registry", ["torch", "ray"]),
     ],
 )

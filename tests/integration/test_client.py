@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from s2s_ray.client import (
 )
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import ServiceError, StorageError
+from s2s_ray.errors import InputError, NotFoundError, ServiceError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.index.build import build_index
@@ -48,16 +49,16 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
     prepare(config)
     model = save_tiny(folder / "local", config.model.height, config.model.width)
     storage.publish(folder / "local", str(folder / "checkpoint"))
-    mark = registry.fingerprint(str(folder / "checkpoint"))
-    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=mark, split="test")
+    fingerprint = registry.fingerprint(str(folder / "checkpoint"))
+    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=fingerprint, split="test")
     index.save(str(folder / "index"))
     return ServeArgs(checkpoint=str(folder / "checkpoint"), index=str(folder / "index"))
 
 
 @pytest.fixture(scope="module")
 def client(arguments: ServeArgs) -> Iterator[Client]:
-    with listening(application(arguments)) as url, Client(url) as asking:
-        yield asking
+    with listening(application(arguments)) as url, Client(url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +102,51 @@ def test_priors_of_the_client(client: Client, panoramas: list[NDArray[np.uint8]]
 
 
 def test_refusals_of_the_client(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match=r"answers 422: The panorama is 20 x 40 pixels") as refused:
+    with pytest.raises(ServiceError, match=r"responds 422: The panorama is 20 x 40 pixels") as refused:
         client.localize([noise(40, 20, 0)], k=1)
     assert refused.value.status == 422
-    with pytest.raises(ServiceError, match="answers 403: This service has no admin token"):
+    with pytest.raises(ServiceError, match="responds 403: "):
         client.promote("x")
-    with pytest.raises(StorageError, match="does not exist"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         client.embed_street([tmp_path / "nothing.png"])
+    with pytest.raises(InputError, match=r"image has shape \(40, 20\) and dtype uint8: expected h w 3"):
+        client.embed_street([noise(40, 20, 0)[..., 0]])
     with Client("http://127.0.0.1:9", timeout_s=0.3) as nobody, pytest.raises(ServiceError, match="does not respond"):
         nobody.model()
 
 
-def test_the_client_asks_again() -> None:
-    """Of a server that is overloaded, then lost, then well."""
-    answers = [(503, b'{"error": "busy"}'), (500, b"lost"), (200, b'{"release": "r"}')]
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://host", "http://", "http://host:port", "http://[::1"])
+def test_a_url_that_cannot_be_a_service(url: str) -> None:
+    with pytest.raises(InputError, match=r"url='.*': expected http://HOST:PORT"):
+        Client(url)
+
+
+def test_another_service_is_named() -> None:
+    with (
+        responding([(200, b"<html>"), (200, b"[]")]) as url,
+        Client(url) as client,
+    ):
+        with pytest.raises(ServiceError, match=r"sent a response that is not this service's .*: check the URL"):
+            client.model()
+        with pytest.raises(ServiceError, match=r"sent a response that is not this service's .*: check the URL"):
+            client.releases()
+
+
+def test_the_client_retries() -> None:
+    """The server is overloaded, then lost, then available."""
+    responses = [(503, b'{"error": "busy"}'), (500, b"lost"), (200, b'{"release": "r"}')]
+    with responding(responses) as url, Client(url) as client:
+        assert client.model() == {"release": "r"}
+    assert responses == []
+
+
+@contextmanager
+def responding(responses: list[tuple[int, bytes]]) -> Iterator[str]:
+    """Serve each response once, in their order."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answers.pop(0)
+            status, body = responses.pop(0)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -129,11 +157,9 @@ def test_the_client_asks_again() -> None:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        with Client(f"http://127.0.0.1:{server.server_port}") as client:
-            assert client.model() == {"release": "r"}
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
-    assert answers == []
 
 
 @pytest.mark.parametrize("way", ["url", "checkpoint"])
@@ -145,12 +171,12 @@ def test_the_verbs(
     tile.write_bytes(encode(noise(48, 48, 2), "png"))
     source = ["--url", client.url] if way == "url" else ["--checkpoint", str(arguments.checkpoint)]
     index = [] if way == "url" else ["--index", str(arguments.index)]
-    question = ["localize", str(panorama), "-k", "2", "--true", "48.1,11.5", "--near", "48.1,11.5,230"]
-    run([*question, *source, *index])
+    localize = ["localize", str(panorama), "-k", "2", "--true", "48.1,11.5", "--near", "48.1,11.5,230"]
+    run([*localize, *source, *index])
     printed = capsys.readouterr().out
     assert printed.startswith(str(panorama))
     assert " m away" in printed
-    run([*question, *source, *index, "--json"])
+    run([*localize, *source, *index, "--json"])
     [first, second] = json.loads(capsys.readouterr().out)["matches"]
     assert (first["rank"], second["rank"], first["id"] in printed) == (1, 2, True)
     run(["embed", "satellite", str(tile), "--out", str(tmp_path / "d.npy"), *source])
