@@ -110,7 +110,7 @@ def slowest_worker(config: Config, workers: int, folder: str) -> dict[str, float
     own = Path(folder, f"parts-{uuid.uuid4().hex}")
     own.mkdir()
     changed = config.train.model_copy(update={"workers": workers, "name": own.name})
-    train(config.model_copy(update={"train": changed}), tell=telling_parts(str(own)))
+    train(config.model_copy(update={"train": changed}), wrap_report=telling_parts(str(own)))
     told: list[dict[str, float]] = [json.loads(path.read_text()) for path in own.iterdir()]
     assert len(told) == workers
     return max(told, key=lambda figures: figures["whole"])

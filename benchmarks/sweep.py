@@ -37,8 +37,8 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
 from s2s_ray.sweep.space import Params, Space
 from s2s_ray.sweep.study import SweepStudy
+from s2s_ray.sweep.trial import EPOCH, STARTED
 from s2s_ray.training.loop import Trainer
-from s2s_ray.trials.trial import BEGUN, EPOCH
 
 CURVES = Path(__file__).with_name("curves.json")
 EPOCHS, PAIRS = 9, 360  # of the pairs a fifth is held out for validation
@@ -167,7 +167,7 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
             recall, name = float(curves[number][epoch - 1]), str(number)
             if recall >= goal:
                 return float(epochs * pairs)
-            result = {"recall_at_1": recall, EPOCH: epoch, BEGUN: 0.0, "training_iteration": epoch}
+            result = {"recall_at_1": recall, EPOCH: epoch, STARTED: 0.0, "training_iteration": epoch}
             searcher.on_trial_result(name, result)
             decision = stopping.on_trial_result(None, StandIn(name), result)  # type: ignore[arg-type]
             if epoch == EPOCHS or decision == "STOP":

@@ -1,1 +1,1 @@
-"""Variants of a training, run with several seeds and compared."""
+"""Ablation studies: variants of a training, each run with several seeds, and their comparison."""

@@ -1,1 +1,1 @@
-"""The ground floor: the Ray cluster, collectives, progress, memory and metrics. It imports no other room."""
+"""The ground floor: the Ray cluster, collectives, progress, memory and metrics. It imports nothing but errors."""

@@ -1,4 +1,4 @@
-"""The Ray cluster a command runs on: the one it was submitted to, or a private one on this machine."""
+"""The Ray cluster that a command runs on: the one it was submitted to, or a private one on this machine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 @contextmanager
 def ray_cluster(cpus: int | None = None) -> Iterator[None]:
-    """Ray, connected, for the length of the block.
+    """Connect to Ray for the duration of the block.
 
-    Inside a job, or where `RAY_ADDRESS` is set, it is that cluster; where Ray is connected already, nothing is
-    done. Otherwise a cluster is started on this machine, closed to others by a token of its own (Ray would write
-    one to the home directory), and stopped at the end.
+    Inside a job, or if `RAY_ADDRESS` is set, connect to that cluster; if Ray is connected already, do nothing.
+    Otherwise start a cluster on this machine and stop it at the end. It is closed to other users by a new token, which
+    is kept in this process (Ray would write one to the home directory).
 
     Args:
-        cpus: CPUs of a cluster started here; default: all.
+        cpus: CPUs of a cluster that is started here; all by default.
     """
     private = not os.environ.get("RAY_ADDRESS")
     if private:
-        _close_to_others()
+        _require_token()
     import ray  # after the environment is set: Ray reads RAY_AUTH_MODE once, when it is imported
 
     if ray.is_initialized():
@@ -40,9 +40,9 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     runtime_env = {"worker_process_setup_hook": log_plainly}
     if private:
-        # Ray Train's watcher asks every node whether it is to go: this one is not told
+        # Ray Train's watcher polls every node for a preemption notice, which this one never gets.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # "local": else one that somebody else runs on this machine would be taken
+        # "local": otherwise Ray connects to a cluster that somebody else runs on this machine.
         ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
         ray.init(configure_logging=False, runtime_env=runtime_env)
@@ -53,17 +53,20 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
 
 
 def in_thread(work: Callable[[], T]) -> T:
-    """The result of `work`, done in a thread: in the main one Ray's libraries take Ctrl-C over and end the process.
+    """Return the result of `work`, which runs in a thread.
 
-    Raises: what `work` raises; KeyboardInterrupt at Ctrl-C or SIGTERM (`ray job stop`), while the work goes on until
-        Ray is shut down.
+    In the main thread Ray's libraries handle Ctrl-C themselves and end the process.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM (`ray job stop`); the work continues until Ray is shut down.
+        BaseException: whatever `work` raises.
     """
     outcome: Future[T] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # whatever it is, it is raised by `result` below
+        except BaseException as error:  # raised by `result` below
             outcome.set_exception(error)
 
     with _termination_as_interrupt():
@@ -73,7 +76,7 @@ def in_thread(work: Callable[[], T]) -> T:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM is Ctrl-C inside the block; in other threads than the main one nothing can be set, and nothing is."""
+    """Handle SIGTERM like Ctrl-C inside the block; do nothing in other threads, which cannot set signal handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,7 +104,7 @@ def original_error(error: BaseException) -> BaseException:
 
 
 def log_plainly() -> None:
-    """Send this library's log lines to standard error as they are; Ray's worker processes run it when they start."""
+    """Write this library's log lines to standard error without a prefix; Ray's workers call this when they start."""
     logger = logging.getLogger("s2s_ray")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -111,14 +114,31 @@ def log_plainly() -> None:
         logger.propagate = False
 
 
-def _close_to_others() -> None:
-    """Token authentication with a token of this process, unless the environment says otherwise."""
-    if "ray" not in sys.modules:  # else `ray.init` turns it on by itself where the mode is not set
+def auth_token() -> str | None:
+    """Return the token for Ray's dashboard, from the same sources as Ray's commands, or None outside token mode.
+
+    Ray's sources are `RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH` and `~/.ray/auth_token`, if `RAY_AUTH_MODE` is `token`.
+    """
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return None
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or _default_token_path())
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _require_token() -> None:
+    """Turn on token authentication with a token of this process, unless the environment configures it."""
+    if "ray" not in sys.modules:  # otherwise `ray.init` turns it on by itself if the mode is not set
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not _has_token():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _has_token() -> bool:
-    default = Path.home() / ".ray" / "auth_token"
-    return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")) or default.exists()
+    configured = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(configured) or _default_token_path().exists()
+
+
+def _default_token_path() -> Path:
+    return Path.home() / ".ray" / "auth_token"

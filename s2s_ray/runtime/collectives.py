@@ -1,8 +1,8 @@
-"""Collective operations over the training workers, as functions that are the identity for one worker.
+"""Collective operations over the training workers; for one worker each of them is the identity.
 
-The convention everywhere: the objective is the *sum over ranks* of what each rank back-propagates. A rank's
-share of a mean is its own sum divided by the global count; a quantity that every rank computes alike from
-gathered values is divided by the number of ranks.
+The convention everywhere: the objective is the *sum over ranks* of the values that the ranks back-propagate. A rank's
+share of a mean is its own sum divided by the global count. A quantity that every rank computes from the same gathered
+values is divided by the number of ranks.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of workers; 1 outside a process group."""
+    """Return the number of workers; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This worker's number; 0 outside a process group."""
+    """Return this worker's number; 0 outside a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows in rank order; the gradient of a rank's rows is the sum over what all ranks made of them."""
+    """All ranks' rows in rank order; the gradient of a rank's rows is the sum of their gradients on all ranks."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, rows: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -42,13 +42,14 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Concatenate the ranks' rows, differentiably.
+    """Concatenate the rows of all ranks, differentiably.
 
     Args:
-        rows: counts[rank] x ..., this rank's.
-        counts: rows of every rank; they may differ, also be 0.
+        rows: counts[rank] x ..., the rows of this rank.
+        counts: number of rows of every rank; they may differ and may be 0.
 
-    Returns: sum(counts) x ..., alike on every rank.
+    Returns:
+        sum(counts) x ..., the same on every rank.
     """
     assert rows.shape[0] == counts[rank()], (rows.shape, counts)
     if len(counts) == 1:
@@ -58,7 +59,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def _gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """gloo and nccl gather equal shapes, so unequal shares are padded to the largest."""
+    """Gather rows, padded to the largest share, because gloo and nccl gather equal shapes only."""
     largest = max(counts)
     padded = rows.new_zeros((largest, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows.detach()
@@ -68,12 +69,12 @@ def _gather(rows: Tensor, counts: tuple[int, ...]) -> Tensor:
 
 
 def sum_over_ranks(*values: Tensor) -> None:
-    """Add up tensors of one dtype over the ranks, in place, in one flat reduce of fixed order."""
+    """Sum tensors of one dtype over the ranks, in place, in one flat reduction of fixed order."""
     start_sum(*values)()
 
 
 def start_sum(*values: Tensor) -> Callable[[], None]:
-    """Begin `sum_over_ranks`; the tensors have their sums when the returned function has been called."""
+    """Start `sum_over_ranks`; the returned function waits for it and writes the sums to the tensors."""
     if world_size() == 1:
         return lambda: None
     flat = torch.cat([value.reshape(-1) for value in values])

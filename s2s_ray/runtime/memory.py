@@ -1,4 +1,4 @@
-"""The C library's memory, for processes that compute the same thing again and again."""
+"""Memory of the C library, for processes that repeat the same computation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def keep_memory() -> None:
-    """Let this process keep what its networks' images took, for the next ones.
+    """Keep freed memory in this process for the next tensors.
 
-    By default glibc gives each large tensor back to the kernel, which then clears every page of the next one. The
-    process stays as large as it once was. Elsewhere than on Linux with glibc nothing is changed.
+    By default glibc returns each large tensor to the kernel, which then clears every page of the next one. The price
+    is that the process never shrinks. Do nothing on systems other than Linux with glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, log lines elsewhere."""
+"""Progress of long operations: a bar in a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ProgressFactory: TypeAlias = Callable[[int, str, str], AbstractContextManager[Ad
 
 @contextmanager
 def progress(total: int, label: str, unit: str = "items") -> Iterator[Advance]:
-    """Show how far a piece of work is: `with progress(n, "prepare", "pairs") as advance: ... advance(1)`.
+    """Show the progress of a loop: `with progress(n, "prepare", "pairs") as advance: ... advance(1)`.
 
-    In a terminal (standard error) a bar with the time left; elsewhere a log line every ten seconds and one at the
-    end, with count, rate and time left.
+    If standard error is a terminal, show a bar with the time left. Otherwise log a line every ten seconds and one at
+    the end, with count, rate and time left.
     """
     if sys.stderr.isatty():
         columns = (

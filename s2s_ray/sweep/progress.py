@@ -1,4 +1,4 @@
-"""A sweep as it runs: a live table in a terminal, log lines elsewhere; the study is stored as trials begin and end."""
+"""Progress of a sweep: a live table in a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,50 +19,67 @@ from s2s_ray import storage
 from s2s_ray.errors import StorageError
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.sweep.search import StudySearch
-from s2s_ray.sweep.space import short, told
+from s2s_ray.sweep.space import format_params, format_value
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
+from s2s_ray.sweep.trial import EPOCH, FAILED
 from s2s_ray.training.checkpoints import CheckpointStore
-from s2s_ray.trials.trial import EPOCH, FAILED
 
 logger = logging.getLogger(__name__)
 
 WAITING_AFTER_S = 20.0
-_ROWS = 20
+"""After so long without a running trial a warning names the resources that a trial waits for."""
+_MAX_ROWS = 20
 
 
 class SweepProgress(tune.Callback):
-    """Tune's callback. Trials that have ended keep only their best checkpoint."""
+    """Tune's callback that shows the trials, stores the study whenever one starts or finishes, and sets the gauges.
 
-    def __init__(self, study: SweepStudy, search: StudySearch, root: str, total: int, asked: dict[str, float]) -> None:
-        self._study, self._search, self._root, self._total, self._asked = study, search, root, total, asked
+    A finished trial keeps only its best checkpoint.
+
+    Args:
+        study: the sweep's study.
+        search: the searcher, which knows the study's number of each of Tune's trials.
+        root: URI of the sweep.
+        total: number of trials of the sweep, earlier ones included.
+        resources: resources of one trial.
+    """
+
+    def __init__(
+        self, study: SweepStudy, search: StudySearch, root: str, total: int, resources: dict[str, float]
+    ) -> None:
+        self._study, self._search, self._root, self._total, self._resources = study, search, root, total, resources
         self._gauges = RayGauges(sweep=storage.name(root))
         self._latest: dict[int, dict[str, Any]] = {}
         self._idle_since = time.monotonic()
         self._live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
 
     def setup(self, *arguments: Any, **info: Any) -> None:
+        """Start the live table."""
         if self._live is not None:
             self._live.start()
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        faults = {trial.trial_id: trial for trial in trials}
-        self._search.fault = lambda trial_id: _fault(faults[trial_id])
+        """Warn if no trial has been running for a while."""
+        by_id = {trial.trial_id: trial for trial in trials}
+        self._search.failure_reason = lambda trial_id: _failure_reason(by_id[trial_id])
         if any(trial.status == Trial.RUNNING for trial in trials) or not trials:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > WAITING_AFTER_S:
             self._idle_since = time.monotonic()
             free = ray.available_resources()  # type: ignore[no-untyped-call]
-            asked = ", ".join(f"{amount:g} {name} ({free.get(name, 0):g} free)" for name, amount in self._asked.items())
-            logger.warning("sweep: waiting for a trial to start; it asks for %s", asked)
+            needed = [f"{amount:g} {name} ({free.get(name, 0):g} free)" for name, amount in self._resources.items()]
+            logger.warning("sweep: waiting for a trial to start; it needs %s", ", ".join(needed))
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Store the study with the new trial."""
         self._study.save()
         self._count()
-        self._show(trial, "started with %s", told(trial.config))
+        self._show(trial, "started with %s", format_params(trial.config))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
+        """Show the objectives of the best epoch so far."""
         if FAILED in result:
             return
         self._latest[self._search.number(trial.trial_id)] = result
@@ -70,25 +87,27 @@ class SweepProgress(tune.Callback):
         self._show(trial, "epoch %d: best %s", result[EPOCH], values)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial)
+        """Store the study with the outcome of the trial."""
+        self._finished(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial)
+        """Store the study with the outcome of the trial."""
+        self._finished(trial)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live table."""
         if self._live is not None:
             self._live.stop()
 
-    def _ended(self, trial: Trial) -> None:
+    def _finished(self, trial: Trial) -> None:
         self._study.save()
         number = self._search.number(trial.trial_id)
         record = next(record for record in self._study.records() if record.number == number)
         self._count()
         if record.state == "complete":
-            with suppress(StorageError):  # its process may be tidying up there itself
+            with suppress(StorageError):  # its process may be pruning the same checkpoints
                 CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
-        self._show(trial, "ended: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
+        self._show(trial, "finished: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
 
     def _count(self) -> None:
         """Set the sweep's gauges."""
@@ -108,12 +127,12 @@ class SweepProgress(tune.Callback):
     def _table(self) -> Table:
         records = self._study.records()
         best = self._study.best()
-        ended = sum(record.state != "running" for record in records)
+        finished = sum(record.state != "running" for record in records)
         keys = searched(records)
-        table = Table(title=f"{ended} of {self._total} trials ended")
+        table = Table(title=f"{finished} of {self._total} trials finished")
         for title in ("trial", "state", "epoch", *self._study.objectives, *keys):
             table.add_column(title)
-        for record in records[-_ROWS:]:
+        for record in records[-_MAX_ROWS:]:
             table.add_row(*self._row(record, keys), style="bold" if record == best else None)
         return table
 
@@ -125,10 +144,10 @@ class SweepProgress(tune.Callback):
             record.state,
             str(record.epochs),
             *("" if value is None else f"{value:.4g}" for value in values),
-            *(short(record.params.get(key, "")) for key in keys),
+            *(format_value(record.params.get(key, "")) for key in keys),
         ]
 
 
-def _fault(trial: Trial) -> str:
-    """The last line of what ended a trial."""
+def _failure_reason(trial: Trial) -> str:
+    """Return the last line of the error that ended a trial."""
     return str(trial.get_error() or "its process was lost").strip().splitlines()[-1]

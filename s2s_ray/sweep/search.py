@@ -1,10 +1,10 @@
-"""Optuna as Ray Tune's searcher, and the scheduler that stops poor trials, both going on from a study."""
+"""The sweep's Optuna study as Ray Tune's searcher, and the scheduler that stops poor trials early."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,89 +12,118 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from s2s_ray.config import (
-    Config,
-)
+from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError
-from s2s_ray.sweep.space import Space
+from s2s_ray.sweep.space import Params, Space
 from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
-from s2s_ray.trials.trial import BEGUN, EPOCH, FAILED
+from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED
+
+logger = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
 """Figures of a run's epochs, as in its `history.json`."""
+_ITERATION = "training_iteration"  # Tune's own count of a trial's results
 
 
-class StudySearch(OptunaSearch):
-    """`OptunaSearch` over a sweep's space that keeps in the study what became of each trial."""
+class StudySearch(Searcher):
+    """Tune's searcher over the space of a sweep; the study records the outcome of each trial.
+
+    The study decides everything: this object holds only which of its trials belongs to which of Tune's.
+
+    Args:
+        config: the sweep's configuration.
+        space: what is searched.
+        study: the study that proposes values and records results.
+    """
 
     def __init__(self, config: Config, space: Space, study: SweepStudy) -> None:
-        self._study = study.study
-        self.fault: Callable[[str], str] = lambda trial_id: "its process was lost"
-        """Why one of Tune's trials could not go on."""
         names = study.objectives
         modes = ["max" if direction(name) == "maximize" else "min" for name in names]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            super().__init__(
-                space=space.suggest,
-                metric=names if len(names) > 1 else names[0],
-                mode=modes if len(names) > 1 else modes[0],
-                sampler=sampler(config.tune, len(study.study.get_trials(deepcopy=False))),
-                study_name=config.tune.name,
-                storage=study.storage,
-            )
+        if len(names) > 1:
+            super().__init__(metric=names, mode=modes)  # type: ignore[arg-type]  # Ray accepts lists
+        else:
+            super().__init__(metric=names[0], mode=modes[0])
+        self.failure_reason: Callable[[str], str] = lambda trial_id: "its process was lost"
+        """Return why one of Tune's trials failed."""
+        self._objectives = names
+        self._space = space
+        self._trials: dict[str, optuna.Trial] = {}
+        self._finished: set[str] = set()
+        self._study = optuna.load_study(
+            study_name=config.tune.name,
+            storage=study.storage,
+            sampler=sampler(config.tune, len(study.study.get_trials(deepcopy=False))),
+            pruner=optuna.pruners.NopPruner(),  # Tune's scheduler stops trials
+        )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        params = super().suggest(trial_id)
-        trial = self._ot_trials[trial_id]
+    def suggest(self, trial_id: str) -> Params:
+        """Return the values of a new trial, and record its run in the study."""
+        if trial_id not in self._trials:
+            self._trials[trial_id] = self._study.ask()
+        trial = self._trials[trial_id]
+        params = self._space.suggest(trial)
         trial.set_user_attr("run", run_name(trial.params))
         trial.set_user_attr("asked", time.time())
         return params
 
     def number(self, trial_id: str) -> int:
-        """The study's number of one of Tune's trials."""
-        return int(self._ot_trials[trial_id].number)
+        """Return the study's number of one of Tune's trials."""
+        return self._trials[trial_id].number
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Record the epochs of a running trial and, if it is the only objective, its recall."""
         if FAILED in result:
             return
-        trial = self._ot_trials[trial_id]
+        trial = self._trials[trial_id]
         trial.set_user_attr("epochs", result[EPOCH])
         if "start_s" not in trial.user_attrs:
-            trial.set_user_attr("start_s", round(result[BEGUN] - trial.user_attrs["asked"], 2))
-        super().on_trial_result(trial_id, result)
+            trial.set_user_attr("start_s", round(result[STARTED] - trial.user_attrs["asked"], 2))
+        if len(self._objectives) == 1 and trial_id not in self._finished:  # Optuna refuses it for several objectives
+            trial.report(result[self._objectives[0]], result[_ITERATION])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if not error and result is not None and FAILED not in result:
-            super().on_trial_complete(trial_id, result)
+        """Record the outcome of a trial: its last values, or why it failed."""
+        if trial_id in self._finished:
+            logger.warning("trial %d finished twice; only the first result counts", self.number(trial_id))
             return
-        trial = self._ot_trials[trial_id]
-        if result is not None and FAILED in result:
-            trial.set_user_attr("reason", result[FAILED])
-        elif error:
-            trial.set_user_attr("reason", self.fault(trial_id))
-        self._study.tell(trial, state=TrialState.FAIL)
-        self._completed_trials.add(trial_id)
+        self._finished.add(trial_id)
+        trial, result = self._trials[trial_id], result or {}
+        if error or FAILED in result:
+            trial.set_user_attr("reason", result[FAILED] if FAILED in result else self.failure_reason(trial_id))
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        values = [result.get(name) for name in self._objectives]
+        if any(value is None for value in values):
+            self._study.tell(trial, state=TrialState.PRUNED)
+            return
+        try:
+            self._study.tell(trial, values, state=TrialState.COMPLETE)  # type: ignore[arg-type]  # none is None
+        except ValueError as fault:  # a value that is not a number
+            trial.set_user_attr("reason", str(fault))
+            self._study.tell(trial, state=TrialState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
-        """The study is what is kept, not this object."""
+        """Write an empty file: the study is stored by itself, and Tune never restores this object."""
         Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: a new start makes a new searcher over the study."""
 
 
 class StandIn:
-    """What schedulers need to know of a trial that is none of Tune's."""
+    """A trial for schedulers that only need its id: one of an earlier start, or of a simulation."""
 
     def __init__(self, trial_id: str) -> None:
         self.trial_id = trial_id
 
 
 def early_stopping(config: Config, past: Sequence[History]) -> TrialScheduler:
-    """The configured scheduler, told the epochs of the trials that ended before.
+    """Return the configured scheduler, which has seen the epochs of the trials in `past`.
 
     Raises:
-        ConfigError: a grace period as long as the training.
+        ConfigError: the grace period is as long as the training.
     """
     chosen, epochs = config.tune, config.train.epochs
     if chosen.scheduler == "none":
@@ -105,22 +134,22 @@ def early_stopping(config: Config, past: Sequence[History]) -> TrialScheduler:
             "lower it, or set tune.scheduler=none"
         )
     common: dict[str, Any] = {"time_attr": EPOCH, "metric": RECALL, "mode": "max", "grace_period": chosen.grace_epochs}
-    made: Any  # its stand-ins below are neither a controller nor a trial
+    scheduler: Any  # the stand-ins below are neither a controller nor a trial
     if chosen.scheduler == "asha":
-        made = AsyncHyperBandScheduler(
+        scheduler = AsyncHyperBandScheduler(
             max_t=epochs, reduction_factor=chosen.reduction, stop_last_trials=False, **common
         )
     else:
-        # trials are stopped for good, and never paused to let others in
-        made = MedianStoppingRule(min_samples_required=3, **common | {"min_time_slice": math.inf})
+        # An infinite time slice: trials are stopped, never paused to make room for others.
+        scheduler = MedianStoppingRule(min_samples_required=3, **common | {"min_time_slice": math.inf})
     for number, history in enumerate(past):
         trial, best, result = StandIn(f"past {number}"), 0.0, None
-        made.on_trial_add(None, trial)
+        scheduler.on_trial_add(None, trial)
         for figures in history:
             best = max(best, figures.get(RECALL, 0.0))
             result = {EPOCH: figures["epoch"] + 1, RECALL: best}
-            made.on_trial_result(None, trial, result)
+            scheduler.on_trial_result(None, trial, result)
         if result is not None:
-            made.on_trial_complete(None, trial, result)
-    scheduler: TrialScheduler = made
-    return scheduler
+            scheduler.on_trial_complete(None, trial, result)
+    chosen_scheduler: TrialScheduler = scheduler
+    return chosen_scheduler

@@ -1,4 +1,4 @@
-"""What a sweep searches: dotted keys of the configuration, validated before anything runs."""
+"""The search space of a sweep: dotted keys of the configuration, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import Any
 
 import optuna
 
-from s2s_ray.config import (
-    Config,
-    ParameterConfig,
-    value_at,
-    with_values,
-)
+from s2s_ray.config import Config, ParameterConfig, value_at, with_values
 from s2s_ray.errors import ConfigError
 
 Params = dict[str, Any]
-"""Values by dotted key, as Optuna stores them: a choice that is a list is its JSON text."""
+"""Values by dotted key, as Optuna stores them: a choice that is a list is stored as JSON."""
 
-# Each trial reads the one data set, and the sweep gives runs their names and places.
+# All trials read the same data set, and the sweep chooses the names and storage of their runs.
 _FIXED = (
     "data.uri",
     "data.cache_dir",
@@ -44,23 +39,22 @@ class Space:
     """The searched keys of a configuration.
 
     Raises:
-        ConfigError: an unknown key, one that trials must share, a value that the configuration does not allow, a
-            condition that cannot be met, or a start that lies outside: the configuration's own values are the first
-            trial.
+        ConfigError: an unknown key, a key that all trials share, a value that the configuration does not allow, a
+            condition that cannot be met, or a range without the configuration's own value, which the first trial has.
     """
 
     def __init__(self, config: Config) -> None:
         self.base = config
         self.parameters = config.tune.space
         if not self.parameters:
-            raise ConfigError("tune.space={}: there is no key to search")
+            raise ConfigError("tune.space={}: no key to search")
         for key in self.parameters:
             self._check(key)
         self.order = self._parents_first()
         self.start()
 
     def start(self) -> Params:
-        """The configuration's own values: the first trial."""
+        """Return the configuration's own values, which are those of the first trial."""
         params: Params = {}
         for key in self.order:
             if self._active(key, params):
@@ -73,15 +67,16 @@ class Space:
                     )
         return params
 
-    def suggest(self, trial: Any) -> None:
-        """Ask an Optuna trial for a value of every key whose conditions hold."""
+    def suggest(self, trial: optuna.Trial) -> Params:
+        """Return the values that an Optuna trial proposes for the keys whose conditions hold."""
         params: Params = {}
         for key in self.order:
             if self._active(key, params):
                 params[key] = _suggest(trial, key, self.parameters[key])
+        return params
 
     def config(self, params: Mapping[str, Any]) -> Config:
-        """The configuration of a trial."""
+        """Return the configuration of a trial."""
         values = {key: _decode(self.parameters[key], value) for key, value in params.items()}
         return with_values(self.base, values)
 
@@ -95,7 +90,9 @@ class Space:
         value_at(self.base, key)
         shared = next((part for part in _FIXED if key == part or key.startswith(part)), None)
         if shared is not None:
-            raise ConfigError(f"tune.space.{key}: cannot be searched, the trials of a sweep share {shared.rstrip('.')}")
+            raise ConfigError(
+                f"tune.space.{key}: cannot be searched, because the trials of a sweep share {shared.rstrip('.')}"
+            )
         parameter = self.parameters[key]
         for value in parameter.choices or (parameter.low, parameter.high):
             try:
@@ -104,7 +101,7 @@ class Space:
                 raise ConfigError(f"tune.space.{key}: {error}") from None
         for parent, values in parameter.when.items():
             if parent not in self.parameters:
-                raise ConfigError(f"tune.space.{key}.when.{parent}: is not a searched key itself")
+                raise ConfigError(f"tune.space.{key}.when.{parent}: {parent} is not a searched key")
             unknown = [value for value in values if not _contains(self.parameters[parent], _encode(value))]
             if unknown:
                 raise ConfigError(f"tune.space.{key}.when.{parent}={unknown[0]!r}: {parent} never has this value")
@@ -121,13 +118,13 @@ class Space:
         return order
 
 
-def told(params: Params) -> str:
-    """Parameters in a line, to four digits."""
-    return ", ".join(f"{key}={short(value)}" for key, value in params.items())
+def format_params(params: Params) -> str:
+    """Return the values of a trial in one line, with four significant digits."""
+    return ", ".join(f"{key}={format_value(value)}" for key, value in params.items())
 
 
-def short(value: Any) -> str:
-    """One value, to four digits."""
+def format_value(value: Any) -> str:
+    """Return one value as text, with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -156,7 +153,7 @@ def _contains(parameter: ParameterConfig, value: Any) -> bool:
 
 
 def _encode(value: Any) -> Any:
-    """Lists as JSON, their numbers alike whether they were written 90 or 90.0."""
+    """Return a list as JSON, in which 90 and 90.0 are written alike, and any other value as it is."""
     if not isinstance(value, list | tuple):
         return value
     return json.dumps([float(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in value])

@@ -1,7 +1,8 @@
-"""A sweep's memory: the Optuna study in its storage, and its trials read back.
+"""The Optuna study of a sweep in its storage, and its trials read back.
 
-The study is the only authority on what was tried. It is a journal file at `SWEEP/study.journal` (any URI; Optuna
-works on a local copy that is stored again when a trial begins or ends), or an RDB where `tune.study` names one.
+The study is the only authority on the trials of a sweep. It is a journal file at `SWEEP/study.journal`, or a database
+if `tune.study` names one. In object storage Optuna works on a local copy of the journal, which is uploaded whenever a
+trial starts or finishes.
 """
 
 from __future__ import annotations
@@ -21,39 +22,48 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from s2s_ray import storage
-from s2s_ray.config import (
-    TuneConfig,
-)
+from s2s_ray.config import TuneConfig
 from s2s_ray.errors import ConfigError, NotFoundError
 from s2s_ray.storage.filesystem import is_local
 from s2s_ray.sweep.space import Params, Space
 
 JOURNAL = "study.journal"
 RECALL = "recall_at_1"
-_UP = ("psnr", "ssim")
+_HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it ended, or as far as it is.
-
-    `state` is complete, failed or running; `values` are the objectives of its best validated epoch; `epochs` how
-    many it trained and `start_s` how long it took to begin.
-    """
+    """One trial, finished or running."""
 
     number: int
     state: str
+    """`complete`, `failed` or `running`."""
     params: Params
     values: dict[str, float]
+    """The objectives of its best validated epoch; empty unless it is complete."""
     run: str
     epochs: int
+    """Epochs trained so far."""
     start_s: float | None
+    """Seconds from the proposal to the start of training."""
     seconds: float | None
+    """Seconds from the proposal to the end."""
     reason: str
+    """Why it failed."""
 
 
 class SweepStudy:
-    """The Optuna study of one sweep."""
+    """The Optuna study of one sweep, which is created if it does not exist yet.
+
+    Args:
+        config: the section `tune`.
+        root: URI of the sweep.
+
+    Raises:
+        ConfigError: the database that `config.study` names cannot be opened.
+        StorageError: the journal cannot be read.
+    """
 
     def __init__(self, config: TuneConfig, root: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -69,14 +79,15 @@ class SweepStudy:
         )
 
     def save(self) -> None:
-        """Store the journal where the sweep is; nothing to do where Optuna writes there itself."""
+        """Upload the journal; do nothing if Optuna writes to the sweep's own file or to a database."""
         if self._copy is not None:
             storage.upload(Path(self._copy.name) / JOURNAL, self._uri)
 
     def prepare(self, space: Space) -> int:
-        """Make ready to go on: the first trial where there is none, again those that were interrupted.
+        """Enqueue the trials that an earlier start left unfinished, or the first trial of a new study.
 
-        Returns: how many trials have ended.
+        Returns:
+            The number of finished trials.
         """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._close(trial)
@@ -87,20 +98,22 @@ class SweepStudy:
         return sum(record.state in ("complete", "failed") for record in self.records())
 
     def records(self) -> list[TrialRecord]:
-        """All trials but the ones that an interruption cut off and a later one took up, in their order."""
+        """Return all trials in order, except interrupted ones, which a later trial continues."""
         return _records(self.study, self.objectives)
 
     def best(self) -> TrialRecord | None:
-        """The complete trial with the highest recall, the earlier of equals; None where none is complete."""
+        """Return the complete trial with the highest recall, the earliest of equals, or None if none is complete."""
         complete = [record for record in self.records() if record.state == "complete"]
         return max(complete, key=lambda record: record.values[RECALL], default=None)
 
     def pareto(self) -> set[int]:
-        """Numbers of the trials that no other one beats in all objectives."""
+        """Return the numbers of the trials that no other trial beats in all objectives."""
         return {trial.number for trial in self.study.best_trials}
 
     def _close(self, trial: FrozenTrial) -> None:
-        self.storage.set_trial_user_attr(trial._trial_id, "interrupted", True)
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+        self.storage.set_trial_user_attr(trial_id, "interrupted", True)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _open(self, config: TuneConfig) -> BaseStorage:
@@ -118,13 +131,15 @@ class SweepStudy:
 
 
 def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
-    """The trials of a sweep that may be running, [] where it has none yet; nothing is written.
+    """Return the trials of a sweep that may be running, without writing anything; [] if it has none yet.
 
-    Raises: ConfigError: the database that `config.study` names cannot be opened.
+    Raises:
+        ConfigError: the database that `config.study` names cannot be opened.
+        StorageError: the journal cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="s2s-study-") as folder:
         if config.study is None:
-            copy = Path(folder) / JOURNAL  # a storage object of Optuna may write to the file it reads
+            copy = Path(folder) / JOURNAL  # Optuna's storage objects may write to the file that they read
             try:
                 storage.download(storage.join(root, JOURNAL), copy)
             except NotFoundError:
@@ -140,7 +155,7 @@ def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
 
 
 def searched(records: Sequence[TrialRecord]) -> list[str]:
-    """The keys that any of the trials has, in the order they first appear."""
+    """Return the keys that any of the trials has, in the order of their first appearance."""
     return list(dict.fromkeys(key for record in records for key in record.params))
 
 
@@ -155,7 +170,7 @@ def _records(study: optuna.Study, objectives: Sequence[str]) -> list[TrialRecord
 def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
     complete = trial.state == TrialState.COMPLETE
     attributes = trial.user_attrs
-    begun, ended = trial.datetime_start, trial.datetime_complete
+    started, finished = trial.datetime_start, trial.datetime_complete
     return TrialRecord(
         number=trial.number,
         state={TrialState.COMPLETE: "complete", TrialState.RUNNING: "running"}.get(trial.state, "failed"),
@@ -164,7 +179,7 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         run=attributes.get("run", ""),
         epochs=int(attributes.get("epochs", 0)),
         start_s=attributes.get("start_s"),
-        seconds=(ended - begun).total_seconds() if begun and ended else None,
+        seconds=(finished - started).total_seconds() if started and finished else None,
         reason=attributes.get("reason", "" if complete else "no result was reported"),
     )
 
@@ -172,31 +187,35 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
 def _database(url: str) -> BaseStorage:
     try:
         return RDBStorage(url)
-    except Exception as error:  # whatever the database's driver raises
+    except Exception as error:  # each database driver has its own classes
         raise ConfigError(f"tune.study={url!r} cannot be opened: {error}") from None
 
 
 def objectives(config: TuneConfig) -> list[str]:
-    """Names of the objectives, recall first."""
+    """Return the names of the objectives, recall first."""
     return [RECALL, *([config.synthesis] if config.synthesis else [])]
 
 
 def direction(objective: str) -> Literal["maximize", "minimize"]:
-    """Which way an objective gets better, in Optuna's words."""
-    return "maximize" if objective == RECALL or objective in _UP else "minimize"
+    """Return the direction in which an objective improves, as Optuna names it."""
+    return "maximize" if objective == RECALL or objective in _HIGHER_IS_BETTER else "minimize"
 
 
 def run_name(params: Mapping[str, Any]) -> str:
-    """The run of a trial, a function of its parameters: the same ones proposed again find the run they began."""
+    """Return the name of a trial's run. It depends on the values only, so repeated values continue the same run."""
     digest = hashlib.blake2b(json.dumps(params, sort_keys=True).encode(), digest_size=5)
     return f"trial-{digest.hexdigest()}"
 
 
 def sampler(config: TuneConfig, trials: int) -> optuna.samplers.BaseSampler:
-    """The configured sampler; after a restart its seed moves on by the `trials` there are, not to repeat them.
+    """Return the configured sampler.
+
+    Args:
+        config: the section `tune`.
+        trials: number of trials in the study; the seed advances by it, so that a restart does not repeat proposals.
 
     Raises:
-        ConfigError: no such sampler, or arguments that it does not take.
+        ConfigError: no such sampler, or options that it does not accept.
     """
     kind = getattr(optuna.samplers, config.sampler, None)
     if not (isinstance(kind, type) and issubclass(kind, optuna.samplers.BaseSampler)) or kind.__name__[:4] == "Base":
@@ -208,9 +227,9 @@ def sampler(config: TuneConfig, trials: int) -> optuna.samplers.BaseSampler:
     fault: Exception | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for given in (options | config.sampler_options, config.sampler_options):  # not every sampler takes a seed
+        for arguments in (options | config.sampler_options, config.sampler_options):  # some samplers have no seed
             try:
-                return kind(**given)
+                return kind(**arguments)
             except (TypeError, ValueError) as error:
                 fault = error
     raise ConfigError(f"tune.sampler={config.sampler!r} with tune.sampler_options={config.sampler_options!r}: {fault}")

@@ -1,13 +1,13 @@
-"""A sweep: Ray Tune's trials of the one trainer, proposed by Optuna, that goes on where it was stopped.
+"""A sweep: trials of the one trainer, proposed by Optuna and run by Ray Tune, which resume after a stop.
 
-    STORAGE/NAME/sweep.yaml       the configuration it was begun with
-                /study.journal    every trial: the only authority (or an RDB, with `tune.study`)
-                /trials/RUN/      each trial's run, as `train` leaves it, its best checkpoint only once it has ended
+    STORAGE/NAME/sweep.yaml       the data set and the configuration with which it was started
+                /study.journal    every trial: the only authority (or a database, with `tune.study`)
+                /trials/RUN/      each trial's run, as `train` writes it; a finished one keeps its best checkpoint only
                 /best.yaml        the best trial's configuration, for `s2s train --config`
                 /trials.parquet, report.html, plots/*.png
                 /driver.json      while it runs: a second driver would take the first one's trials for interrupted
 
-Tune's own experiment state is not kept: each start is a new experiment over the one study.
+Tune's own experiment state is not kept: each start is a new experiment over the same study.
 """
 
 from __future__ import annotations
@@ -15,93 +15,102 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ray import tune
 
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
-from s2s_ray.errors import StoppedError, SweepError
-from s2s_ray.runtime.cluster import (
-    in_thread,
-)
+from s2s_ray.errors import S2SError, StoppedError, SweepError
+from s2s_ray.runtime.cluster import in_thread, original_error
 from s2s_ray.sweep.progress import SweepProgress
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import History, StudySearch, early_stopping
-from s2s_ray.sweep.space import Space, told
+from s2s_ray.sweep.space import Space, format_params
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
+from s2s_ray.sweep.trial import run_trial
 from s2s_ray.training.checkpoints import CheckpointStore
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
-from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, claim
+from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin, claim
 from s2s_ray.trials.driver import driving
-from s2s_ray.trials.placement import asked, placement, quieten_tune, slots
-from s2s_ray.trials.trial import run_trial
+from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune, trial_resources
 
 logger = logging.getLogger(__name__)
 
-BEGUN_FILE = "sweep.yaml"
 BEST_FILE = "best.yaml"
 
-_FREE = {
-    "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
-    "train": TRAIN_FREE,
-    "data": DATA_FREE,
-}
-_COMPARED = ("model", "loss", "mining", "train", "data", "tune")
+
+class SweepOrigin(Origin):
+    """The data set and the configuration with which a sweep was started; the content of `sweep.yaml`."""
+
+    ERROR = SweepError
+    FILE = "sweep.yaml"
+    KIND = "sweep"
+    SECTION = "tune"
+    COMPARED = ("model", "loss", "mining", "train", "data", "tune")
+    FREE: ClassVar[Mapping[str, Sequence[str]]] = {
+        "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
+        "train": TRAIN_FREE,
+        "data": DATA_FREE,
+    }
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found: its URI, the best trial and the first one, and the release published of the best."""
+    """The outcome of a sweep."""
 
     uri: str
     best: TrialRecord
     start: TrialRecord | None
+    """The trial with the configuration's own values."""
     config: Config
+    """The configuration of the best trial."""
     release: registry.Release
+    """The release of the best trial's checkpoint."""
     trials: list[TrialRecord]
 
 
 def sweep(config: Config) -> SweepResult:
-    """Run the configured sweep on the connected Ray cluster, or go on with it.
+    """Run the configured sweep on the connected Ray cluster, or resume it.
 
-    Trials that have ended are kept, interrupted ones go on from their checkpoints. With more `tune.trials` than
-    before a finished sweep is extended.
+    Finished trials are kept, interrupted ones resume from their checkpoints. With a higher `tune.trials` a finished
+    sweep is extended.
 
     Raises:
-        ConfigError, SweepError, StorageError, RunError: the sweep cannot run, or another process drives it; nothing was
-            changed.
-        SweepError: not one trial had a result.
-        StoppedError: Ctrl-C; the message says how to go on.
+        ConfigError, PlacementError, StorageError, RunError: the sweep cannot run; nothing was changed.
+        SweepError: the folder belongs to another sweep, another process runs this one, or no trial had a result.
+        StoppedError: Ctrl-C; the message says how to resume.
     """
     config = located(config)
     space = Space(config)
     check_ready(config)
-    at_a_time = slots(config, config.tune.concurrent)
-    early_stopping(config, [])
-    sampler(config.tune, 0)  # both are made again with what the study knows
+    concurrent = max_concurrent(config, config.tune.concurrent)
+    early_stopping(config, [])  # this and the sampler only to check the configuration: `_run` makes them again
+    sampler(config.tune, 0)
     root = sweep_uri(config)
-    claim(config, root, kind="sweep", section="tune", file=BEGUN_FILE, compared=_COMPARED, free=_FREE, fault=SweepError)
+    claim(config, root, SweepOrigin)
     with driving(root, f"sweep {config.tune.name!r}", SweepError):
         study = SweepStudy(config.tune, root)
-        ended = study.prepare(space)
-        if ended < config.tune.trials:
-            _run(config, root, space, study, at_a_time, config.tune.trials - ended)
+        finished = study.prepare(space)
+        if finished < config.tune.trials:
+            _run(config, root, space, study, concurrent, config.tune.trials - finished)
         else:
-            logger.info("all %d trials have ended: raise tune.trials for more", ended)
+            logger.info("all %d trials have finished; raise tune.trials to run more", finished)
         return _conclude(config, root, space, study)
 
 
 def sweep_uri(config: Config) -> str:
-    """`STORAGE/NAME`."""
+    """Return the URI of the configured sweep, `STORAGE/NAME`."""
     return storage.join(config.tune.storage, config.tune.name)
 
 
-def _run(config: Config, root: str, space: Space, study: SweepStudy, at_a_time: int, trials: int) -> None:
+def _run(config: Config, root: str, space: Space, study: SweepStudy, concurrent: int, trials: int) -> None:
     quieten_tune()
     search = StudySearch(config, space, study)
-    progress = SweepProgress(study, search, root, config.tune.trials, asked(config))
+    progress = SweepProgress(study, search, root, config.tune.trials, trial_resources(config))
     with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
@@ -111,7 +120,7 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, at_a_time: 
                 search_alg=search,
                 scheduler=early_stopping(config, _past(study, root)),
                 num_samples=trials,
-                max_concurrent_trials=at_a_time,
+                max_concurrent_trials=concurrent,
                 reuse_actors=config.train.workers == 1,
             ),
             run_config=tune.RunConfig(
@@ -128,15 +137,20 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, at_a_time: 
             study.save()
             raise StoppedError(
                 f"sweep stopped after {sum(record.state != 'running' for record in study.records())} of "
-                f"{config.tune.trials} trials: the same command goes on with sweep {config.tune.name!r} at {root}"
+                f"{config.tune.trials} trials: the same command resumes sweep {config.tune.name!r} at {root}"
             ) from None
+        except Exception as error:
+            original = original_error(error)
+            if isinstance(original, S2SError):
+                raise original from error
+            raise
         finally:
             progress.close()
     study.save()
 
 
 def _past(study: SweepStudy, root: str) -> list[History]:
-    """The epochs of the trials that are complete; one that goes on tells its own again."""
+    """Return the epochs of the complete trials; a trial that resumes reports its own again."""
     return [
         storage.read_json(storage.join(root, "trials", record.run, "history.json"))[: record.epochs]
         for record in study.records()
@@ -145,14 +159,14 @@ def _past(study: SweepStudy, root: str) -> list[History]:
 
 
 def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> SweepResult:
-    """Write what was found, and publish the best checkpoint."""
+    """Write the results of the trials, and publish the best checkpoint."""
     records, best = study.records(), study.best()
     if best is None:
         reasons = "; ".join(f"trial {record.number}: {record.reason}" for record in records[:3])
         write_report(root, config, study, None)
         raise SweepError(f"sweep {config.tune.name!r}: no trial reported {RECALL} ({reasons})")
-    found = space.config(best.params)
-    storage.write_bytes(storage.join(root, BEST_FILE), found.to_yaml().encode())
+    best_config = space.config(best.params)
+    storage.write_bytes(storage.join(root, BEST_FILE), best_config.to_yaml().encode())
     store = CheckpointStore(storage.join(root, "trials", best.run, "checkpoints"))
     step = store.best()
     if step is None:
@@ -160,14 +174,14 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     release = registry.publish(config.tune.registry, config.tune.name, store.uri(step))
     start = next((record for record in records if record.params == space.start()), None)
     write_report(root, config, study, best)
-    return SweepResult(root, best, start, found, release, records)
+    return SweepResult(root, best, start, best_config, release, records)
 
 
 def describe(result: SweepResult) -> str:
-    """What a sweep found, in two lines."""
+    """Return a summary of a sweep in two lines."""
     recall = result.best.values[RECALL]
     lines = [f"best of {len(result.trials)} trials: number {result.best.number}, validation R@1 {recall:.1%}"]
     if result.start is not None and result.start.values:
         gain = 100 * (recall - result.start.values[RECALL])
         lines[0] += f", {gain:+.1f} points over the configuration's own values"
-    return "\n".join([*lines, told(result.best.params)])
+    return "\n".join([*lines, format_params(result.best.params)])

@@ -1,17 +1,19 @@
-"""A place for the results of many trials: begun there, or continued with settings that change no result."""
+"""The folder of a sweep or an ablation study: started there, or continued with settings that change no result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.description import read_manifest
-from s2s_ray.errors import S2SError
+from s2s_ray.data.description import read_dataset_info
+from s2s_ray.errors import DamagedError
+from s2s_ray.storage.documents import Document
 
-# What may differ when trials are continued: it changes no trial's result.
+# These may differ when trials are continued, because they change no trial's result.
 TRAIN_FREE = (
     "name", "storage", "workers", "min_workers", "resize_every_s", "use_gpu", "resources_per_worker", "threads",
     "micro_batch", "loader_workers", "log_every_s", "keep_checkpoints", "max_failures", "checkpoint_every", "trackers",
@@ -19,48 +21,80 @@ TRAIN_FREE = (
 DATA_FREE = ("uri", "cache_dir", "cache_gb")
 
 
-def claim(
-    config: Config,
-    root: str,
-    *,
-    kind: str,
-    section: str,
-    file: str,
-    compared: Sequence[str],
-    free: Mapping[str, Sequence[str]],
-    fault: type[S2SError],
-) -> None:
-    """Begin trials at their place, or make sure that they are those that were begun there.
+class Origin(Document):
+    """The data set and the configuration with which trials were started, in a YAML file beside them.
 
-    Args:
-        kind, section: what they are together, and the section of the configuration that has its name.
-        file: in `root`, the configuration that they were begun with.
-        compared: sections in which only the `free` keys may differ.
+    A subclass says what the trials belong to and which settings they may be continued with.
+    """
+
+    FILE: ClassVar[str]
+    """Name of the file."""
+    KIND: ClassVar[str]
+    """What the trials belong to, for messages."""
+    SECTION: ClassVar[str]
+    """The section of the configuration with its name and storage."""
+    COMPARED: ClassVar[Sequence[str]]
+    """Sections that must stay the same."""
+    FREE: ClassVar[Mapping[str, Sequence[str]]]
+    """Keys of these sections that may change."""
+
+    dataset: str
+    """Digest of the data set."""
+    config: dict[str, Any]
+
+    @classmethod
+    def at(cls, root: str) -> Self:
+        """Read the file of the trials at `root`.
+
+        Raises:
+            StateError: `ERROR`, if a newer version that this one cannot read wrote it.
+            DamagedError: it is not such a file.
+            StorageError: it cannot be read.
+        """
+        uri = storage.join(root, cls.FILE)
+        try:
+            return cls.parse(yaml.safe_load(storage.read_bytes(uri)), uri)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DamagedError(f"{uri} is not YAML: {error}") from None
+
+    def configuration(self, root: str) -> Config:
+        """Return the configuration; keys of a newer version are logged and left out. Raises ConfigError."""
+        return Config.from_stored(self.config, storage.join(root, self.FILE))
+
+    def save(self, root: str) -> None:
+        """Write the file. Raises StorageError."""
+        text = yaml.safe_dump(self.tree(), sort_keys=False)
+        storage.write_bytes(storage.join(root, self.FILE), text.encode())
+
+
+def claim(config: Config, root: str, origin: type[Origin]) -> None:
+    """Start trials at `root`, or make sure that they are those that were started there.
 
     Raises:
-        fault: something else is there, or it was begun with other settings or on another data set.
+        StateError: `origin.ERROR`, if the folder holds something else, or the trials were started with other settings
+            or on another data set.
+        DamagedError: the file of an earlier start cannot be read.
+        StorageError: the folder cannot be read or written.
     """
+    kind, section, fault = origin.KIND, origin.SECTION, origin.ERROR
     name = getattr(config, section).name
-    uri = storage.join(root, file)
-    digest = read_manifest(config.data.uri).digest
-    if not storage.exists(uri):
-        there = storage.list_names(root)
-        if there:
-            raise fault(f"{root} holds {', '.join(there[:3])} and no {kind}: choose another {section}.name")
-        begun = {"dataset": digest, "config": config.model_dump(mode="json")}
-        storage.write_bytes(uri, yaml.safe_dump(begun, sort_keys=False).encode())
+    digest = read_dataset_info(config.data.uri).digest
+    if not storage.exists(storage.join(root, origin.FILE)):
+        if present := storage.list_names(root):
+            raise fault(f"{root} holds {', '.join(present[:3])} and no {kind}: choose another {section}.name")
+        origin(dataset=digest, config=config.model_dump(mode="json")).save(root)
         return
-    tree = yaml.safe_load(storage.read_bytes(uri))
-    before, now = Config.from_tree(tree["config"]).model_dump(mode="json"), config.model_dump(mode="json")
-    for part in compared:
+    stored = origin.at(root)
+    before, now = stored.configuration(root).model_dump(mode="json"), config.model_dump(mode="json")
+    for part in origin.COMPARED:
         for key, value in now[part].items():
-            if key not in free.get(part, ()) and before[part][key] != value:
+            if key not in origin.FREE.get(part, ()) and before[part][key] != value:
                 raise fault(
-                    f"{kind} {name!r} at {root} was begun with {part}.{key}={before[part][key]!r}, "
+                    f"{kind} {name!r} at {root} was started with {part}.{key}={before[part][key]!r}, "
                     f"now it is {value!r}: keep it, or choose another {section}.name"
                 )
-    if tree["dataset"] != digest:
+    if stored.dataset != digest:
         raise fault(
-            f"{kind} {name!r} at {root} was begun on another data set ({before['data']['uri']}) than "
+            f"{kind} {name!r} at {root} was started on another data set ({before['data']['uri']}) than "
             f"data.uri={config.data.uri!r}: choose another {section}.name"
         )

@@ -1,4 +1,4 @@
-"""Who drives trials: one process at a time, told in `driver.json` at their place while it lasts."""
+"""The process that runs the trials of a folder: one at a time, with a heartbeat in `driver.json` while it runs."""
 
 from __future__ import annotations
 
@@ -11,92 +11,134 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Self
+
+from pydantic import ConfigDict, Field
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, S2SError, StorageError
+from s2s_ray.errors import ConflictError, DamagedError, S2SError, StorageError
 from s2s_ray.storage import conditional
+from s2s_ray.storage.documents import Document
 
 logger = logging.getLogger(__name__)
 
 DRIVER_FILE = "driver.json"
-BEAT_S = 15.0
+HEARTBEAT_EVERY_S = 15.0
 SILENT_S = 60.0
-"""A driver on another machine that has told nothing for so long is taken for gone."""
+"""A driver on another machine whose last heartbeat is older counts as dead."""
+
+
+class Driver(Document):
+    """The process that runs the trials; the content of `driver.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
+
+    host: str
+    machine: str
+    """Id of the machine's current boot; empty without a `/proc`."""
+    pid: int
+    process_start: int | None = Field(alias="born")
+    """Start of the process, see `_process_start`: a later process with the same PID has another one."""
+    heartbeat: float = Field(alias="told")
+    """When the process last wrote the file, in seconds since 1970."""
+
+    @classmethod
+    def this_process(cls) -> Self:
+        """Return this process, with a heartbeat now."""
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_start=_process_start(os.getpid()),
+            heartbeat=time.time(),
+        )
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last heartbeat."""
+        return time.time() - self.heartbeat
+
+    def is_alive(self) -> bool:
+        """Return true if the process still runs; on another machine, if its heartbeat is recent."""
+        if self.machine == _machine() and self.host == socket.gethostname():
+            return self.process_start is not None and _process_start(self.pid) == self.process_start
+        return self.silent_s < SILENT_S
+
+    def content(self) -> bytes:
+        """Return the content of the file."""
+        return json.dumps(self.tree()).encode()
 
 
 @contextmanager
 def driving(root: str, what: str, fault: type[S2SError]) -> Iterator[None]:
-    """Be the only driver of what is at `root` for the length of the block.
+    """Make this process the only driver of the trials at `root` for the duration of the block.
 
     Args:
-        what: in words, for the message.
+        root: URI of the sweep or study.
+        what: its name, for messages.
+        fault: the error to raise if another process drives it.
 
     Raises:
-        fault: another process drives it, or began to at the same moment.
-        StorageError: the place cannot be read or written.
+        S2SError: `fault`, if another process drives it or started to at the same moment.
+        DamagedError: `driver.json` cannot be parsed.
+        StorageError: `driver.json` cannot be read or written.
     """
     uri = storage.join(root, DRIVER_FILE)
     content, version = conditional.read(uri)
     if content is not None:
-        told = json.loads(content)
-        silent = time.time() - told["told"]
-        if _lives(told, silent):
+        other = _parse(content, uri)
+        if other.is_alive():
             raise fault(
-                f"{what} at {root} is driven by process {told['pid']} on {told['host']}, which told so {silent:.0f} s "
-                f"ago: one at a time. Where it is gone, its own machine knows at once, others after {SILENT_S:.0f} s"
+                f"{what} at {root} is already run by PID {other.pid} on {other.host} (heartbeat {other.silent_s:.0f} s "
+                f"ago). If that process is dead, retry on {other.host} now, or elsewhere after {SILENT_S:.0f} s"
             )
     try:
-        conditional.write(uri, _told(), version)
+        conditional.write(uri, Driver.this_process().content(), version)
     except ConflictError:
-        raise fault(f"{what} at {root}: another driver began at the same moment; one at a time") from None
+        raise fault(f"{what} at {root}: another process started it at the same moment") from None
     over = threading.Event()
-    beat = threading.Thread(target=_keep_telling, args=(uri, over), name="driver", daemon=True)
-    beat.start()
+    heartbeat = threading.Thread(target=_refresh, args=(uri, over), name="driver", daemon=True)
+    heartbeat.start()
     try:
         yield
     finally:
         over.set()
-        beat.join()
+        heartbeat.join()
         try:
             storage.delete(uri)
         except StorageError as error:
-            logger.warning("it could not be told that nobody drives what is there any more: %s", error)
+            logger.warning("could not remove %s: %s", DRIVER_FILE, error)
 
 
-def _keep_telling(uri: str, over: threading.Event) -> None:
-    while not over.wait(BEAT_S):
+def _refresh(uri: str, over: threading.Event) -> None:
+    while not over.wait(HEARTBEAT_EVERY_S):
         try:
-            storage.write_bytes(uri, _told())
-        except StorageError as error:  # the storage may be away for a while; the trials go on
-            logger.warning("it could not be told that this process drives what is there: %s", error)
+            storage.write_bytes(uri, Driver.this_process().content())
+        except StorageError as error:  # the storage may be unavailable for a while; the trials continue
+            logger.warning("could not refresh %s: %s", DRIVER_FILE, error)
 
 
-def _told() -> bytes:
-    who = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
-    return json.dumps({**who, "told": time.time()}).encode()
-
-
-def _lives(told: dict[str, Any], silent: float) -> bool:
-    if told["machine"] == _machine() and told["host"] == socket.gethostname():
-        return told["born"] is not None and _born(told["pid"]) == told["born"]
-    return silent < SILENT_S
+def _parse(content: bytes, uri: str) -> Driver:
+    try:
+        return Driver.parse(json.loads(content), uri)
+    except (ValueError, DamagedError) as error:
+        raise DamagedError(f"{uri} cannot be read ({error}): delete it if no process runs these trials") from None
 
 
 def _machine() -> str:
-    """Changes with every start of the machine, where there is a /proc."""
+    """Return an id that changes with every boot of the machine; empty without a `/proc`."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 
 
-def _born(pid: int) -> int | None:
-    """When a living process began, in ticks of its machine's clock (0 without a /proc); None where there is none."""
+def _process_start(pid: int) -> int | None:
+    """Return when a live process started, in clock ticks since boot (0 without a `/proc`); None if it is dead."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
-        pass  # it lives, and is somebody else's
+        pass  # it is alive, and another user's
     if not Path("/proc/self/stat").exists():
         return 0
     try:

@@ -51,7 +51,7 @@ def histories(root: Path) -> dict[str, list[dict[str, Any]]]:
     return {path.parent.name: json.loads(path.read_text()) for path in root.glob("trials/*/history.json")}
 
 
-def test_a_killed_sweep_goes_on_and_can_be_extended(settings: list[str], tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_and_can_be_extended(settings: list[str], tmp_path: Path) -> None:
     root, releases = tmp_path / "sweeps" / "night", str(tmp_path / "registry")
     places = [
         *settings,
@@ -89,7 +89,7 @@ def test_a_killed_sweep_goes_on_and_can_be_extended(settings: list[str], tmp_pat
     rows = trials(root)
     assert [row["state"] for row in rows] == ["complete"] * 4
     assert [row["epochs"] for row in rows] == [EPOCHS] * 4
-    assert [row["run"] for row in rows][:2] == [first, second], "the interrupted trial went on in its own run"
+    assert [row["run"] for row in rows][:2] == [first, second], "the interrupted trial did not resume in its own run"
     assert (root / "trials" / first / "history.json").stat().st_mtime_ns == stamp, "a finished trial was touched"
     after = histories(root)
     kept = len(before[second]) - 1  # the newest epoch's checkpoint may not have been stored
@@ -137,12 +137,12 @@ def test_two_objectives_and_failing_trials_on_s3(settings: list[str], s3: str) -
 
     again = run("tune.py", *places)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "all 5 trials have ended" in again.stderr
+    assert "all 5 trials have finished" in again.stderr
     assert trials(f"{s3}/sweeps/sweep") == rows
 
     other = run("tune.py", *places, "train.epochs=7")
     assert other.returncode == 2
-    assert "was begun with train.epochs=6, now it is 7: keep it, or choose another tune.name" in other.stderr
+    assert "was started with train.epochs=6, now it is 7: keep it, or choose another tune.name" in other.stderr
 
 
 def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_pa
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors[-3000:]
-    assert "s2s: sweep stopped after 0 of 1 trials: the same command goes on with sweep 'sweep'" in errors
+    assert "s2s: sweep stopped after 0 of 1 trials: the same command resumes sweep 'sweep'" in errors
     [before] = histories(root).values()
     assert 2 <= len(before) < epochs, "stopped too late to matter"
 
@@ -181,6 +181,6 @@ def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_pa
 
     short = run("tune.py", *places, "train.workers=5", "train.resources_per_worker={CPU: 2}", "tune.name=greedy")
     assert short.returncode == 2
-    assert "a trial asks for 10 CPU (train.workers=5" in short.stderr
+    assert "a trial needs 10 CPU (train.workers=5" in short.stderr
     assert "no trial could ever start" in short.stderr
     assert not (tmp_path / "sweeps" / "greedy").exists()

@@ -81,7 +81,7 @@ class Training(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.outcome = train(self.config, tell=self.held)
+            self.outcome = train(self.config, wrap_report=self.held)
         except Exception as error:
             self.outcome = error
 

@@ -1,4 +1,4 @@
-"""What a sweep searches: validated before anything runs, proposed by Optuna, applied to the configuration."""
+"""The search space of a sweep: validated before anything runs, sampled by Optuna, applied to the configuration."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from s2s_ray.config import (
-    Config,
-    load_config,
-    value_at,
-    with_values,
-)
+from s2s_ray.config import Config, load_config, value_at, with_values
 from s2s_ray.errors import ConfigError
 from s2s_ray.sweep.space import Space
 
@@ -45,13 +40,13 @@ def test_the_default_space_starts_from_the_papers_setting() -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "small", "tiny"])
-def test_the_default_space_goes_with_every_preset(preset: str) -> None:
+def test_the_default_space_suits_every_preset(preset: str) -> None:
     searched = Space(load_config(preset))
     for params in [searched.start(), *proposals(searched, 10)]:
         assert isinstance(searched.config(params), Config)
 
 
-def test_a_place_in_a_list_is_a_key() -> None:
+def test_a_position_in_a_list_is_a_key() -> None:
     config = with_values(load_config("paper"), {"mining.discard.0": 70.0})
     assert config.mining.discard == (70.0, 95.0, 99.0)
     assert value_at(config, "mining.discard.2") == 99.0
@@ -59,7 +54,7 @@ def test_a_place_in_a_list_is_a_key() -> None:
         value_at(config, "mining.discard.3")
 
 
-def test_ranges_hold_and_logarithms_are_uniform() -> None:
+def test_values_stay_in_their_range_and_logarithms_are_uniform() -> None:
     searched = space(
         ("loss.alpha", {"low": 1, "high": 100, "log": True}),
         ("train.batch", {"low": 8, "high": 64, "step": 8, "integer": True}),
@@ -82,7 +77,7 @@ def test_choices_may_be_lists() -> None:
     assert found == {(90.0, 95.0, 99.0), (50.0,), (80.0, 90.0)}
 
 
-def test_conditions_decide_what_is_asked_whatever_their_order() -> None:
+def test_conditions_select_keys_in_any_order() -> None:
     searched = space(
         ("mining.patience", {"low": 1, "high": 9, "integer": True, "when": {"mining.metric": ["recall"]}}),
         ("mining.metric", {"choices": ["triplet", "recall"], "when": {"mining.start": ["plateau"]}}),
@@ -115,10 +110,14 @@ def test_conditions_decide_what_is_asked_whatever_their_order() -> None:
         ("train.batch", {"low": 8, "high": 64, "step": 10, "integer": True}, r"own train\.batch=32"),
         ("train.workers", {"low": 1, "high": 4, "integer": True}, r"the trials of a sweep share train\.workers"),
         ("source.seed", {"low": 0, "high": 4, "integer": True}, r"the trials of a sweep share source"),
-        ("mining.patience", {"low": 1, "high": 9, "when": {"mining.start": ["plateau"]}}, r"not a searched key itself"),
+        (
+            "mining.patience",
+            {"low": 1, "high": 9, "when": {"mining.start": ["plateau"]}},
+            r"mining\.start is not a searched key",
+        ),
     ],
 )
-def test_what_cannot_be_searched_is_refused(key: str, parameter: dict[str, Any], message: str) -> None:
+def test_invalid_parameters_are_refused(key: str, parameter: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         space((key, parameter))
 
@@ -132,11 +131,11 @@ def test_impossible_conditions_are_refused() -> None:
             ("mining.start", {"choices": ["never", "plateau"], "when": {"mining.metric": ["recall"]}}),
             ("mining.metric", {"choices": ["triplet", "recall"], "when": {"mining.start": ["plateau"]}}),
         )
-    with pytest.raises(ConfigError, match="there is no key to search"):
+    with pytest.raises(ConfigError, match="no key to search"):
         space()
 
 
-def test_set_reaches_searched_keys_by_their_names() -> None:
+def test_set_addresses_searched_keys_by_name() -> None:
     config = load_config("tiny", ["tune.space.loss.alpha={low: 3, high: 30}", "tune.space.loss.alpha.log=true"])
     assert list(config.tune.space) == ["loss.alpha"]
     assert config.tune.space["loss.alpha"].log

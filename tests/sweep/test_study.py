@@ -1,4 +1,4 @@
-"""A sweep's study without Ray: trials, going on after an interruption, early stopping that remembers, the report."""
+"""A sweep's study without a cluster: trials, interruptions, early stopping across starts, the report."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 
-from s2s_ray.config import (
-    Config,
-)
+from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError
 from s2s_ray.sweep import sweep
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import SweepStudy, run_name, sampler
-from s2s_ray.trials.trial import BEGUN, EPOCH, FAILED, BestSoFar
+from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED, BestSoFar
 
 SPACE = {"loss.alpha": {"low": 1.0, "high": 100.0, "log": True}, "mining.start": {"choices": ["never", "plateau"]}}
 
@@ -35,25 +33,27 @@ def search(settings: Config, root: Path) -> tuple[StudySearch, SweepStudy]:
 
 
 def run(searcher: StudySearch, name: str, *recalls: float, **more: float) -> dict[str, Any]:
-    """A trial that reports these recalls and ends."""
+    """Run a trial that reports these recalls and finishes."""
     params = searcher.suggest(name)
     assert params is not None
     result: dict[str, Any] = {}
     for epoch, recall in enumerate(recalls):
-        result = {"recall_at_1": recall, EPOCH: epoch + 1, BEGUN: 0.0, "training_iteration": epoch + 1, **more}
+        result = {"recall_at_1": recall, EPOCH: epoch + 1, STARTED: 0.0, "training_iteration": epoch + 1, **more}
         searcher.on_trial_result(name, result)
     searcher.on_trial_complete(name, result)
     return params
 
 
-def test_trials_are_kept_with_their_ends(tmp_path: Path) -> None:
+def test_trials_are_recorded_with_their_outcome(tmp_path: Path) -> None:
     searcher, study = search(config(), tmp_path)
     first = run(searcher, "a", 0.1, 0.3)
-    assert first == {"loss.alpha": 10.0, "mining.start": "plateau"}, "the configuration's own values come first"
+    assert first == {"loss.alpha": 10.0, "mining.start": "plateau"}, (
+        "the first trial has the configuration's own values"
+    )
     run(searcher, "b", 0.5)
     searcher.suggest("c")
     searcher.on_trial_complete("c", {FAILED: "diverged at step 3"})
-    searcher.fault = lambda name: f"{name} ran out of memory"
+    searcher.failure_reason = lambda name: f"{name} ran out of memory"
     searcher.suggest("d")
     searcher.on_trial_complete("d", error=True)
     searcher.suggest("e")
@@ -68,21 +68,21 @@ def test_trials_are_kept_with_their_ends(tmp_path: Path) -> None:
     assert best.number == 1
 
 
-def test_a_new_start_takes_up_what_was_cut_off(tmp_path: Path) -> None:
+def test_a_new_start_continues_interrupted_trials(tmp_path: Path) -> None:
     before, _ = search(config(), tmp_path)
     run(before, "a", 0.1)
-    cut = before.suggest("b")
+    interrupted = before.suggest("b")
     after, study = search(config(), tmp_path)
     assert [record.state for record in study.records()] == ["complete"]
-    assert after.suggest("c") == cut, "the same parameters, so the same run"
-    assert run(after, "d", 0.2) not in (cut, None)
+    assert after.suggest("c") == interrupted, "the same values belong to the same run"
+    assert run(after, "d", 0.2) not in (interrupted, None)
     assert [record.number for record in study.records()] == [0, 2, 3]
-    cut_off = study.study.get_trials()[1]
-    assert cut_off.state == TrialState.FAIL
+    closed = study.study.get_trials()[1]
+    assert closed.state == TrialState.FAIL
     assert study.study.get_trials()[2].user_attrs["resumes"] == 1
 
 
-def test_a_later_start_does_not_propose_the_same_again(tmp_path: Path) -> None:
+def test_a_later_start_does_not_repeat_proposals(tmp_path: Path) -> None:
     before, _ = search(config(), tmp_path)
     proposed = [run(before, f"a{k}", 0.1)["loss.alpha"] for k in range(4)]
     after, _ = search(config(), tmp_path)
@@ -108,7 +108,7 @@ def test_the_study_may_be_a_database(tmp_path: Path) -> None:
         SweepStudy(config(study="nonsense").tune, str(tmp_path))
 
 
-def test_optuna_itself_opens_the_journal(tmp_path: Path) -> None:
+def test_optuna_opens_the_journal(tmp_path: Path) -> None:
     searcher, _ = search(config(), tmp_path)
     run(searcher, "a", 0.25)
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.journal"))
@@ -130,9 +130,9 @@ def test_early_stopping_remembers_the_trials_of_an_earlier_start(kind: str) -> N
     settings = config(scheduler=kind)
     past = [[{"epoch": epoch, "recall_at_1": 0.5} for epoch in range(9)] for _ in range(4)]
     fresh: Any = early_stopping(settings, [])
-    told: Any = early_stopping(settings, past)
+    informed: Any = early_stopping(settings, past)
     poor = {EPOCH: 1, "recall_at_1": 0.1}
-    for scheduler, decision in ((told, "STOP"), (fresh, "CONTINUE")):
+    for scheduler, decision in ((informed, "STOP"), (fresh, "CONTINUE")):
         trial = StandIn("poor")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, poor) == decision
@@ -154,31 +154,31 @@ def test_a_grace_period_as_long_as_the_training_is_refused() -> None:
 def test_a_refused_sweep_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], named: str
 ) -> None:
-    """So the corrected one is not taken for another sweep."""
+    """Otherwise the corrected sweep would be refused as a different one."""
     monkeypatch.setattr(sweep, "check_ready", lambda config: None)
-    monkeypatch.setattr(sweep, "slots", lambda config, most: 1)
+    monkeypatch.setattr(sweep, "max_concurrent", lambda config, limit: 1)
     with pytest.raises(ConfigError, match=named):
         sweep.sweep(config(**wrong, storage=str(tmp_path / "sweeps")))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_the_best_epoch_counts_once_its_checkpoint_is_stored() -> None:
-    told: list[dict[str, float]] = []
+    reported: list[dict[str, float]] = []
     flushed: list[int] = []
 
     class Store:
         def flush(self) -> None:
-            flushed.append(len(told))
+            flushed.append(len(reported))
 
     class Fake:
         store = Store()
 
-    report = BestSoFar(["recall_at_1", "l1"])(Fake(), told.append)  # type: ignore[arg-type]
-    report({"epoch": 0})  # not validated: there is nothing to tell yet
+    report = BestSoFar(["recall_at_1", "l1"])(Fake(), reported.append)  # type: ignore[arg-type]
+    report({"epoch": 0})  # not validated, so there is nothing to report yet
     for epoch, (recall, l1) in enumerate([(0.2, 0.5), (0.4, 0.3), (0.3, 0.1), (0.4, 0.2)], start=1):
         report({"epoch": epoch, "recall_at_1": recall, "l1": l1})
     report({"epoch": 5})
-    assert [(entry[EPOCH], entry["recall_at_1"], entry["l1"]) for entry in told] == [
+    assert [(entry[EPOCH], entry["recall_at_1"], entry["l1"]) for entry in reported] == [
         (2, 0.2, 0.5),
         (3, 0.4, 0.3),
         (4, 0.4, 0.3),
@@ -211,3 +211,25 @@ def test_the_report_has_every_trial(tmp_path: Path, two: bool) -> None:
     assert "its process was lost" in page
     if two:
         assert [k for k, best in enumerate(table["pareto"]) if best] == [5, 7]
+
+
+def test_a_trial_without_objectives_is_closed(tmp_path: Path) -> None:
+    searcher, study = search(config(synthesis="l1", scheduler="none"), tmp_path)
+    for name, result in (("a", None), ("b", {"recall_at_1": 0.5}), ("c", {"recall_at_1": float("nan"), "l1": 0.1})):
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, result)
+    assert [trial.state for trial in study.study.get_trials()] == [
+        TrialState.PRUNED,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    ]
+    assert [record.state for record in study.records()] == ["failed"] * 3
+    assert "nan" in study.records()[2].reason
+
+
+def test_a_second_completion_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    searcher, study = search(config(), tmp_path)
+    run(searcher, "a", 0.25)
+    searcher.on_trial_complete("a", {"recall_at_1": 0.75})
+    assert "trial 0 finished twice" in caplog.text
+    assert study.study.best_value == 0.25

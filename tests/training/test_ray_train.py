@@ -1,16 +1,14 @@
-"""What of training on Ray needs no cluster: how many workers are asked for, and whose error is told."""
+"""Training on Ray without a cluster: the number of workers, and which error of several workers is raised."""
 
 from __future__ import annotations
 
 import pytest
 import ray.train
 
-from s2s_ray.config import (
-    TrainConfig,
-    load_config,
-)
-from s2s_ray.errors import ConfigError, StorageError
-from s2s_ray.training.ray_train import _cause, _scaling
+from s2s_ray.config import TrainConfig, load_config
+from s2s_ray.errors import ConfigError, DivergedError, StorageError
+from s2s_ray.training import ray_train
+from s2s_ray.training.ray_train import _scaling, train
 
 
 @pytest.mark.parametrize(
@@ -20,18 +18,31 @@ from s2s_ray.training.ray_train import _cause, _scaling
 def test_only_fewer_workers_make_a_run_elastic(
     settings: dict[str, int], workers: int | tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "7")  # the user's own stays
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "7")  # the user's own value stays
     scaling = _scaling(TrainConfig(**settings, resize_every_s=5))
     assert scaling.num_workers == workers
     assert scaling.elastic_resize_monitor_interval_s == 5  # type: ignore[attr-defined]
 
 
-def test_more_workers_at_least_than_at_most_are_refused() -> None:
+def test_a_minimum_above_the_number_of_workers_is_refused() -> None:
     with pytest.raises(ConfigError, match="min_workers=3 is more than workers=2"):
         load_config("tiny", ["train.workers=2", "train.min_workers=3"])
 
 
-def test_of_several_workers_errors_ours_is_the_one_that_is_told() -> None:
-    lost, fault = RuntimeError("Connection closed by peer"), StorageError("s3://b/run cannot be reached")
-    assert _cause(ray.train.WorkerGroupError("many lines", {0: lost, 1: fault})) is fault
-    assert _cause(ray.train.WorkerGroupError("many lines", {0: lost})) is None
+@pytest.mark.parametrize("fault", [StorageError("s3://b/run cannot be reached"), DivergedError("step 3"), None])
+def test_the_librarys_own_error_of_a_worker_is_raised(
+    fault: Exception | None, monkeypatch: pytest.MonkeyPatch, tmp_path: str
+) -> None:
+    """The errors of the other workers only follow from it."""
+    lost = RuntimeError("Connection closed by peer")
+    raised = ray.train.WorkerGroupError("many lines", {0: lost, **({1: fault} if fault else {})})
+
+    def fail(work: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray_train, "check_ready", lambda config: None)
+    monkeypatch.setattr(ray_train, "in_thread", fail)
+    monkeypatch.setattr(ray_train, "_TorchTrainer", lambda *_, **__: type("Trainer", (), {"fit": None}))
+    with pytest.raises(type(fault or raised)) as caught:
+        train(load_config("tiny", [f"train.storage={tmp_path}"]))
+    assert caught.value is (fault or raised)

@@ -1,4 +1,4 @@
-"""One trial: the trainer of `s2s train` with other values, its best epoch told to Ray Tune."""
+"""One trial of a sweep: the trainer of `s2s train` with other values, which reports its best epoch to Ray Tune."""
 
 from __future__ import annotations
 
@@ -16,40 +16,44 @@ from s2s_ray.errors import DivergedError
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import RECALL, objectives, run_name
-from s2s_ray.training.loop import (
-    Report,
-    Trainer,
-)
+from s2s_ray.training.loop import Report, Trainer
 
 EPOCH = "epoch"
-"""Epochs done, what schedulers count by: Tune's own iterations begin again where a trial is restarted."""
+"""Epochs done. Schedulers count these, because Tune's own iterations start again when a trial is restarted."""
 FAILED = "failed"
-BEGUN = "begun"
+"""Why the trial failed; a result with this key has no objectives."""
+STARTED = "started"
+"""When training started, in seconds since 1970."""
 
 
 class BestSoFar:
-    """Tells the objectives of the best validated epoch so far, once its checkpoint is stored."""
+    """A wrapper of a report function that reports the best validated epoch so far, once its checkpoint is stored.
+
+    Args:
+        names: the objectives to report.
+    """
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
 
     def __call__(self, trainer: Trainer, report: Report) -> Report:
-        logging.getLogger("s2s_ray").setLevel(logging.WARNING)  # the sweep tells the epochs of all its trials
-        begun = time.time()
+        """Return the function to which `trainer` reports its epochs and which forwards the best ones to `report`."""
+        logging.getLogger("s2s_ray").setLevel(logging.WARNING)  # the sweep logs the epochs of all its trials
+        started = time.time()
         best: dict[str, float] = {}
 
-        def told(figures: Mapping[str, Any]) -> None:
+        def report_best(figures: Mapping[str, Any]) -> None:
             if RECALL in figures and figures[RECALL] >= best.get(RECALL, 0.0):
                 best.update({name: float(figures[name]) for name in self.names})
             if best:
-                trainer.store.flush()  # Tune may stop the trial at once
-                report({**best, EPOCH: figures["epoch"] + 1, BEGUN: begun})
+                trainer.store.flush()  # Tune may stop the trial immediately
+                report({**best, EPOCH: figures["epoch"] + 1, STARTED: started})
 
-        return told
+        return report_best
 
 
 def trial_config(base: Config, params: Mapping[str, Any], root: str) -> Config:
-    """What a trial trains: the base with its values, as a run below `root`."""
+    """Return the configuration of a trial: `base` with the trial's values, as a run below `root`."""
     config = Space(base).config(params)
     own = {
         "name": run_name(params),
@@ -60,19 +64,22 @@ def trial_config(base: Config, params: Mapping[str, Any], root: str) -> Config:
 
 
 def run_trial(params: dict[str, Any], base: dict[str, Any], root: str) -> None:
-    """Tune's trainable. A loss that is not finite is a result, not a fault: the trial would only diverge again."""
+    """Train one trial; this is Tune's trainable.
+
+    Divergence is reported as a result instead of raised, because a retry would only diverge again.
+    """
     config = trial_config(Config.from_tree(base), params, root)
-    tell = BestSoFar(objectives(config.tune))
+    wrap_report = BestSoFar(objectives(config.tune))
     try:
         if config.train.workers == 1:
             torch.set_num_threads(config.train.threads)
             trainer = Trainer(config, "cuda" if config.train.use_gpu else "cpu")
-            trainer.fit(tell(trainer, tune.report), repeat=True, gauges=RayGauges(run=config.train.name))
+            trainer.fit(wrap_report(trainer, tune.report), repeat=True, gauges=RayGauges(run=config.train.name))
         else:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             from s2s_ray.training.ray_train import train
 
-            train(config, callbacks=[TuneReportCallback()], tell=tell)  # type: ignore[no-untyped-call]
+            train(config, callbacks=[TuneReportCallback()], wrap_report=wrap_report)  # type: ignore[no-untyped-call]
     except DivergedError as error:
         tune.report({FAILED: f"diverged at {error}"})
