@@ -1,6 +1,6 @@
-"""`make demo`: a procedural city, from nothing to a service that says where a panorama was taken.
+"""`make demo`: from a procedural city to a service that says where a panorama was taken.
 
-Everything is written below one folder, ./demo, which is made anew at each run.
+Everything is written to one folder, ./demo, whose contents are replaced at each run.
 """
 
 from __future__ import annotations
@@ -46,22 +46,23 @@ SWEEP = (
     "loss.alpha: {low: 5, high: 20, log: true}}",
 )
 SHORT = {"model.channels": 4, "model.discriminator_channels": 8, "train.epochs": 1, "train.workers": 1}
-ASKED = 60  # held-out panoramas sent to the service
+QUERIES = 60  # held-out panoramas sent to the service
 NEXT = """What to run next:
-  make serve                                      the same service on http://127.0.0.1:8000, until Ctrl-C
+  make serve                                      serve the same release on http://127.0.0.1:8000, until Ctrl-C
   .venv/bin/s2s evaluate --checkpoint demo/runs/demo --out demo/again -c demo/runs/demo/config.yaml
-  .venv/bin/s2s config -c small                   the next size; README.md has your own images, S3 and clusters"""
+  .venv/bin/s2s config -c small                   the next larger model; README.md has your own images and clusters"""
 
 
 class Stages:
-    """Seconds of each stage, told as they begin and end."""
+    """The stages of the demo: prints when each begins and ends, and keeps its seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str, what: str) -> Iterator[None]:
-        print(f"\n== {name}: {what}", flush=True)
+    def __call__(self, name: str, description: str) -> Iterator[None]:
+        """Time the block as the stage `name`."""
+        print(f"\n== {name}: {description}", flush=True)
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
@@ -69,7 +70,7 @@ class Stages:
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Folder that everything is written to.")] = Path("demo"),
     overrides: Annotated[list[str] | None, typer.Option("--set", "-s", help="Change the preset: a.b=value.")] = None,
 ) -> None:
     """Run all stages and write `summary.json`."""
@@ -79,21 +80,21 @@ def main(
     (folder / "summary.json").unlink(missing_ok=True)
     stage = Stages()
     with ray_cluster():
-        with stage("prepare", "a city of pairs, polar-transformed, in Arrow shards"):
+        with stage("prepare", "render a city, polar-transform its tiles and write Arrow shards"):
             prepare(config)
-        with stage("sweep", f"{config.tune.trials} short trials of a narrower model over the weights of the losses"):
+        with stage("sweep", f"search the loss weights in {config.tune.trials} short trials of a narrower model"):
             config = tuned(config)
-        with stage("train", f"the GAN and retrieval cycle on {config.train.workers} Ray Train workers"):
+        with stage("train", f"train synthesis and retrieval on {config.train.workers} Ray Train workers"):
             best = fit(config, folder)
         dataset = PairDataset(config.data.uri, "test")
-        with stage("evaluate", f"{len(dataset)} held-out tiles, before and after training"):
+        with stage("evaluate", f"measure recall on {len(dataset)} held-out tiles, before and after training"):
             torch.manual_seed(config.train.seed)
             before = evaluate(S2S(config.model), dataset, config.evaluation)
             after = evaluate(load_checkpoint(best), dataset, config.evaluation, out=str(folder / "pictures"))
-        with stage("publish", "the best checkpoint and an index of the held-out region"):
+        with stage("publish", "release the best checkpoint with an index of the held-out region"):
             publish(best, dataset, folder)
-        with stage("serve", f"{min(ASKED, len(dataset))} held-out panoramas over HTTP"):
-            served = ask(config, folder)
+        with stage("serve", f"localise {min(QUERIES, len(dataset))} held-out panoramas over HTTP"):
+            served = query(config, folder)
     summary = summarise(before, after, served, stage.seconds)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     show_table(summary)
@@ -102,14 +103,14 @@ def main(
 
 
 def settings(folder: Path, overrides: list[str]) -> Config:
-    """The `tiny` preset with everything below one folder."""
+    """Return the `tiny` preset with everything in one folder."""
     places = [f"data.uri={folder}/data", f"train.storage={folder}/runs", f"train.name={NAME}"]
     sweeps = [f"tune.storage={folder}/sweeps", f"tune.registry={folder}/registry", *SWEEP]
     return load_config("tiny", [*places, *sweeps, *overrides])
 
 
 def tuned(config: Config) -> Config:
-    """The configuration with the losses' weights that did best in a sweep of short trials."""
+    """Run a sweep of short trials and return the configuration with the best loss weights."""
     from s2s_ray.sweep.sweep import describe, sweep
 
     result = sweep(with_values(config, SHORT))
@@ -118,7 +119,7 @@ def tuned(config: Config) -> Config:
 
 
 def fit(config: Config, folder: Path) -> str:
-    """Train, draw the curves; the best checkpoint's URI."""
+    """Train, draw the curves, and return the URI of the best checkpoint."""
     from s2s_ray.training.ray_train import train
 
     result = train(config)
@@ -128,20 +129,20 @@ def fit(config: Config, folder: Path) -> str:
 
 def publish(checkpoint: str, dataset: PairDataset, folder: Path) -> None:
     """Index the split, publish both as a release and promote it."""
-    mark = registry.fingerprint(checkpoint)
-    index = build_index(load_checkpoint(checkpoint), dataset, checkpoint_fingerprint=mark, split="test")
+    fingerprint = registry.fingerprint(checkpoint)
+    index = build_index(load_checkpoint(checkpoint), dataset, checkpoint_fingerprint=fingerprint, split="test")
     index.save(str(folder / "index"))
     release = registry.publish(str(folder / "registry"), NAME, checkpoint, str(folder / "index"))
     registry.promote(str(folder / "registry"), NAME, release.id)
 
 
-def ask(config: Config, folder: Path) -> dict[str, int]:
-    """Serve the release and send held-out panoramas and tiles to it, as a user's program would."""
+def query(config: Config, folder: Path) -> dict[str, int]:
+    """Serve the release and send held-out panoramas and tiles to it over HTTP, as a user's program would."""
     from s2s_ray.service.local import serving
     from s2s_ray.service.settings import ServeArgs
 
     source = open_source(config.source)
-    records = [record for record in source.records() if record.split == "test"][:ASKED]
+    records = [record for record in source.records() if record.split == "test"][:QUERIES]
     hits = 0
     args = ServeArgs(registry=str(folder / "registry"), name=NAME, access_log=False)
     with serving(args, "127.0.0.1", free_port()) as url, httpx2.Client(base_url=url) as http:
@@ -155,26 +156,26 @@ def ask(config: Config, folder: Path) -> dict[str, int]:
             drawn = http.post("/v1/synthesize", content=tile, headers={"content-type": "image/png"}, timeout=60)
             drawn.raise_for_status()
             (folder / "pictures" / f"synthesised-{record.id}.png").write_bytes(drawn.content)
-    print(f"localised {hits} of {len(records)} at the first place")
+    print(f"the first match was correct for {hits} of {len(records)} panoramas")
     return {"asked": len(records), "hits": hits}
 
 
 def localize(http: httpx2.Client, panorama: bytes) -> dict[str, Any]:
-    """The first match of a panorama."""
-    answer = http.post(
+    """Return the first match of a panorama."""
+    response = http.post(
         "/v1/localize", params={"k": 5}, content=panorama, headers={"content-type": "image/png"}, timeout=60
     )
-    answer.raise_for_status()
-    best: dict[str, Any] = answer.json()["matches"][0]
+    response.raise_for_status()
+    best: dict[str, Any] = response.json()["matches"][0]
     return best
 
 
 def show(record: Record, match: dict[str, Any]) -> None:
-    """One answer beside the truth."""
-    there, here = (record.latitude, record.longitude), (match["latitude"], match["longitude"])
-    metres = Geod(ellps="WGS84").inv(there[1], there[0], here[1], here[0])[2]
+    """Print the first match of a panorama beside its true position."""
+    true, found = (record.latitude, record.longitude), (match["latitude"], match["longitude"])
+    metres = Geod(ellps="WGS84").inv(true[1], true[0], found[1], found[0])[2]
     print(
-        f"{record.id} was taken at {there[0]:.6f}, {there[1]:.6f}; the service says {here[0]:.6f}, {here[1]:.6f}, "
+        f"{record.id} was taken at {true[0]:.6f}, {true[1]:.6f}; the service returned {found[0]:.6f}, {found[1]:.6f}, "
         f"{metres:.0f} m away (tile {match['id']}, descriptor distance {match['descriptor_distance']:.3f})"
     )
 
@@ -182,7 +183,7 @@ def show(record: Record, match: dict[str, Any]) -> None:
 def summarise(
     before: EvaluationReport, after: EvaluationReport, served: dict[str, int], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """What `summary.json` holds; recall in fractions, L1 of pixels in [-1, 1]."""
+    """Return the contents of `summary.json`; recall as fractions, L1 of pixels in [-1, 1]."""
     recall, untrained = after.street_to_satellite.recall, before.street_to_satellite.recall
     return {
         "gallery": after.gallery,
@@ -206,7 +207,7 @@ def show_table(summary: dict[str, Any]) -> None:
     table.add_row("recall at 1", f"{summary['recall_at_1_untrained']:.1%}", f"{summary['recall_at_1']:.1%}")
     table.add_row("recall at 5", "", f"{summary['recall_at_5']:.1%}")
     table.add_row("recall at 10", "", f"{summary['recall_at_10']:.1%}")
-    table.add_row(f"recall at 1 over HTTP, of {summary['asked']} asked", "", f"{summary['recall_at_1_served']:.1%}")
+    table.add_row(f"recall at 1 over HTTP, {summary['asked']} queries", "", f"{summary['recall_at_1_served']:.1%}")
     table.add_row("L1 of synthesis, pixels in [-1, 1]", f"{summary['l1_before']:.3f}", f"{summary['l1_after']:.3f}")
     for name, value in summary["seconds"].items():
         table.add_row(f"seconds: {name}", "", f"{value:.0f}")
@@ -214,7 +215,7 @@ def show_table(summary: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
