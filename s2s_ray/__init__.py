@@ -1,27 +1,74 @@
 """Satellite-to-street geo-localisation and view synthesis (Toker et al., CVPR 2021) on Ray.
 
-`S2S` and `load_checkpoint` are the way in. They are imported when first used: PyTorch takes seconds, and processes
-that only read configuration or storage go without.
+`__all__` lists the public API. Every name is imported when it is first used, because PyTorch takes seconds to import
+and a process that only reads configuration or calls the service does without it.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from s2s_ray.client import Client, ServedMatch
+    from s2s_ray.config import Config, load_config
+    from s2s_ray.errors import DivergedError, InputError, S2SError, ServiceError, StateError, StoppedError, StorageError
+    from s2s_ray.geo.prior import Box, Circle
+    from s2s_ray.index import Match, ReferenceIndex
+    from s2s_ray.inference import Embedder, Localizer, Synthesizer
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.model.s2s import S2S
+    from s2s_ray.version import __version__
 
-__all__ = ["S2S", "load_checkpoint"]
+__all__ = [
+    "S2S",
+    "Box",
+    "Circle",
+    "Client",
+    "Config",
+    "DivergedError",
+    "Embedder",
+    "InputError",
+    "Localizer",
+    "Match",
+    "ReferenceIndex",
+    "S2SError",
+    "ServedMatch",
+    "ServiceError",
+    "StateError",
+    "StoppedError",
+    "StorageError",
+    "Synthesizer",
+    "__version__",
+    "load_checkpoint",
+    "load_config",
+]
+
+_HOMES = {
+    "S2S": "model.s2s",
+    "load_checkpoint": "model.checkpoint",
+    "Embedder": "inference",
+    "Localizer": "inference",
+    "Synthesizer": "inference",
+    "Match": "index",
+    "ReferenceIndex": "index",
+    "Client": "client",
+    "ServedMatch": "client",
+    "Box": "geo.prior",
+    "Circle": "geo.prior",
+    "Config": "config",
+    "load_config": "config",
+    "__version__": "version",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "S2S":
-        from s2s_ray.model.s2s import S2S
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
 
-        return S2S
-    if name == "load_checkpoint":
-        from s2s_ray.model.checkpoint import load_checkpoint
 
-        return load_checkpoint
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

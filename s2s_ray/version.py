@@ -1,4 +1,4 @@
-"""The version of this code, as it is written into what the code makes."""
+"""The version of this code, which is written into what the code makes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def code_version() -> str:
-    """The installed version of this package, or 'unknown' where it runs from a source tree alone."""
+    """Return the installed version of this package, or 'unknown' in a source tree that is not installed."""
     try:
         return version("s2s-ray")
     except PackageNotFoundError:
         return "unknown"
+
+
+__version__ = code_version()
