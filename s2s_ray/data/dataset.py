@@ -1,4 +1,4 @@
-"""A prepared data set as PyTorch reads it."""
+"""A prepared data set as a PyTorch data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from s2s_ray import storage
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.schema import Split
-from s2s_ray.errors import DatasetError, StorageError, UnreadableImageError
+from s2s_ray.errors import ConfigError, DamagedError, DatasetError, InputError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.polar import flip_pair
 from s2s_ray.storage.cache import ShardCache
@@ -25,7 +25,7 @@ from s2s_ray.storage.cache import ShardCache
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pair: `polar` and `street` are 3 H W, uint8 RGB; `index` is its place in the split."""
+    """One pair: `polar` and `street` are 3 H W, uint8 RGB; `index` is its position in the split."""
 
     polar: Tensor
     street: Tensor
@@ -34,7 +34,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs: `polar` and `street` are B 3 H W, uint8 RGB, in memory B H W 3; `index` is B, int64. B may be 0."""
+    """B pairs: `polar` and `street` are B 3 H W, uint8 RGB; `index` is B, int64. B may be 0.
+
+    The memory of the images is laid out as B H W 3.
+    """
 
     polar: Tensor
     street: Tensor
@@ -44,7 +47,7 @@ class Batch:
         return len(self.index)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device; the copy may still be under way when pinned memory goes to a GPU."""
+        """Return the batch on a device; a copy of pinned memory to a GPU may still be in progress."""
         return Batch(
             self.polar.to(device, non_blocking=True),
             self.street.to(device, non_blocking=True),
@@ -52,13 +55,15 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader's `pin_memory` calls it."""
+        """Return the batch in page-locked memory; DataLoader's `pin_memory` calls this."""
         return Batch(self.polar.pin_memory(), self.street.pin_memory(), self.index.pin_memory())
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> Batch:
-    """Samples as a batch. A share without a pair (a short batch over many ranks) gives a batch of none, for which
-    `size`, rows and columns, is needed."""
+    """Combine samples into a batch.
+
+    No samples (a short batch divided among many ranks) give an empty batch, which needs `size`, its rows and columns.
+    """
     if not samples:
         assert size is not None, "an empty batch needs the size of its images"
         empty = torch.empty((0, 3, *size), dtype=torch.uint8)
@@ -71,8 +76,10 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
 
 
 def _joined(images: Sequence[Tensor]) -> Tensor:
-    """Images as they were decoded, one after the other: bringing them into another order would take half as long as
-    decoding them."""
+    """Stack 3 H W images as N 3 H W without changing the memory layout in which they were decoded, H W 3.
+
+    Rearranging them would take half as long as decoding them.
+    """
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
@@ -81,18 +88,17 @@ class PairDataset(Dataset[Sample]):
 
     An index gives the pair as it is; a tuple (epoch, index) gives it as that epoch of training sees it: both images
     mirrored with probability `flip`, drawn from (seed, epoch, id) alone, so that neither the order nor the number of
-    processes changes it. Opening reads the manifest and the records; shards come with the first pair of them.
-    Instances are pickled into loader processes, which open shards of their own.
+    processes changes it. Opening reads `dataset.json` and the records; a shard is fetched with its first pair.
+    Instances are pickled into loader processes, which open the shards themselves.
 
     Args:
         uri: the data set.
         split: train, val or test.
-        cache_dir: node-local folder for the shards of a data set that is not local; by default one below the
-            temporary directory.
-        cache_bytes: largest size of that folder.
+        cache_dir: node-local folder for the shards of a remote data set; by default one below the temporary directory.
+        cache_bytes: maximum size of that folder.
         window: shards whose pairs are shuffled together; the cache must hold two windows.
         flip: probability that a pair of an epoch is mirrored.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
 
     Attributes:
         info: the data set's `DatasetInfo`.
@@ -104,7 +110,7 @@ class PairDataset(Dataset[Sample]):
 
     Raises:
         DatasetError: no complete data set, or no such split.
-        StorageError: its files cannot be read.
+        StorageError: its files cannot be read or are damaged.
         ConfigError: a cache smaller than two windows.
     """
 
@@ -128,11 +134,18 @@ class PairDataset(Dataset[Sample]):
         self.shard_sizes = [shard.count for shard in info.shards]
         self._ends = np.cumsum(self.shard_sizes)
         folder = None if cache_dir is None else Path(cache_dir)
-        self._cache = ShardCache(uri, info.shards, folder=folder, max_bytes=cache_bytes, window=window)
+        try:
+            self._cache = ShardCache(uri, info.shards, folder=folder, max_bytes=cache_bytes, window=window)
+        except InputError as error:
+            raise ConfigError(
+                f"data.cache_gb={cache_bytes / 1e9:g}: {error}; raise data.cache_gb or lower data.window"
+            ) from None
         records = _read_records(storage.join(uri, info.records.name), info.records.sha256)
         self.ids: list[str] = records.column("id").to_pylist()
         if len(self.ids) != info.count or sum(self.shard_sizes) != info.count:
-            raise DatasetError(f"{uri}: the {split} split lists {info.count} pairs, its files hold other numbers")
+            raise DatasetError(
+                f"{uri}: the {split} split lists {info.count} pairs, but its files hold a different number"
+            )
         self.positions = _pairs(records, "easting", "northing")
         self.latlon = _pairs(records, "latitude", "longitude")
         self.zones: NDArray[np.int64] = records.column("zone").fill_null(0).to_numpy().astype(np.int64)
@@ -148,11 +161,11 @@ class PairDataset(Dataset[Sample]):
         return Sample(polar, street, index)
 
     def tile(self, index: int) -> Pixels | None:
-        """The raw satellite tile, S S 3, of a data set prepared with `keep_tiles`; None of others."""
+        """Return the raw satellite tile, S S 3; None if the data set was prepared without `keep_tiles`."""
         return self._decode("satellite", index) if self.info.keep_tiles else None
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """`collate` for this data set's image size; give it to the loader."""
+        """Combine samples with `collate` for this data set's image size; pass this to the loader."""
         return collate(samples, (self.height, self.width))
 
     def _planes(self, column: str, index: int) -> Tensor:
@@ -160,7 +173,7 @@ class PairDataset(Dataset[Sample]):
         if pixels.shape != (self.height, self.width, 3):
             raise DatasetError(
                 f"{self.uri}: {column} image of {self.ids[index]} is {pixels.shape[1]} x {pixels.shape[0]}, "
-                f"the data set's are {self.width} x {self.height}"
+                f"expected {self.width} x {self.height}"
             )
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -181,7 +194,7 @@ class PairDataset(Dataset[Sample]):
 def _read_records(uri: str, digest: str) -> pa.Table:
     data = storage.read_bytes(uri)
     if storage.sha256(data) != digest:
-        raise StorageError(f"{uri} fails its checksum: it is damaged; prepare the data set again")
+        raise DamagedError(f"{uri} fails its checksum: it is damaged; prepare the data set again")
     return pa.ipc.open_file(data).read_all()
 
 
@@ -191,6 +204,6 @@ def _pairs(records: pa.Table, first: str, second: str) -> NDArray[np.float64]:
 
 
 def _draw(seed: int, epoch: int, id: str) -> float:
-    """A number in [0, 1) that depends on the three arguments alone."""
+    """Return a number in [0, 1) that depends on the three arguments alone."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

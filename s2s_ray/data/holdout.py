@@ -1,4 +1,4 @@
-"""The validation split: pairs of the training split that training does not see, for choosing a checkpoint."""
+"""The validation split: training pairs that training does not see, for choosing a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def hold_out(records: Sequence[Record], fraction: float, block_m: float) -> tuple[list[Record], str]:
-    """Give about `fraction` of the training records to the validation split, unless the source names some itself.
+    """Move about `fraction` of the training records to the validation split, unless the source has one.
 
-    Where all training records have coordinates, whole blocks of `block_m` metres go (neighbours look alike), in the
-    order of a hash until the fraction is reached; a block that would make it more than twice the fraction stays.
-    Elsewhere, and where the blocks are too coarse for that, single records go, in the order of their ids' hashes.
-    Nothing but the records and the two numbers decides.
+    If all training records have coordinates, whole blocks of `block_m` metres are moved (neighbours look alike), in
+    the order of their hashes, until the fraction is reached; a block that would exceed twice the fraction is skipped.
+    Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes.
+    The result depends on the records and the two numbers alone.
 
-    Returns: the records in their order, and how the validation split came to be, in words.
+    Returns: the records in their order, and how the validation split was chosen, in words.
     """
     train = [record for record in records if record.split == "train"]
     if any(record.split == "val" for record in records):
@@ -43,7 +43,7 @@ def hold_out(records: Sequence[Record], fraction: float, block_m: float) -> tupl
 
 
 def _blocks(train: Sequence[Record], target: int, side: float) -> set[str]:
-    """Ids in the held-out blocks; empty where blocks do not serve."""
+    """Return the ids in the held-out blocks; empty if there are no positions or no suitable blocks."""
     block_of = {}
     for record in train:
         if record.easting is None or record.northing is None or record.zone is None:
@@ -58,7 +58,7 @@ def _blocks(train: Sequence[Record], target: int, side: float) -> set[str]:
             held.add(block)
             count += sizes[block]
     if not held:
-        log.info("the %d blocks of %g m are too few or too large to hold out whole ones", len(sizes), side)
+        log.info("the %d blocks of %g m are too few or too large to hold out whole blocks", len(sizes), side)
     return {id for id, block in block_of.items() if block in held}
 
 

@@ -1,4 +1,4 @@
-"""How records are laid out in shards, and whether a data set that was begun is the one that is asked for."""
+"""The plan of a data set: the layout of records in shards, and `plan.json`, by which a later run recognises it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,53 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
 
 from s2s_ray import storage
 from s2s_ray.config import Config, SourceConfig
 from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION
 from s2s_ray.data.schema import SPLITS, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
-from s2s_ray.errors import DatasetError, NotFoundError, UnreadableImageError
+from s2s_ray.errors import DatasetError, NotFoundError, S2SError, UnreadableImageError
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.storage.documents import Document, Tree
 
 log = logging.getLogger(__name__)
 
 PLAN = "plan.json"
 _SAMPLES = 8
-_RUN = 16  # neighbours in a source are often neighbours on the ground, and cheap to read one after the other
+_RUN = 16  # neighbours in a source are often neighbours on the ground, and cheap to read together
 _SHOWN = 5
+
+
+class _BegunPlan(Document):
+    """The content of `plan.json`. Version 1 has no key `format`."""
+
+    ERROR: ClassVar[type[S2SError]] = DatasetError
+
+    digest: str
+    settings: dict[str, Any]
+    records: int
+    pairs_per_shard: PositiveInt
+
+    def tree(self) -> Tree:
+        """Return the content of the file."""
+        return {key: value for key, value in super().tree().items() if key != "format"}
 
 
 def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan:
     """Lay the records out in shards of about `prepare.shard_mb`, and claim `data.uri` for this data set.
 
-    The training split is laid out in short runs of the source's order, the runs by the hash of their first id, so
+    The training split consists of short runs in the source's order, sorted by the hash of each run's first id, so
     that pairs that are shuffled together come from all over the data set; the other splits keep the source's order.
-    The number of pairs in a shard follows from the sizes of a few encoded ones and is kept in `plan.json`, by which
-    a later run knows its own work.
+    The number of pairs in a shard follows from the sizes of a few encoded ones and is stored in `plan.json`, by which
+    a later run recognises its own work.
 
     Raises:
         DatasetError: an empty split, no readable pair, or another data set at `data.uri`.
+        DamagedError: `plan.json` is damaged.
     """
     for split in config.prepare.splits:
         if not any(record.split == split for record in records):
@@ -54,19 +73,19 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
     )
     plan = replace(plan, source=_located(plan.source))
     begun = _begun(plan.uri)
-    if begun is not None and begun["digest"] == digest:
-        per_shard = int(begun["pairs_per_shard"])
+    if begun is not None and begun.digest == digest:
+        per_shard = begun.pairs_per_shard
     else:
         if begun is not None and _has_work(plan.uri):
             raise DatasetError(_difference(config.data.uri, begun, settings, len(records)))
         per_shard = _pairs_per_shard(plan, source, records, config.prepare.shard_mb * 1e6)
-        tree = {"digest": digest, "settings": settings, "records": len(records), "pairs_per_shard": per_shard}
-        storage.write_json(storage.join(plan.uri, PLAN), tree)
+        begun = _BegunPlan(digest=digest, settings=settings, records=len(records), pairs_per_shard=per_shard)
+        begun.write(storage.join(plan.uri, PLAN))
     return replace(plan, shards=tuple(_lay_out(records, per_shard)))
 
 
 def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
-    """What decides the bytes of the data set, by the names of the configuration."""
+    """Return the settings that determine the bytes of the data set, by their names in the configuration."""
     prepare, rows = config.prepare, views.panorama_rows
     settings = {
         "schema_version": SCHEMA_VERSION,
@@ -86,7 +105,7 @@ def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
 
 
 def _located(source: SourceConfig) -> SourceConfig:
-    """The same source under names that hold in the workers' directories."""
+    """Return the same source with absolute URIs, which are valid in the workers' directories, too."""
     places = {key: getattr(source, key, None) for key in ("uri", "tiles", "geotiff")}
     return source.model_copy(update={key: storage.absolute(uri) for key, uri in places.items() if uri is not None})
 
@@ -95,43 +114,43 @@ def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for record in records:
         known = asdict(record)
-        if known["fov"] == 360.0:  # all of them, as a rule: data sets of before there was the field keep their digest
+        if known["fov"] == 360.0:  # so that data sets made before the field existed keep their digest
             del known["fov"]
         digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _begun(uri: str) -> dict[str, Any] | None:
+def _begun(uri: str) -> _BegunPlan | None:
+    """Return the plan of an earlier run, or None if there is none."""
     try:
-        tree: dict[str, Any] = storage.read_json(storage.join(uri, PLAN))
+        return _BegunPlan.read(storage.join(uri, PLAN))
     except NotFoundError:
         if storage.exists(storage.join(uri, DATASET_FILE)):
             raise DatasetError(
-                f"{uri} has a {DATASET_FILE} without {PLAN}: it was not made here; choose another data.uri"
+                f"{uri} has a {DATASET_FILE} without {PLAN}: it was not prepared here; choose another data.uri"
             ) from None
         return None
-    return tree
 
 
 def _has_work(uri: str) -> bool:
     return any(name == DATASET_FILE or name.endswith(".arrow") for name in storage.list_names(uri))
 
 
-def _difference(uri: str, begun: dict[str, Any], settings: dict[str, Any], records: int) -> str:
-    before = begun["settings"]
+def _difference(uri: str, begun: _BegunPlan, settings: dict[str, Any], records: int) -> str:
+    before = begun.settings
     changed = [
         f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
         for key in settings.keys() | before.keys()
         if before.get(key) != settings.get(key)
     ]
-    if begun["records"] != records:
-        changed.append(f"the source had {begun['records']} pairs, now {records}")
+    if begun.records != records:
+        changed.append(f"the source had {begun.records} pairs, now {records}")
     what = "; ".join(sorted(changed)) or "the source's records changed"
-    return f"{uri} already holds another data set ({what}): choose another data.uri, or delete that one first"
+    return f"{uri} already holds another data set ({what}): choose another data.uri, or delete that data set first"
 
 
 def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shard_bytes: float) -> int:
-    """How many pairs fill a shard, by the first readable ones in the order of `_mixed`."""
+    """Return the number of pairs that fill a shard, from the first readable ones in the order of `_mixed`."""
     sizes: list[int] = []
     faults: list[str] = []
     for record in _mixed(records):
@@ -143,7 +162,7 @@ def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shar
             break
     if not sizes:
         raise DatasetError(
-            f"not one of the {len(records)} pairs of the source can be read; the first: {'; '.join(faults[:_SHOWN])}"
+            f"none of the {len(records)} pairs could be read; first errors: {'; '.join(faults[:_SHOWN])}"
         )
     return max(1, round(shard_bytes * len(sizes) / sum(sizes)))
 
@@ -163,7 +182,7 @@ def _lay_out(records: Sequence[Record], per_shard: int) -> list[ShardPlan]:
 
 
 def _mixed(records: Sequence[Record]) -> list[Record]:
-    """The records in runs of `_RUN` neighbours, the runs in the order of their first ids' hashes."""
+    """Sort runs of `_RUN` neighbouring records by the hash of each run's first id."""
     runs = [records[first : first + _RUN] for first in range(0, len(records), _RUN)]
     runs.sort(key=lambda run: hashlib.blake2b(run[0].id.encode(), digest_size=16).digest())
     return [record for run in runs for record in run]

@@ -1,8 +1,9 @@
-"""From a source to a data set: Arrow shards, one file of records a split, and `dataset.json`."""
+"""Preparation of a data set from a source: Arrow shards, one file of records per split, and `dataset.json`."""
 
 from __future__ import annotations
 
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from s2s_ray.data.plan import make_plan
 from s2s_ray.data.schema import SPLITS, Record, Split
 from s2s_ray.data.shard import RECORD_SCHEMA, Plan, ShardReport, arrow_bytes, finished, record_columns, write_shard
 from s2s_ray.data.sources import open_source
-from s2s_ray.errors import DatasetError
+from s2s_ray.errors import DatasetError, S2SError
 from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
 from s2s_ray.version import code_version
@@ -32,18 +33,18 @@ _SHOWN = 5
 
 
 def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetInfo:
-    """Make the data set at `data.uri` from `source`, or finish it where an earlier run was stopped.
+    """Make the data set at `data.uri` from `source`, or finish one that an earlier run left incomplete.
 
     A pair with a missing or unreadable image goes to the quarantine list with its reason and does not stop the work.
-    With `prepare.parallel` the shards are Ray Data tasks (of the cluster the caller has connected to; a local one
-    otherwise); the result is the same byte for byte.
+    With `prepare.parallel` the shards are Ray Data tasks (on the cluster that the caller is connected to, otherwise on
+    a local one); the result is the same byte for byte.
 
-    Returns: the description of the data set that is now at `data.uri`.
+    Returns: the description of the data set at `data.uri`.
 
     Raises:
+        InputError: a source that cannot be used: `ManifestError`, `ArchiveError`, `ConfigError`.
         DatasetError: a split without a usable pair, or another data set at `data.uri`.
         StorageError: the source or `data.uri` cannot be reached.
-        ValueError: a source that cannot be used.
     """
     source = open_source(config.source)
     records, validation = hold_out(
@@ -51,11 +52,11 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
     )
     wanted = config.prepare.splits
     if "train" in wanted and sum(record.split == "train" for record in records) < 2:
-        raise DatasetError("train split has fewer than 2 pairs (without those held out for validation): add some")
+        raise DatasetError("train split has fewer than 2 pairs besides those held out for validation: add pairs")
     records = [record for record in records if record.split in wanted]
     plan = make_plan(config, source, records)
     if storage.exists(storage.join(plan.uri, DATASET_FILE)):
-        log.info("%s is complete already", config.data.uri)
+        log.info("%s is already complete", config.data.uri)
         return read_dataset_info(plan.uri)
     reports = _write_shards(plan, config, progress)
     info = _finish(plan, config, reports, validation)
@@ -64,25 +65,25 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
 
 
 def _write_shards(plan: Plan, config: Config, progress: ProgressFactory) -> list[ShardReport]:
-    """Write what is not there yet and return the reports of all shards, in the order of the plan."""
+    """Write the shards that are missing and return the reports of all shards, in the order of the plan."""
     reports = {k: report for k in range(len(plan.shards)) if (report := finished(plan, k)) is not None}
     todo = [k for k in range(len(plan.shards)) if k not in reports]
     if reports:
-        log.info("%d of %d shards are there already", len(reports), len(plan.shards))
+        log.info("%d of %d shards exist already", len(reports), len(plan.shards))
     write = _with_ray if config.prepare.parallel else _in_process
     try:
         with progress(sum(len(plan.shards[k].records) for k in todo), "prepare", "pairs") as advance:
             for k in write(plan, todo, config.prepare.resources):
                 advance(len(plan.shards[k].records))
     except KeyboardInterrupt:
-        log.warning("interrupted; finished shards stay in %s, the same command goes on from there", config.data.uri)
+        log.warning("interrupted; finished shards stay in %s, and the same command resumes from them", config.data.uri)
         raise
     for k in todo:
         report = finished(plan, k)
         if report is None:
             raise DatasetError(
-                f"shard {plan.shards[k].name} was written, but {config.data.uri} does not show it: with more than "
-                "one machine data.uri must be a place that all of them share"
+                f"shard {plan.shards[k].name} was written, but {config.data.uri} does not contain it: with more than "
+                "one machine, data.uri must be storage that all of them share"
             )
         reports[k] = report
     for report in reports.values():
@@ -98,14 +99,17 @@ def _in_process(plan: Plan, todo: Sequence[int], resources: Mapping[str, float])
 
 
 def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -> Iterator[int]:
-    """The numbers of the shards as they are written, by Ray Data tasks of one shard each that ask for `resources`."""
+    """Write the shards in Ray Data tasks, one shard per task; yield the number of each when it is written.
+
+    A task returns a known error instead of raising it, because Ray Data would log its traceback and wrap it.
+    """
     if not todo:
         return
     with ray_cluster():
         import ray.data
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the line above
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns about the line above
         logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
         reference = ray.put(plan)
 
@@ -113,9 +117,9 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
             k = int(row["item"])
             try:
                 write_shard(ray.get(reference), k)
-            except ValueError as error:  # a user's error, to be told without the task's traceback
-                return {"k": k, "fault": str(error)}
-            return {"k": k, "fault": ""}
+            except S2SError as error:
+                return {"k": k, "error": pickle.dumps(error)}
+            return {"k": k, "error": b""}
 
         shards = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         others = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
@@ -123,13 +127,14 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
             write, num_cpus=resources.get("CPU"), num_gpus=resources.get("GPU"), resources=others or None
         )
         for row in written.iter_rows():
-            if row["fault"]:
-                raise DatasetError(row["fault"])
+            if row["error"]:
+                error: S2SError = pickle.loads(row["error"])  # written by `write` above
+                raise error
             yield int(row["k"])
 
 
 def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str) -> DatasetInfo:
-    """Write the splits' records and, last, the manifest."""
+    """Write the splits' records and, last, `dataset.json`."""
     quarantine = [entry for report in reports for entry in report.quarantine]
     lost = {entry.id for entry in quarantine}
     splits: dict[Split, SplitInfo] = {}
@@ -140,7 +145,7 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
         if len(records) < needed:
             reasons = [f"{entry.id}: {entry.reason}" for entry in quarantine if entry.split == split]
             raise DatasetError(
-                f"{split} split is empty: {len(records)} of its pairs can be used, {needed} needed "
+                f"{split} split has too few usable pairs: {len(records)}, at least {needed} needed "
                 f"({'; '.join(reasons[:_SHOWN])})"
             )
         splits[split] = SplitInfo(
@@ -149,7 +154,9 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
             shards=tuple(report.file for _, report in members if report.file is not None),
         )
     if quarantine:
-        log.warning("%d of %d pairs are in quarantine, listed in %s", len(quarantine), _total(plan), DATASET_FILE)
+        log.warning(
+            "%d of %d pairs are quarantined; they are listed in %s", len(quarantine), _total(plan), DATASET_FILE
+        )
     info = DatasetInfo(
         created_by=f"s2s-ray {code_version()}",
         digest=plan.digest,

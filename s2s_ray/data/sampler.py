@@ -11,10 +11,10 @@ from torch.utils.data import Sampler
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits all pairs, a function of the four arguments alone.
+    """Return the order in which an epoch visits all pairs, a function of the four arguments alone.
 
-    The shards are shuffled; then the pairs of each `window` consecutive shards are shuffled together. So a reader
-    needs at most two windows of shards at hand. Pairs are numbered shard after shard.
+    The shards are shuffled; then the pairs of each `window` consecutive shards are shuffled together, so a reader
+    holds at most two windows of shards. Pairs are numbered shard after shard.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
     sizes = np.asarray(shard_sizes, dtype=np.int64)
@@ -29,7 +29,7 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, epoch: int, window: int) 
 
 
 def share(batch: NDArray[np.int64], rank: int, world: int) -> NDArray[np.int64]:
-    """A rank's contiguous part of a global batch; the first ranks have one pair more where it does not divide."""
+    """Return a rank's contiguous part of a global batch; the first ranks take one pair more if it does not divide."""
     return np.array_split(batch, world)[rank]
 
 
@@ -37,14 +37,14 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
     """A rank's part of every global batch of one epoch, as lists of (epoch, index) for `PairDataset`.
 
     The ranks' lists, joined in the order of the ranks, are the same global batch for any number of ranks. The last,
-    short batch is used; a rank's list is empty where there are fewer pairs than ranks, so that all ranks take the
-    same number of steps. `start` moves on to another epoch or into the middle of one.
+    short batch is used; a rank's list is empty if there are fewer pairs than ranks, so that all ranks take the
+    same number of steps. `start` moves to another epoch or to a step within one.
 
     Args:
-        shard_sizes, seed, window: of `epoch_order`.
-        batch: pairs of a global batch.
-        rank, world: which part, of how many.
-        epoch, first_step: where to begin; the steps before the first are left out and change nothing after them.
+        shard_sizes, seed, window: arguments of `epoch_order`.
+        batch: pairs in a global batch.
+        rank, world: number of this part, and number of parts.
+        epoch, first_step: the epoch and step to start with; skipping steps does not change the later ones.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
         self.start(epoch, first_step)
 
     def start(self, epoch: int, first_step: int = 0) -> None:
-        """Go to a step of an epoch; the next iteration begins there."""
+        """Move to a step of an epoch; the next iteration begins with it."""
         assert 0 <= first_step <= self.steps, (first_step, self.steps)
         self.epoch, self.first_step = epoch, first_step
 
@@ -88,5 +88,5 @@ class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def _permutation(bits: np.random.PCG64, count: int) -> NDArray[np.int64]:
-    """A random order of `count` things from the raw stream, which NumPy promises never to change."""
+    """Return a random order of `count` items from the raw stream, which NumPy guarantees never to change."""
     return np.argsort(bits.random_raw(count), kind="stable")

@@ -1,4 +1,4 @@
-"""A shard: some pairs of one split as an Arrow IPC file of encoded images, ready for the networks."""
+"""Shards: pairs of one split in an Arrow IPC file, as encoded images that are ready for the networks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 from torch import Tensor
 
 from s2s_ray import storage
@@ -18,16 +19,10 @@ from s2s_ray.config import SourceConfig
 from s2s_ray.data.description import FileInfo, Quarantined
 from s2s_ray.data.schema import Pair, Record, Source, Split
 from s2s_ray.data.sources import open_source
-from s2s_ray.errors import NotFoundError, UnreadableImageError, ViewError
-from s2s_ray.geo.images import (
-    Encoding,
-    Pixels,
-    encode,
-)
-from s2s_ray.geo.views import (
-    PanoramaKind,
-    ViewGeometry,
-)
+from s2s_ray.errors import DamagedError, DatasetError, NotFoundError, S2SError, UnreadableImageError, ViewError
+from s2s_ray.geo.images import Encoding, Pixels, encode
+from s2s_ray.geo.views import PanoramaKind, ViewGeometry
+from s2s_ray.storage.documents import Document, Tree
 
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
@@ -43,7 +38,7 @@ RECORD_SCHEMA = pa.schema(RECORD_FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """One shard to write: the records it is made of."""
+    """One shard to write, with its records."""
 
     name: str
     split: Split
@@ -52,7 +47,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A data set to write: everything that decides its bytes. Goes to workers as a pickle."""
+    """A data set to write: everything that determines its bytes. It is pickled for the workers."""
 
     uri: str
     digest: str
@@ -65,7 +60,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:
-    """A shard that was written: `file` is None where not one of its records could be used."""
+    """A shard that was written; `file` is None if none of its records could be used."""
 
     name: str
     file: FileInfo | None
@@ -73,22 +68,37 @@ class ShardReport:
     panoramas: dict[PanoramaKind, int]
 
 
+class _SideCar(Document):
+    """The content of a shard's NAME.json. Version 1 has no key `format`."""
+
+    ERROR: ClassVar[type[S2SError]] = DatasetError
+
+    digest: str
+    file: FileInfo | None
+    quarantine: tuple[Quarantined, ...]
+    panoramas: dict[PanoramaKind, int] = Field(default_factory=dict)
+
+    def tree(self) -> Tree:
+        """Return the content of the file."""
+        return {key: value for key, value in super().tree().items() if key != "format"}
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The encoded images of one record by column, and what its panorama was taken for."""
+    """The encoded images of one record by column, and the kind of its panorama."""
 
     images: dict[str, bytes]
     panorama: PanoramaKind
 
 
 def prepare_pair(pair: Pair, record: Record, views: ViewGeometry) -> tuple[Pixels, Pixels]:
-    """Both images of a pair at height x width: the tile unrolled, the panorama turned north and cropped.
+    """Return both images of a pair at height x width: the tile unrolled, the panorama turned north and cropped.
 
     Returns: polar and street, H W 3, values rounded to nearest.
 
     Raises:
-        UnreadableImageError: a tile that is not square, a panorama that cannot be all of the horizon though it is said
-            to be, or images too small to be used.
+        UnreadableImageError: a tile that is not square, a panorama that cannot show the whole horizon although its
+            record says so, or images that are too small.
     """
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
@@ -113,12 +123,13 @@ def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
 
 
 def write_shard(plan: Plan, k: int) -> ShardReport:
-    """Write shard `k` of a plan, unless it is there already. The same plan always gives the same bytes.
+    """Write shard `k` of a plan, unless it exists already. The same plan always gives the same bytes.
 
-    The shard is written before its side-car NAME.json (count, size, checksum, quarantine), which makes it finished:
-    a shard cut short is written again, a finished one is not.
+    The shard is written before its side-car NAME.json (count, size, checksum, quarantine), which marks it as finished:
+    an incomplete shard is written again, a finished one is not.
 
     Raises:
+        InputError: the source cannot be used.
         StorageError: the source or the data set cannot be reached.
     """
     shard = plan.shards[k]
@@ -142,44 +153,36 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
         storage.write_bytes(storage.join(plan.uri, file), data)
         info = FileInfo(name=file, count=len(rows), bytes=len(data), sha256=storage.sha256(data))
     report = ShardReport(shard.name, info, tuple(quarantine), dict(sorted(panoramas.items())))
-    storage.write_json(storage.join(plan.uri, f"{shard.name}.json"), _side_car(plan, report))
+    side_car = _SideCar(digest=plan.digest, file=info, quarantine=report.quarantine, panoramas=report.panoramas)
+    side_car.write(storage.join(plan.uri, f"{shard.name}.json"))
     return report
 
 
 @lru_cache(maxsize=1)
 def _source(digest: str, config: SourceConfig) -> Source:
-    """The source of one plan, kept from shard to shard: what it has read or drawn may serve the next one."""
+    """Open the source of one plan, once for all its shards: files that it has read or drawn may serve the next one."""
     return open_source(config)
 
 
 def finished(plan: Plan, k: int) -> ShardReport | None:
-    """The report of a shard that an earlier run of the same plan wrote, or None."""
+    """Return the report of a shard that an earlier run of the same plan finished, or None."""
     shard = plan.shards[k]
     try:
-        tree = storage.read_json(storage.join(plan.uri, f"{shard.name}.json"))
-        if tree["digest"] != plan.digest:
+        found = _SideCar.read(storage.join(plan.uri, f"{shard.name}.json"))
+        if found.digest != plan.digest:
             return None
-        file = None if tree["file"] is None else FileInfo.model_validate(tree["file"])
-        if file is not None and storage.size(storage.join(plan.uri, file.name)) != file.bytes:
+        if found.file is not None and storage.size(storage.join(plan.uri, found.file.name)) != found.file.bytes:
             return None
-    except NotFoundError:
+    except (NotFoundError, DamagedError):
         return None
-    quarantine = tuple(Quarantined.model_validate(entry) for entry in tree["quarantine"])
-    return ShardReport(shard.name, file, quarantine, tree.get("panoramas", {}))
-
-
-def _side_car(plan: Plan, report: ShardReport) -> dict[str, Any]:
-    return {
-        "digest": plan.digest,
-        "file": None if report.file is None else report.file.model_dump(),
-        "quarantine": [entry.model_dump() for entry in report.quarantine],
-        "panoramas": report.panoramas,
-    }
+    return ShardReport(shard.name, found.file, found.quarantine, found.panoramas)
 
 
 def shard_bytes(rows: Sequence[tuple[Record, dict[str, bytes]]], *, keep_tiles: bool) -> bytes:
-    """A shard's file: the records' columns, then one column of encoded images for each of `polar`, `street` and,
-    with `keep_tiles`, `satellite`."""
+    """Return a shard's file: the records' columns, then a column of encoded images for each view.
+
+    The views are `polar`, `street` and, with `keep_tiles`, `satellite`.
+    """
     images = ["polar", "street", *(["satellite"] if keep_tiles else [])]
     columns = record_columns([record for record, _ in rows])
     columns |= {image: [encoded[image] for _, encoded in rows] for image in images}
@@ -188,12 +191,12 @@ def shard_bytes(rows: Sequence[tuple[Record, dict[str, bytes]]], *, keep_tiles: 
 
 
 def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """Columns of `RECORD_SCHEMA`."""
+    """Return the columns of `RECORD_SCHEMA`."""
     return {name: [getattr(record, name) for record in records] for name in RECORD_SCHEMA.names}
 
 
 def arrow_bytes(schema: pa.Schema, columns: dict[str, list[Any]]) -> bytes:
-    """An Arrow IPC file of one record batch."""
+    """Return an Arrow IPC file of one record batch."""
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))

@@ -1,8 +1,8 @@
-"""Whether a data set is whole."""
+"""Verification of a data set: every file, checksum, record and image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -11,15 +11,13 @@ from s2s_ray import storage
 from s2s_ray.data.description import DatasetInfo, FileInfo, SplitInfo, read_dataset_info
 from s2s_ray.data.sources import published_counts
 from s2s_ray.errors import NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import (
-    decode,
-)
+from s2s_ray.geo.images import decode
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A split of a published data set: pairs that its authors published, that the archive lists, that can be used."""
+    """A split of a published data set: the numbers of pairs published, listed in the archive, and usable."""
 
     split: str
     published: int
@@ -27,17 +25,17 @@ class Comparison:
     usable: int
 
     def line(self) -> str:
-        """The comparison in words."""
-        among = " (validation among them)" if self.split == "train" else ""
-        found = f"{self.split}{among}: {self.published:,} pairs were published, the archive lists {self.listed:,}"
+        """Return the comparison in words."""
+        among = " (including validation)" if self.split == "train" else ""
+        found = f"{self.split}{among}: {self.published:,} pairs published, the archive lists {self.listed:,}"
         if self.usable == self.published:
-            return f"{found}, all of them usable"
-        return f"{found}, {self.usable:,} of them usable: {self.published - self.usable:,} missing"
+            return f"{found}, all usable"
+        return f"{found}, {self.usable:,} usable: {self.published - self.usable:,} missing"
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found. Quarantined pairs are known to be absent and are no fault."""
+    """The result of `verify`. Quarantined pairs are known to be absent and do not count as faults."""
 
     uri: str
     info: DatasetInfo
@@ -46,16 +44,16 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that the manifest lists is there and readable."""
+        """True if everything that `dataset.json` lists exists and is readable."""
         return not self.faults
 
     @property
     def complete(self) -> bool:
-        """Whether all pairs of a published data set can be used; true of data sets that are not published ones."""
+        """True if all pairs of a published data set are usable, and for every data set that is not a published one."""
         return all(part.usable == part.published for part in self.published)
 
     def lines(self) -> list[str]:
-        """The report as text: counts, quarantined pairs with their reasons, faults."""
+        """Return the report as text: counts, quarantined pairs with their reasons, faults."""
         shape = self.info.geometry
         lines = [f"{self.uri}: {shape.height} x {shape.width}, {self.info.encoding}"]
         lines += [
@@ -70,17 +68,19 @@ class VerifyReport:
         if self.faults:
             lines.append(f"{len(self.faults)} faults")
         else:
-            lines.append("ok" if self.complete else "ok, but not all of the published pairs")
+            lines.append("ok" if self.complete else "ok, but some published pairs are missing")
         return lines
 
 
 def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progress) -> VerifyReport:
-    """Check every file of a data set: there, of its size and checksum, with the pairs the records list; and decode
-    every image, unless `quick`. All faults are collected, each naming the file or the id.
+    """Check every file of a data set, and decode every image unless `quick`.
+
+    A file must exist, have its size and checksum, and hold the pairs that the records list. All faults are collected,
+    each naming the file or the id.
 
     Raises:
         DatasetError: there is no complete data set.
-        StorageError: the storage cannot be reached.
+        StorageError: the storage cannot be reached, or `dataset.json` is damaged.
     """
     info = read_dataset_info(uri)
     report = VerifyReport(uri, info, published=list(_comparisons(info)))
@@ -100,7 +100,7 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
 
 
 def _comparisons(info: DatasetInfo) -> Iterator[Comparison]:
-    """Each split that is there against what was published. What was held out for validation counts as training."""
+    """Compare each existing split with what was published; pairs held out for validation count as training."""
     published = published_counts(info.source)
     for split, count in (published or {}).items():
         parts = ("train", "val") if split == "train" else (split,)
@@ -111,8 +111,8 @@ def _comparisons(info: DatasetInfo) -> Iterator[Comparison]:
         yield Comparison(split, count, usable + lost, usable)
 
 
-def _read(report: VerifyReport, info: FileInfo) -> pa.Table | None:
-    """A file's table; None, with the fault noted, where it is not what the manifest lists."""
+def _read(report: VerifyReport, info: FileInfo, images: Sequence[str] = ()) -> pa.Table | None:
+    """Return a file's table with ids and these columns of images; None if it cannot be read. Faults are recorded."""
     try:
         data = storage.read_bytes(storage.join(report.uri, info.name))
     except NotFoundError:
@@ -121,14 +121,19 @@ def _read(report: VerifyReport, info: FileInfo) -> pa.Table | None:
     if len(data) != info.bytes:
         report.faults.append(f"{info.name} fails its checksum ({len(data)} bytes, {info.bytes} expected)")
     elif storage.sha256(data) != info.sha256:
-        report.faults.append(f"{info.name} fails its checksum (of the right size, other bytes)")
+        report.faults.append(f"{info.name} fails its checksum (right size, different bytes)")
     try:
         table = pa.ipc.open_file(data).read_all()
-        table.validate(full=True)  # reading damaged offsets would end the process
-        return table
-    except (pa.ArrowInvalid, OSError) as error:
+        table.validate(full=True)  # reading damaged offsets would crash the process
+    except (pa.ArrowException, OSError, ValueError) as error:
         report.faults.append(f"{info.name} is not an Arrow file ({error})")
         return None
+    wanted = {"id": pa.string(), **dict.fromkeys(images, pa.large_binary())}
+    wrong = [name for name, kind in wanted.items() if name not in table.column_names or table[name].type != kind]
+    if wrong or table["id"].null_count:
+        report.faults.append(f"{info.name} has no usable column {', '.join(wrong) or 'id'}")
+        return None
+    return table
 
 
 def _ids(report: VerifyReport, info: FileInfo) -> list[str]:
@@ -137,8 +142,8 @@ def _ids(report: VerifyReport, info: FileInfo) -> list[str]:
 
 
 def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[str]:
-    """Ids of the pairs in a shard, with its faults noted."""
-    table = _read(report, shard)
+    """Return the ids of the pairs in a shard, and record its faults."""
+    table = _read(report, shard, _images(report.info))
     if table is None:
         return []
     ids: list[str] = table.column("id").to_pylist()
@@ -149,9 +154,13 @@ def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[
     return ids
 
 
-def _undecodable(manifest: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
-    shape = (manifest.geometry.height, manifest.geometry.width, 3)
-    for column in ("polar", "street", *(["satellite"] if manifest.keep_tiles else [])):
+def _images(info: DatasetInfo) -> list[str]:
+    return ["polar", "street", *(["satellite"] if info.keep_tiles else [])]
+
+
+def _undecodable(info: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
+    shape = (info.geometry.height, info.geometry.width, 3)
+    for column in _images(info):
         for id, data in zip(ids, table.column(column), strict=True):
             try:
                 pixels = decode(data.as_py())
@@ -166,7 +175,7 @@ def _compare(split: str, info: SplitInfo, ids: list[str], held: list[str], seen:
     if len(ids) != info.count:
         yield f"{info.records.name} lists {len(ids)} pairs, {info.count} expected"
     yield from (f"{id}: listed in {split}, but in none of its shards" for id in sorted(set(ids) - set(held)))
-    yield from (f"{id}: in a shard of {split}, but not listed" for id in sorted(set(held) - set(ids)))
+    yield from (f"{id}: in a shard of {split}, but not listed there" for id in sorted(set(held) - set(ids)))
     if set(ids) == set(held) and ids != held:
-        yield f"{split}: the shards hold the pairs in another order than {info.records.name}"
+        yield f"{split}: the shards hold the pairs in a different order from {info.records.name}"
     yield from (f"{id}: in more than one split" for id in ids if id in seen)

@@ -135,7 +135,7 @@ ROW = "a,s.png,p.png,train"
         (f"{HEADER}\n{ROW}\n ,s,p,train\n", "row 2: id is empty"),
         (f"{HEADER}\na,,p,train\n", "row 1: satellite is empty"),
         (f"{HEADER}\na,s,p,Train\n", "row 1: split is 'Train', expected one of train, val, test"),
-        (f"{HEADER}\n" + f"{ROW}\n" * 2 + "b,s,p,test\nc,s,p,val\nc,s,p,test\n", "2 are not: a, c$"),
+        (f"{HEADER}\n" + f"{ROW}\n" * 2 + "b,s,p,test\nc,s,p,val\nc,s,p,test\n", "2 are repeated: a, c$"),
         (f"{HEADER},latitude\n{ROW},1\n", "longitude missing; give latitude, longitude or none"),
         (f"{HEADER},latitude,longitude\n{ROW},1,\n", "row 1: longitude missing"),
         (f"{HEADER},latitude,longitude\n{ROW},91,0\n", "row 1: latitude is 91, expected between -80 and 84"),

@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     config = pairs.config(tmp_path / "out", shard_mb=0.02)
     with pytest.raises(KeyboardInterrupt):
         prepare(config, progress=stopping_after(2))  # type: ignore[arg-type]
-    assert "the same command goes on from there" in caplog.text
+    assert "the same command resumes" in caplog.text
     with pytest.raises(DatasetError, match=r"holds no complete data set \(dataset.json is missing\)"):
         read_dataset_info(str(tmp_path / "out"))
     done = {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.arrow")}
@@ -235,7 +235,9 @@ def test_another_data_set_is_not_overwritten(pairs: PairFolder, tmp_path: Path) 
 
 def test_a_begun_plan_without_a_shard_may_change(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs)
-    storage.write_json(str(tmp_path / "out" / "plan.json"), {"digest": "x", "settings": {}, "records": 0})
+    storage.write_json(
+        str(tmp_path / "out" / "plan.json"), {"digest": "x", "settings": {}, "records": 0, "pairs_per_shard": 1}
+    )
     prepare(pairs.config(tmp_path / "out"))
     prepare(pairs.config(tmp_path / "fresh"))
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
@@ -281,10 +283,10 @@ def test_a_shard_of_nothing_but_quarantine_is_not_listed(pairs: PairFolder, tmp_
             6,
             2,
             "test",
-            r"^test split is empty: 0 of its pairs can be used, 1 needed \(test0: satellite image is missing",
+            r"^test split has too few usable pairs: 0, at least 1 needed \(test0: satellite image is missing",
         ),
-        (6, 2, "train", r"^train split is empty: 0 of its pairs"),
-        (6, 2, "t", r"^not one of the 8 pairs of the source can be read; the first: .*missing"),
+        (6, 2, "train", r"^train split has too few usable pairs: 0"),
+        (6, 2, "t", r"^none of the 8 pairs could be read; first errors: .*missing"),
     ],
 )
 def test_a_split_without_pairs_is_named(

@@ -138,12 +138,12 @@ class TestCvusa:
         assert not report.complete
         text = "\n".join(report.lines())
         assert (
-            "train (validation among them): 35,532 pairs were published, the archive lists 8, 6 of them usable: "
+            "train (including validation): 35,532 pairs published, the archive lists 8, 6 usable: "
             "35,526 missing" in text
         )
-        assert "test: 8,884 pairs were published, the archive lists 3, 2 of them usable: 8,882 missing" in text
+        assert "test: 8,884 pairs published, the archive lists 3, 2 usable: 8,882 missing" in text
         assert "quarantined: 0000002" in text
-        assert report.lines()[-1] == "ok, but not all of the published pairs"
+        assert report.lines()[-1] == "ok, but some published pairs are missing"
 
     def test_a_missing_pair_is_a_fault_where_all_are_asked_for(self, cvusa: Path, tmp_path: Path) -> None:
         prepare(config({"kind": "cvusa", "uri": str(cvusa)}, tmp_path / "set"))
@@ -155,7 +155,7 @@ class TestCvusa:
             return CvusaSource(CvusaSourceConfig(uri=str(cvusa))).records()
 
         (cvusa / "splits/val-19zl.csv").write_text("bingmap/19/0000001.jpg,streetview/panos/0000001.jpg,x\n")
-        with pytest.raises(ArchiveError, match=r"val-19zl.csv, line 1: 0000001 is listed already, in train"):
+        with pytest.raises(ArchiveError, match=r"val-19zl.csv, line 1: 0000001 is listed twice"):
             records()
         (cvusa / "splits/val-19zl.csv").write_text("bingmap/19/0000099.jpg\n")
         with pytest.raises(ArchiveError, match=r"line 1: 'bingmap/19/0000099.jpg', expected an aerial and a panorama"):
@@ -239,7 +239,7 @@ class TestCvact:
         polar = PairDataset(str(tmp_path / "plain"), "test")[0].polar
         assert polar[:, :8].min() > 40
         assert verify(str(tmp_path / "set")).published[1].line() == (
-            "test: 8,884 pairs were published, the archive lists 3, 2 of them usable: 8,882 missing"
+            "test: 8,884 pairs published, the archive lists 3, 2 usable: 8,882 missing"
         )
 
     def test_a_data_set_of_the_test_split_alone(self, cvact: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ class TestCvact:
         ("change", "reason"),
         [
             ({"utm": np.zeros((3, 2))}, r"utm has shape \(3, 2\), expected 12 x 2"),
-            ({"valSet": {"valInd": np.array([[0]])}}, r"valSet.valInd is empty or outside of 1 to 12"),
+            ({"valSet": {"valInd": np.array([[0]])}}, r"valSet.valInd is empty or has rows outside of 1 to 12"),
             ({"valSet": {"other": np.array([[1]])}}, "valSet.valInd is missing"),
             ({"valSet": {"valInd": np.array([[1]])}}, "-pano_00xyzABCDEFGHIJ is listed twice"),
             ({"trainSet": None}, "field trainSet is missing; it has "),

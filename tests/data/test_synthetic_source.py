@@ -93,7 +93,7 @@ def test_pixels_do_not_depend_on_order_cache_or_process(monkeypatch: pytest.Monk
         np.testing.assert_array_equal(again.street, pair.street)
     assert backward.atlas.capacity == 9
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        elsewhere = pool.submit(read_first, pickle.loads(pickle.dumps(forward))).result()
+        elsewhere = pool.submit(pickle.loads(pickle.dumps(forward)).read, records[0]).result()
     np.testing.assert_array_equal(elsewhere.satellite, expected[0].satellite)
     np.testing.assert_array_equal(elsewhere.street, expected[0].street)
 

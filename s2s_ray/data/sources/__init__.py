@@ -1,4 +1,4 @@
-"""Where pairs come from: each kind of `source` in the configuration has one class here."""
+"""Sources of pairs: one class for each kind of `source` in the configuration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from s2s_ray.geo.views import ViewGeometry
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The source that a configuration describes. Nothing is read until its records are asked for."""
-    # a source's own dependencies load with it
+    """Return the source that a configuration describes. Nothing is read until its records are needed."""
+    # each source imports its own dependencies
     if isinstance(config, SyntheticSourceConfig):
         from s2s_ray.data.sources.synthetic import SyntheticSource
 
@@ -40,10 +40,12 @@ def published_geometry(kind: str, height: int, width: int) -> ViewGeometry:
 
 
 def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:
-    """Pairs of a published data set by split, with the validation part among the training pairs; None for others.
+    """Return the numbers of pairs of a published data set by split, or None for any other data set.
+
+    Pairs held out for validation count as training pairs.
 
     Args:
-        source: the source as `dataset.json` has it.
+        source: the source as stored in `dataset.json`.
     """
     if source.get("kind") == "cvusa":
         from s2s_ray.data.sources import cvusa
@@ -52,5 +54,5 @@ def published_counts(source: Mapping[str, Any]) -> Mapping[Split, int] | None:
     if source.get("kind") == "cvact":
         from s2s_ray.data.sources import cvact
 
-        return cvact.PUBLISHED[source["test"]]
+        return cvact.PUBLISHED.get(source.get("test", ""))
     return None

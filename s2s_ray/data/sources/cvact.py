@@ -5,7 +5,7 @@
     ANU_data_small/streetview/ID_grdView.jpg                panoramas, 1664 x 832, full spheres, north in the middle
     ANU_data_test/...                                       the same for CVACT_test
 
-The data set is to be had from its authors (https://github.com/Liumouliu/OriCNN), on request.
+The data set is available from its authors (https://github.com/Liumouliu/OriCNN) on request.
 """
 
 from __future__ import annotations
@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 from s2s_ray import storage
 from s2s_ray.config import CvactSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split
-from s2s_ray.data.sources.files import (
-    read_archive_file,
-    require_panorama,
-)
+from s2s_ray.data.sources.files import read_archive_file, require_panorama
 from s2s_ray.errors import ArchiveError, NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Pixels,
-    decode,
-)
+from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.utm import to_degrees
 from s2s_ray.geo.views import FULL_SPHERE_ROWS, ViewGeometry
 
@@ -39,7 +33,7 @@ PUBLISHED: dict[str, dict[Split, int]] = {
     "val": {"train": 35_532, "test": 8_884},
     "test": {"train": 35_532, "test": 92_802},
 }
-"""Pairs of the published index by `source.test`; the validation split is held out of the training pairs."""
+"""Pairs in the published index by `source.test`; the validation split is held out of the training pairs."""
 
 ZONE = 32755  # Canberra lies in UTM zone 55 south
 _SPLITS = {"train": ("trainSet", "trainInd"), "val": ("valSet", "valInd"), "test": ("valSetAll", "valInd")}
@@ -62,18 +56,18 @@ class CvactSource:
         return ViewGeometry(height, width, FULL_SPHERE_ROWS, polar_contrast=self.config.polar_contrast)
 
     def records(self) -> Sequence[Record]:
-        """All pairs in the order of the index, training pairs first. Raises `ArchiveError` or `StorageError`."""
+        """Return all pairs in the order of the index, training pairs first. Raises `ArchiveError` or `StorageError`."""
         return list(self._records.values())
 
     def read(self, record: Record) -> Pair:
-        """Both images of a pair. Raises `UnreadableImageError`."""
+        """Return both images of a pair. Raises `UnreadableImageError`."""
         folder = FOLDERS["val" if record.split in ("train", "val") else self.config.test]
         satellite, street = self._image("satellite", folder, record.id), self._image("street", folder, record.id)
         require_panorama(street, 2.0, "a full sphere like 1664 x 832")
         return Pair(satellite, street)
 
     def _image(self, view: str, folder: str, id: str) -> Pixels:
-        """The image of a view, JPEG as distributed or PNG."""
+        """Return the image of a view, JPEG as distributed or PNG."""
         paths = [f"{folder}/{_FILES[view].format(id)}{suffix}" for suffix in _SUFFIXES]
         for path in paths:
             try:
@@ -101,29 +95,36 @@ class _Index:
     """`ACT_data.mat`: ids, coordinates and the rows of each split."""
 
     def __init__(self, uri: str) -> None:
-        from scipy.io import loadmat  # a moment, and only for this source
+        from scipy.io import loadmat  # slow to import, and needed by this source only
 
         self.uri = uri
         data = read_archive_file(uri, "CVACT's index; source.uri is the folder that holds it and the ANU_data folders")
         try:
             self._tree = loadmat(io.BytesIO(data))
-        except Exception as error:  # its reader raises whatever a damaged file leads it to
+        except Exception as error:  # SciPy's reader raises almost anything on damaged files
             raise ArchiveError(f"{uri} is not a MATLAB file that can be read ({error})") from None
         self.ids = [_text(value) for value in np.ravel(self._field("panoIds"))]
-        self.utm = np.asarray(self._field("utm"), np.float64)
+        try:
+            self.utm = np.asarray(self._field("utm"), np.float64)
+        except (TypeError, ValueError):
+            raise ArchiveError(f"{uri}: utm is not an array of numbers") from None
         if self.utm.shape != (len(self.ids), 2):
-            raise ArchiveError(
-                f"{uri}: utm has shape {self.utm.shape}, expected {len(self.ids)} x 2, a row for each id"
-            )
+            raise ArchiveError(f"{uri}: utm has shape {self.utm.shape}, expected {len(self.ids)} x 2, one row per id")
 
     def records(self, name: str, split: Split) -> list[Record]:
-        """Those of one of the index's splits, in its order; coordinates stay float64, a 5 m rule depends on them."""
+        """Return one of the index's splits, in its order.
+
+        Coordinates stay float64, since evaluation compares distances with 5 m.
+        """
         rows = self._rows(name)
         places = self.utm[rows]
-        if not np.isfinite(places).all():
-            row = rows[~np.isfinite(places).all(1)][0]
-            raise ArchiveError(f"{self.uri}: utm of {self.ids[row]} is {self.utm[row].tolist()}, expected two numbers")
         latitudes, longitudes = to_degrees(places[:, 0], places[:, 1], ZONE)
+        valid = np.isfinite(places).all(1) & np.isfinite(latitudes) & np.isfinite(longitudes)
+        if not valid.all():
+            row = rows[~valid][0]
+            raise ArchiveError(
+                f"{self.uri}: utm of {self.ids[row]} is {self.utm[row].tolist()}, expected easting, northing"
+            )
         columns = zip(rows.tolist(), latitudes.tolist(), longitudes.tolist(), *places.T.tolist(), strict=True)
         return [
             Record(self.ids[row], split, latitude, longitude, easting, northing, ZONE)
@@ -131,15 +132,15 @@ class _Index:
         ]
 
     def _rows(self, name: str) -> NDArray[np.int64]:
-        """0-based rows of a split, in its order."""
+        """Return the 0-based rows of a split, in its order."""
         section, field = _SPLITS[name]
         value: Any = self._field(section)
         try:
             rows = np.ravel(value[field][0, 0]).astype(np.int64) - 1
-        except (IndexError, KeyError, ValueError, TypeError):
+        except (IndexError, KeyError, ValueError, TypeError, OverflowError):
             raise ArchiveError(f"{self.uri}: {section}.{field} is missing") from None
         if not len(rows) or rows.min() < 0 or rows.max() >= len(self.ids):
-            raise ArchiveError(f"{self.uri}: {section}.{field} is empty or outside of 1 to {len(self.ids)}")
+            raise ArchiveError(f"{self.uri}: {section}.{field} is empty or has rows outside of 1 to {len(self.ids)}")
         return rows
 
     def _field(self, name: str) -> NDArray[Any]:
@@ -151,7 +152,7 @@ class _Index:
 
 
 def _text(value: Any) -> str:
-    """An id from an array of characters or from a cell with one in it."""
+    """Return an id from an array of characters, or from a cell that holds one."""
     while isinstance(value, np.ndarray):
         value = value.ravel()[0] if value.size else ""
     return str(value).strip()

@@ -1,10 +1,10 @@
 """CVUSA (Zhai et al., CVPR 2017) in the layout of its distribution.
 
-    splits/train-19zl.csv, splits/val-19zl.csv   one pair a line: aerial, panorama and annotation path, no header
+    splits/train-19zl.csv, splits/val-19zl.csv   one pair per line: aerial, panorama and annotation path, no header
     bingmap/19/0000001.jpg                       north-up tiles, 750 x 750
-    streetview/panos/0000001.jpg                 panoramas, 1232 x 224, cropped already, north in the middle
+    streetview/panos/0000001.jpg                 panoramas, 1232 x 224, already cropped, north in the middle
 
-The data set is to be had from its authors (https://mvrl.cse.wustl.edu/datasets/cvusa), on request.
+The data set is available from its authors (https://mvrl.cse.wustl.edu/datasets/cvusa) on request.
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ from typing import Any
 from s2s_ray import storage
 from s2s_ray.config import CvusaSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split
-from s2s_ray.data.sources.files import (
-    read_archive_file,
-    read_image,
-    require_panorama,
-)
+from s2s_ray.data.sources.files import read_archive_file, read_image, require_panorama
 from s2s_ray.errors import ArchiveError
 from s2s_ray.geo.views import ALL_ROWS, ViewGeometry
 
 SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
 PUBLISHED: dict[Split, int] = {"train": 35_532, "test": 8_884}
-"""Pairs of the published split files; the validation split is held out of the training pairs."""
+"""Pairs in the published split files; the validation split is held out of the training pairs."""
 
 POLAR_SIZE = (224, 1232)
-"""Rows and columns of the polar images before the resize (released)."""
+"""Rows and columns of the polar images before the resize, as in the released scripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +52,11 @@ class CvusaSource:
         return ViewGeometry(height, width, ALL_ROWS, POLAR_SIZE, self.config.polar_contrast, self.config.resize)
 
     def records(self) -> Sequence[Record]:
-        """All pairs in the order of the split files, training pairs first. Raises `ArchiveError` or `StorageError`."""
+        """Return all pairs in the order of the split files, training first. Raises `ArchiveError` or `StorageError`."""
         return [record for record, _ in self._pairs.values()]
 
     def read(self, record: Record) -> Pair:
-        """Both images of a pair. Raises `UnreadableImageError`."""
+        """Return both images of a pair. Raises `UnreadableImageError`."""
         files = self._pairs[record.id][1]
         satellite = read_image("satellite", storage.join(self.uri, files.satellite), files.satellite)
         street = read_image("street", storage.join(self.uri, files.street), files.street)
@@ -75,7 +71,9 @@ class CvusaSource:
             for number, files in enumerate(_split_file(uri), start=1):
                 id = PurePosixPath(files.satellite).stem
                 if id in pairs:
-                    raise ArchiveError(f"{uri}, line {number}: {id} is listed already, in {pairs[id][0].split}")
+                    raise ArchiveError(
+                        f"{uri}, line {number}: {id} is listed twice, the first time in {pairs[id][0].split}"
+                    )
                 pairs[id] = (Record(id, split), files)
         return pairs
 

@@ -1,20 +1,17 @@
-"""Images of a source's files, with the fault of one that cannot be read told in a clause."""
+"""Files of a source: images, and the indexes of published archives."""
 
 from __future__ import annotations
 
 from s2s_ray import storage
 from s2s_ray.errors import ArchiveError, NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Pixels,
-    decode,
-)
+from s2s_ray.geo.images import Pixels, decode
 
 
 def read_image(view: str, uri: str, reference: str) -> Pixels:
-    """The image at a URI. `reference` is how the source names it.
+    """Return the image at a URI; `reference` is its name in the source.
 
     Raises:
-        UnreadableImageError: missing, empty or damaged; the message begins with the `view` it is of.
+        UnreadableImageError: missing, empty or damaged; the message begins with `view`.
         StorageError: the storage cannot be reached.
     """
     try:
@@ -26,17 +23,17 @@ def read_image(view: str, uri: str, reference: str) -> Pixels:
 
 
 def read_archive_file(uri: str, what: str) -> bytes:
-    """A file that an archive cannot do without. Raises `ArchiveError` where it is missing, StorageError."""
+    """Return a file that an archive must have. Raises `ArchiveError` if it is missing, StorageError."""
     try:
         return storage.read_bytes(uri)
     except NotFoundError:
         folder = storage.parent(uri)
-        there = ", ".join(storage.list_names(folder)[:8]) or "nothing"
-        raise ArchiveError(f"{uri} is missing: expected {what}; {folder} holds {there}") from None
+        present = ", ".join(storage.list_names(folder)[:8]) or "nothing"
+        raise ArchiveError(f"{uri} is missing: expected {what}; {folder} holds {present}") from None
 
 
 def require_panorama(street: Pixels, aspect: float, expected: str) -> None:
-    """Raise `UnreadableImageError` where a panorama's width and height are not, within 2%, in the archive's ratio."""
+    """Raise `UnreadableImageError` unless a panorama has, within 2%, the archive's ratio of width to height."""
     height, width = street.shape[:2]
     if abs(width / height / aspect - 1) > 0.02:
         raise UnreadableImageError(f"street image is {width} x {height} pixels (width x height), expected {expected}")

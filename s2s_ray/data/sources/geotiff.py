@@ -1,4 +1,4 @@
-"""Satellite tiles cut out of a GeoTIFF, whatever its projection and pixel size. Needs rasterio."""
+"""Satellite tiles cut from a GeoTIFF of any projection and pixel size. Needs rasterio."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 
 from s2s_ray import storage
 from s2s_ray.errors import ConfigError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Pixels,
-)
+from s2s_ray.geo.images import Pixels
 
 
 class GeoTiff:
-    """A georeferenced raster (GeoTIFF, VRT, or whatever else GDAL reads) with 8-bit bands: grey, RGB or RGBA."""
+    """A georeferenced raster (GeoTIFF, VRT, or anything else that GDAL reads) with 8-bit bands: grey, RGB or RGBA.
+
+    Raises:
+        ConfigError: rasterio is not installed, or the raster cannot be used.
+        StorageError: a remote raster cannot be read.
+    """
 
     def __init__(self, uri: str) -> None:
         try:
@@ -27,25 +30,28 @@ class GeoTiff:
         try:
             source = str(storage.local_path(uri)) if storage.is_local(uri) else storage.open_input(uri)
             self._raster: Any = rasterio.open(source)
-        except rasterio.errors.RasterioIOError as error:
+        except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
             raise ConfigError(f"source.geotiff={uri!r} cannot be read: {error}") from None
         if self._raster.crs is None:
-            raise ConfigError(f"source.geotiff={uri!r} says nothing of where it is: it has no coordinate system")
+            raise ConfigError(f"source.geotiff={uri!r} has no coordinate system: georeference it first")
         kinds = set(self._raster.dtypes[:3])
         if kinds != {"uint8"}:
-            raise ConfigError(f"source.geotiff={uri!r} has pixels of {', '.join(sorted(kinds))}: expected 8 bits")
+            raise ConfigError(
+                f"source.geotiff={uri!r} has pixels of {', '.join(sorted(kinds))}: expected 8 bits (uint8)"
+            )
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """A north-up tile around a place; see `manifest.Imagery`.
+        """Cut a north-up tile around a position; see `manifest.Imagery`.
 
-        The raster is projected to a plane that touches the ground there, so the tile is in metres and true north is up,
-        wherever the raster's own grid points. Pixels are averaged where the raster is finer than the tile, and
-        interpolated where it is coarser.
+        The raster is projected to the plane that touches the Earth there, so the tile is in metres and true north is
+        up, whatever the orientation of the raster's own grid. Pixels are averaged if the raster is finer than the tile,
+        and interpolated if it is coarser.
 
         Raises:
-            UnreadableImageError: a tile that reaches beyond the raster or over pixels without data.
+            UnreadableImageError: a tile that extends beyond the raster, over pixels without data or over damaged ones.
         """
         from rasterio.enums import Resampling
+        from rasterio.errors import RasterioError
         from rasterio.transform import from_bounds
         from rasterio.vrt import WarpedVRT
 
@@ -54,16 +60,19 @@ class GeoTiff:
         frame = {"crs": plane, "transform": from_bounds(-half, -half, half, half, px, px), "width": px, "height": px}
         finer = self._pixel_m(latitude) < metres / px
         how = Resampling.average if finer else Resampling.bilinear
-        with WarpedVRT(self._raster, resampling=how, add_alpha=self._raster.count != 4, **frame) as warped:
-            colours = [1, 2, 3] if self._raster.count >= 3 else [1, 1, 1]
-            pixels = warped.read(colours)
-            missing = float((warped.dataset_mask() == 0).mean())
+        try:
+            with WarpedVRT(self._raster, resampling=how, add_alpha=self._raster.count != 4, **frame) as warped:
+                colours = [1, 2, 3] if self._raster.count >= 3 else [1, 1, 1]
+                pixels = warped.read(colours)
+                missing = float((warped.dataset_mask() == 0).mean())
+        except RasterioError as error:
+            raise UnreadableImageError(f"satellite tile: {self.uri} cannot be read there ({error})") from None
         if missing:
             raise UnreadableImageError(f"satellite tile: {missing:.0%} of it is outside {self.uri} or has no data")
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
     def _pixel_m(self, latitude: float) -> float:
-        """About how many metres a pixel of the raster is wide."""
+        """Return the approximate width of a pixel of the raster in metres."""
         width = abs(float(self._raster.transform.a)) or abs(float(self._raster.transform.b))
         metre = 111_320.0 * np.cos(np.radians(latitude)) if self._raster.crs.is_geographic else 1.0
         return float(width * metre)

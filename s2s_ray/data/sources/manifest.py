@@ -1,4 +1,4 @@
-"""The user's own images, listed in a CSV or Parquet file."""
+"""Users' own images, listed in a CSV or Parquet file: the manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 5
 
 
 class Imagery(Protocol):
-    """Imagery of a whole region."""
+    """Imagery of a region, from which tiles are cut."""
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
         """Cut a north-up tile, px px 3, `metres` wide and high, at a WGS 84 position. Raises UnreadableImageError."""
@@ -47,16 +47,16 @@ class ManifestSource:
 
     `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
     which may be empty in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`, `northing`
-    and `zone` (UTM metres and the zone's EPSG code, all or none; computed from the former where they are not
-    given); `heading` (compass bearing of the panorama's middle column in degrees); `fov` (degrees of the horizon that
-    the panorama shows, 360 where not given). Other columns are ignored.
+    and `zone` (UTM metres and the zone's EPSG code, all or none; computed from latitude and longitude if they are
+    not given); `heading` (compass bearing of the panorama's middle column in degrees); `fov` (degrees of the horizon
+    that the panorama shows, by default 360). Other columns are ignored.
 
-    With `tiles` or `geotiff` the satellite tiles are cut out of that imagery around each row's latitude and longitude,
+    With `tiles` or `geotiff`, satellite tiles are cut from that imagery around each row's latitude and longitude,
     and there is no column `satellite`.
 
     Args:
-        panoramas: false reads a list of places or tiles alone, as `tiles` gives them: the columns `street` and `split`
-            are not needed then, and `read` is not to be called.
+        panoramas: False reads a list of positions or tiles only, for `tile`: the columns `street` and `split` are not
+            needed then, and `read` must not be called.
     """
 
     def __init__(self, config: ManifestSourceConfig, *, panoramas: bool = True) -> None:
@@ -72,15 +72,15 @@ class ManifestSource:
         return ViewGeometry(height, width, self.config.panorama_rows)
 
     def records(self) -> Sequence[Record]:
-        """All rows in the order of the file. Raises `ManifestError` or `StorageError`."""
+        """Return all rows in the order of the file. Raises `ManifestError` or `StorageError`."""
         return [row.record for row in self._rows.values()]
 
     def read(self, record: Record) -> Pair:
-        """Both images of a row. Raises `UnreadableImageError` where one is missing or cannot be decoded."""
+        """Return both images of a row. Raises `UnreadableImageError` if one is missing or cannot be decoded."""
         return Pair(self.tile(record), self._image("street", self._rows[record.id].street))
 
     def tile(self, record: Record) -> Pixels:
-        """The satellite tile of a row. Raises `UnreadableImageError`."""
+        """Return the satellite tile of a row. Raises `UnreadableImageError`."""
         if self._imagery is None:
             return self._image("satellite", self._rows[record.id].satellite)
         assert record.latitude is not None
@@ -116,7 +116,7 @@ class ManifestSource:
         rows = [self._row(number, fields) for number, fields in table]
         repeated = [id for id, count in Counter(row.record.id for row in rows).items() if count > 1]
         if repeated:
-            raise ManifestError(f"{self.uri}: ids must be unique, {len(repeated)} are not: {_some(repeated)}")
+            raise ManifestError(f"{self.uri}: ids must be unique, but {len(repeated)} are repeated: {_some(repeated)}")
         return {row.record.id: row for row in _with_utm(rows)}
 
     def _row(self, number: int, fields: Mapping[str, str]) -> _Row:
@@ -155,7 +155,7 @@ class ManifestSource:
 
 
 def _read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Row numbers (from 1, without the header) and their fields as text."""
+    """Return row numbers (from 1, without the header) with their fields as text."""
     data = storage.read_bytes(uri)
     columns, rows = _parquet(uri, data) if data[:4] == b"PAR1" else _csv(uri, data, required)
     absent = [column for column in required if column not in columns]
@@ -187,12 +187,12 @@ def _csv(uri: str, data: bytes, required: tuple[str, ...]) -> tuple[list[str], l
 def _parquet(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
     try:
         table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        rows = [
+            {column: "" if value is None else str(value).strip() for column, value in row.items()}
+            for row in table.to_pylist()
+        ]
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ManifestError(f"{uri} is not a readable Parquet file ({error})") from None
-    rows = [
-        {column: "" if value is None else str(value).strip() for column, value in row.items()}
-        for row in table.to_pylist()
-    ]
     return table.column_names, rows
 
 
@@ -218,7 +218,7 @@ def _is_utm(zone: float) -> bool:
 
 
 def _with_utm(rows: list[_Row]) -> list[_Row]:
-    """Rows in their order, with easting, northing and zone where only latitude and longitude were given."""
+    """Return the rows with easting, northing and zone computed if only latitude and longitude were given."""
     zones: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         latitude, longitude = row.record.latitude, row.record.longitude

@@ -1,4 +1,4 @@
-"""Satellite tiles stitched from the map tiles of a z/x/y folder (Web Mercator, as maps on the web have them)."""
+"""Satellite tiles stitched from the map tiles of a z/x/y folder (Web Mercator, as web maps use it)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from PIL import Image
 
 from s2s_ray import storage
 from s2s_ray.errors import ConfigError, NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Pixels,
-    decode,
-)
+from s2s_ray.geo.images import Pixels, decode
 
 _SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_KEPT = 256  # map tiles kept decoded: places close to each other share them
+_KEPT = 256  # decoded map tiles to keep: neighbouring positions share them
 _RADIUS, _ECCENTRICITY2 = 6_378_137.0, 0.00669437999014  # WGS 84
-_LIMIT = 85.05  # degrees of latitude that Web Mercator shows
+_LIMIT = 85.05  # of latitude in degrees, in Web Mercator
 
 
 class MapTiles:
-    """A folder with `z/x/y.png` (or .jpg, .jpeg, .webp), or a template with {z}, {x} and {y}; {-y} counts rows from the
-    south, as TMS does. The tiles are square and of one size."""
+    """A folder with `z/x/y.png` (or .jpg, .jpeg, .webp), or a template with {z}, {x} and {y}.
+
+    {-y} instead of {y} counts rows from the south, as TMS does. The tiles are square and of one size.
+
+    Raises:
+        ConfigError: a template without {x} or {y}.
+    """
 
     def __init__(self, place: str, zoom: int) -> None:
         self.zoom = zoom
@@ -37,10 +39,10 @@ class MapTiles:
         self._templates = [place]
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """A north-up tile around a place; see `manifest.Imagery`. Resized by cubic interpolation with antialiasing.
+        """Cut a north-up tile around a position by cubic interpolation with antialiasing; see `manifest.Imagery`.
 
         Raises:
-            UnreadableImageError: a map tile that is missing, damaged or of another size; a place beyond the map.
+            UnreadableImageError: a map tile that is missing, damaged or of another size; a position beyond the map.
         """
         if abs(latitude) > _LIMIT:
             raise UnreadableImageError(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
@@ -53,7 +55,7 @@ class MapTiles:
         rows = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
         shapes = {tile.shape for line in rows for tile in line}
         if len(shapes) > 1 or rows[0][0].shape[0] != rows[0][0].shape[1]:
-            raise UnreadableImageError(f"map tiles have sizes {sorted(shapes)}, expected squares of one size")
+            raise UnreadableImageError(f"map tiles have sizes {sorted(shapes)}, expected square tiles of one size")
         size = rows[0][0].shape[0]
         box = [(column - across - left), (row - along - top), (column + across - left), (row + along - top)]
         mosaic = Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for line in rows]))
@@ -82,13 +84,13 @@ class MapTiles:
                 continue
             except UnreadableImageError as error:
                 raise UnreadableImageError(f"map tile {uri} {error}") from None
-            self._templates = [template]  # a folder has one kind of file
+            self._templates = [template]  # a folder has files of one kind
             return tile
         raise UnreadableImageError(f"map tile {self.zoom}/{x}/{y} is missing (tried {' or '.join(self._templates)})")
 
 
 def _sides_m(latitude: float, count: int) -> tuple[float, float]:
-    """Metres from west to east and from north to south that a map tile covers at a latitude, on the ellipsoid."""
+    """Return the metres from west to east and from north to south that a map tile covers, on the ellipsoid."""
     sine, cosine = math.sin(math.radians(latitude)), math.cos(math.radians(latitude))
     bend = 1 - _ECCENTRICITY2 * sine * sine
     turn = 2 * math.pi * cosine / count

@@ -22,6 +22,7 @@ from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split
+from s2s_ray.errors import InputError
 from s2s_ray.geo.views import ViewGeometry
 
 ZONE = 32755
@@ -32,8 +33,8 @@ _CLEAR_M = 1.2  # the camera keeps this far from walls and trunks
 class SyntheticSource:
     """Pairs of the procedural city; see `SyntheticSourceConfig`.
 
-    Test pairs come from a region of their own, `positions.GAP_M` away from the training region; more pairs of a split
-    leave the first ones as they are.
+    Test pairs come from a separate region, `positions.GAP_M` away from the training region. Raising the number of pairs
+    of a split adds pairs and leaves the first ones unchanged.
     """
 
     def __init__(self, config: SyntheticSourceConfig) -> None:
@@ -44,7 +45,7 @@ class SyntheticSource:
         return ViewGeometry(height, width, self.config.panorama_rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config}  # the world is cheap to make anew and large to send
+        return {"config": self.config}  # the world is cheap to make again and large to send
 
     @cached_property
     def city(self) -> City:
@@ -52,19 +53,19 @@ class SyntheticSource:
 
     @cached_property
     def atlas(self) -> Atlas:
-        """Rasters of the city, half a tile's pixel fine as far as memory allows."""
+        """Rasters of the city, with cells of half a tile's pixel as far as memory allows."""
         pixel = self.config.tile_m / self.config.tile_px
         return Atlas(self.city, max(min(pixel / 2, 0.5), 0.125, self._radius / (6 * SIDE)))
 
     @property
     def _radius(self) -> float:
-        """Metres around a position that its two images show or that cast shadows into them."""
+        """Metres around a position that its two images show, or from which shadows fall into them."""
         config = self.config
         shaded = max(SHADE_M + config.jitter_m, config.tile_m / 2) + SHADOW_REACH_M
         return max(VIEW_M + config.jitter_m, shaded) + 2.0
 
     def records(self) -> Sequence[Record]:
-        """Training pairs, then test pairs; neighbours in the list are neighbours in the city."""
+        """Return the training pairs, then the test pairs; neighbours in the list are neighbours in the city."""
         return self._split("train", self.config.train_pairs) + self._split("test", self.config.test_pairs)
 
     def _split(self, split: Split, count: int) -> list[Record]:
@@ -85,9 +86,9 @@ class SyntheticSource:
         ]
 
     def read(self, record: Record) -> Pair:
-        """Tile and panorama of one record. Raises ValueError for a record without a position of this city."""
+        """Return the tile and the panorama of one record. Raises `InputError` without a position in the city's zone."""
         if record.easting is None or record.northing is None or record.zone != ZONE:
-            raise ValueError(f"{record.id}: the city lies in zone {ZONE}; easting, northing and zone must be given")
+            raise InputError(f"{record.id}: easting, northing and zone={ZONE}, the city's, must be given")
         config = self.config
         x, y = record.easting - ORIGIN[0], record.northing - ORIGIN[1]
         scene = self.atlas.scene(x, y, self._radius)
@@ -118,10 +119,10 @@ class SyntheticSource:
 
 
 def _stand(scene: Scene, rng: np.random.Generator, x: float, y: float, jitter: float) -> tuple[float, float]:
-    """Where the camera stands: up to `jitter` metres from the tile's centre, not inside anything."""
+    """Return the camera's position: up to `jitter` metres from the tile's centre, not inside anything."""
     for _ in range(20 if jitter else 0):
-        turn, away = rng.uniform(0, 2 * np.pi), jitter * np.sqrt(rng.random())
-        u, v = x + away * np.cos(turn), y + away * np.sin(turn)
+        angle, distance = rng.uniform(0, 2 * np.pi), jitter * np.sqrt(rng.random())
+        u, v = x + distance * np.cos(angle), y + distance * np.sin(angle)
         if _is_clear(scene, u, v):
             return u, v
     return x, y
