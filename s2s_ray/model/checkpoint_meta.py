@@ -1,29 +1,72 @@
-"""What a checkpoint says of itself in `meta.json`; read without PyTorch, which takes seconds to import."""
+"""The metadata of a checkpoint, `meta.json`; read without PyTorch, which takes seconds to import."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import CheckpointError
+from s2s_ray.errors import CheckpointError, S2SError
+from s2s_ray.storage.documents import Document
 
-FORMAT = 1
 MODEL_FILE = "model.safetensors"
 META_FILE = "meta.json"
 
 
+class DatasetMeta(BaseModel):
+    """The data set that a checkpoint was trained on: its URI, its digest, and how it treats images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    digest: str
+    geometry: dict[str, Any] | None = None
+
+
+class CheckpointMeta(Document):
+    """The content of `meta.json`. A checkpoint that was imported lacks what a run knows."""
+
+    ERROR: ClassVar[type[S2SError]] = CheckpointError
+
+    model: dict[str, Any]
+    """The model's configuration; `model_config` validates it."""
+    version: str = ""
+    """Version of the code that wrote the checkpoint."""
+    run: str | None = None
+    step: int | None = None
+    epoch: int | None = None
+    workers: int | None = None
+    source: str | None = None
+    """Name of the file that an imported checkpoint was read from."""
+    metrics: dict[str, Any] | None = None
+    """Metrics of the epoch that the checkpoint was saved after; empty in the middle of an epoch."""
+    config: dict[str, Any] | None = None
+    """The configuration of the run."""
+    dataset: DatasetMeta | None = None
+
+
 def read_meta(uri: str | Path) -> dict[str, Any]:
-    """`meta.json` of a checkpoint. Raises StorageError or CheckpointError."""
-    tree = storage.read_json(storage.join(str(uri), META_FILE))
-    return checked_meta(tree, str(uri))
+    """Return the keys of `meta.json` that a checkpoint has, migrated to this version (see `CheckpointMeta`).
+
+    Raises:
+        CheckpointError: a newer version that this one cannot read wrote it.
+        DamagedError: it is not the metadata of a checkpoint.
+        StorageError: it cannot be read.
+    """
+    path = storage.join(str(uri), META_FILE)
+    return parse_meta(storage.read_json(path), str(uri))
+
+
+def parse_meta(tree: Any, uri: str) -> dict[str, Any]:
+    """Return the content of the `meta.json` of a checkpoint like `read_meta`. Raises CheckpointError, DamagedError."""
+    return CheckpointMeta.parse(tree, storage.join(uri, META_FILE)).model_dump(exclude_unset=True)
 
 
 def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
-    """The model configuration that a checkpoint's `meta` carries."""
+    """Return the model configuration in a checkpoint's `meta`. Raises CheckpointError."""
     try:
         return ModelConfig.model_validate(meta.get("model"))
     except ValidationError as error:
@@ -31,21 +74,15 @@ def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
 
 
 def check_fits(uri: str, found: ModelConfig, wanted: ModelConfig) -> None:
-    """Refuse a checkpoint whose model differs from the configured one, naming each difference.
+    """Raise CheckpointError if the model of a checkpoint is not the configured one; name each difference.
 
-    How weights were first filled (`street_weights`) is not part of a model's shape.
+    The origin of the starting weights (`street_weights`) is not part of a model's shape.
     """
-    theirs, ours = found.model_dump(exclude={"street_weights"}), wanted.model_dump(exclude={"street_weights"})
+    stored, configured = found.model_dump(exclude={"street_weights"}), wanted.model_dump(exclude={"street_weights"})
     differences = [
-        f"model.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
+        f"model.{key} is {stored[key]} in the checkpoint, {value} in the configuration"
+        for key, value in configured.items()
+        if stored[key] != value
     ]
     if differences:
-        raise CheckpointError(f"checkpoint {uri} is of another model: {'; '.join(differences)}")
-
-
-def checked_meta(tree: Any, uri: str) -> dict[str, Any]:
-    """What was read from the `meta.json` of a checkpoint, if it is of the format read here. Raises CheckpointError."""
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = tree.get("format") if isinstance(tree, dict) else type(tree).__name__
-        raise CheckpointError(f"checkpoint {uri}: {META_FILE} has format {found!r}, this version reads {FORMAT}")
-    return tree
+        raise CheckpointError(f"checkpoint {uri} holds another model: {'; '.join(differences)}")

@@ -9,7 +9,7 @@ from s2s_ray import storage
 from s2s_ray.config import Config, load_stored
 from s2s_ray.errors import RunError
 from s2s_ray.model.checkpoint_meta import META_FILE, check_fits, read_meta
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from tests.support.commands import started, train, wait_for_step
 from tests.support.processes import commands_of
 

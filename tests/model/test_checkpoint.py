@@ -1,8 +1,9 @@
+"""Checkpoints of the model: what is saved is what is loaded, and what is refused."""
+
 from __future__ import annotations
 
 import json
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,9 @@ import torch
 
 from s2s_ray import S2S, load_checkpoint, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import CheckpointError, RunError, StorageError
+from s2s_ray.errors import CheckpointError, DamagedError, StorageError
 from s2s_ray.model.checkpoint import save_model
-from s2s_ray.model.checkpoint_meta import (
-    check_fits,
-)
-from s2s_ray.training.checkpoints import CheckpointStore
-from s2s_ray.training.run import (
-    find_checkpoint,
-)
+from s2s_ray.model.checkpoint_meta import check_fits, parse_meta, read_meta
 
 SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
 
@@ -36,13 +31,7 @@ def published(model: S2S, folder: Path, **meta: Any) -> str:
     return str(folder / "checkpoint")
 
 
-def save(store: CheckpointStore, model: S2S, step: int, recall: float | None) -> None:
-    metrics = {} if recall is None else {"recall_at_1": recall}
-    meta = {"run": "r", "step": step, "metrics": metrics, "model": SMALL.model_dump(mode="json")}
-    store.save(step, model.state_dict(), {"step": torch.tensor(step)}, meta)
-
-
-def test_loaded_model_answers_as_the_saved_one(model: S2S, tmp_path: Path) -> None:
+def test_a_loaded_model_computes_what_the_saved_one_did(model: S2S, tmp_path: Path) -> None:
     loaded = load_checkpoint(published(model, tmp_path))
     polar = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
     assert loaded.config == SMALL
@@ -87,163 +76,26 @@ def test_weights_of_another_width_are_refused(model: S2S, tmp_path: Path) -> Non
 
 def test_check_fits_names_each_difference() -> None:
     other = SMALL.model_copy(update={"height": 64, "masks": 3})
-    with pytest.raises(CheckpointError, match=r"model\.height is 64 there and 32 here; model\.masks is 3 there and 2"):
+    with pytest.raises(CheckpointError, match=r"model\.height is 64 in the checkpoint, 32 in .*; model\.masks is 3 in"):
         check_fits("somewhere", other, SMALL)
     check_fits("somewhere", SMALL, SMALL)
 
 
-def test_store_keeps_the_newest_and_the_best(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
-    for step, recall in ((1, 0.1), (2, 0.5), (3, 0.2), (4, None), (5, 0.3)):
-        save(store, model, step, recall)
-    store.flush()
-    assert store.steps() == [2, 4, 5]
-    assert store.best() == 2
+def test_metadata_is_read_as_it_was_written(model: S2S, tmp_path: Path) -> None:
+    meta = {"run": "r", "step": 3, "metrics": {"recall_at_1": 0.5}, "dataset": {"uri": "d", "digest": "0"}}
+    uri = published(model, tmp_path, **meta)
+    stored = json.loads((Path(uri) / "meta.json").read_text())
+    assert read_meta(uri) == stored
+    assert stored.items() >= meta.items()
+    assert stored["format"] == 1
 
 
-def test_of_equal_recall_the_later_is_best(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    for step in (1, 2):
-        save(store, model, step, 0.5)
-    store.flush()
-    assert store.best() == 2
-
-
-def test_saving_copies_the_state_before_it_changes(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    before = model.generator.decoder.head.weight.detach().clone()
-    save(store, model, 1, None)
-    with torch.no_grad():
-        model.generator.decoder.head.weight.zero_()
-    store.flush()
-    torch.testing.assert_close(store.load(1).model["generator.decoder.head.weight"], before, rtol=0, atol=0)
-
-
-def test_damaged_newest_is_named_and_the_one_before_is_used(
-    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    for step in (1, 2):
-        save(store, model, step, None)
-    store.flush()
-    (tmp_path / "checkpoints" / "00000002" / "trainer.pt").write_bytes(b"torn")
+def test_metadata_of_other_versions(caplog: pytest.LogCaptureFixture) -> None:
+    tree = {"model": SMALL.model_dump(mode="json"), "step": 3}
+    assert parse_meta(tree, "c")["step"] == 3, "a file without `format` has version 1"
     with caplog.at_level(logging.WARNING):
-        found = store.newest()
-    assert found is not None
-    assert found.meta["step"] == 1
-    assert "00000002" in caplog.text
-
-
-def test_when_every_checkpoint_is_damaged_nothing_is_begun_anew(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    save(store, model, 3, None)
-    store.flush()
-    (tmp_path / "checkpoints" / "00000003" / "trainer.pt").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=r"all checkpoints below .* are damaged \(00000003\)"):
-        CheckpointStore(store.root).newest()
-
-
-def test_a_store_that_fails_is_not_taken_for_damage(
-    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    for step in (1, 2):
-        save(store, model, step, None)
-    store.flush()
-
-    def unreachable(*_: Any, **__: Any) -> None:
-        raise StorageError("somewhere cannot be reached")
-
-    monkeypatch.setattr(storage, "fetch", unreachable)
-    with pytest.raises(StorageError, match="cannot be reached"):
-        store.newest()
-
-
-def test_a_damaged_checkpoint_does_not_push_out_one_that_can_be_used(
-    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
-    for step in (1, 2, 3):
-        save(store, model, step, None)
-    store.flush()
-    assert store.steps() == [2, 3]
-    (tmp_path / "checkpoints" / "00000003" / "model.safetensors").write_bytes(b"torn")
-    again = CheckpointStore(store.root, keep=2)
-    save(again, model, 4, None)
-    again.flush()
-    assert again.steps() == [2, 4]
-    assert "00000003 is damaged and not used" in caplog.text
-
-
-def test_a_damaged_best_checkpoint_is_not_the_best(
-    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
-    for step, recall in ((1, 0.5), (2, 0.9), (3, 0.7)):
-        save(store, model, step, recall)
-    store.flush()
-    (tmp_path / "checkpoints" / "00000002" / "model.safetensors").write_bytes(b"torn")
-    (tmp_path / "checkpoints" / "00000003" / "meta.json").write_bytes(b"{")
-    assert CheckpointStore(store.root).best() == 1
-    assert "00000002 is damaged" in caplog.text
-    assert "00000003 is damaged" in caplog.text
-
-
-def test_what_a_killed_upload_left_is_cleared(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    for step in (2, 9):
-        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
-        (tmp_path / "checkpoints" / f"{step:08d}" / "model.safetensors").write_bytes(b"cut sh")
-    save(store, model, 3, None)
-    store.flush()
-    assert store.steps() == [3]
-    # a later one may be under way, by a worker that was given up
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "00000009"]
-
-
-def test_only_what_is_written_is_committed(model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish, may_write, steps = storage.publish, threading.Event(), []
-
-    def slow(directory: Path, uri: str) -> None:
-        assert may_write.wait(60)
-        publish(directory, uri)
-        steps.append(uri)
-
-    monkeypatch.setattr(storage, "publish", slow)
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    save(store, model, 1, None)
-    assert store.committed is None
-    assert store.steps() == []
-    may_write.set()
-    save(store, model, 2, None)  # waits until the first is there
-    assert steps[:1] == [store.uri(1)]
-    store.flush()
-    assert store.committed == store.uri(2)
-
-
-def test_directory_without_manifest_does_not_exist(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    save(store, model, 1, None)
-    store.flush()
-    (tmp_path / "checkpoints" / "00000001" / "manifest.json").unlink()
-    assert store.steps() == []
-    assert store.newest() is None
-
-
-def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("a file is in the way")
-    store = CheckpointStore(str(tmp_path / "checkpoints"))
-    save(store, model, 1, None)
-    with pytest.raises(StorageError, match="checkpoints"):
-        store.flush()
-
-
-def test_find_checkpoint_takes_a_checkpoint_or_the_best_of_a_run(model: S2S, tmp_path: Path) -> None:
-    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
-    save(store, model, 1, 0.9)
-    save(store, model, 2, 0.4)
-    store.flush()
-    assert find_checkpoint(str(tmp_path / "run")) == store.uri(1)
-    assert find_checkpoint(store.uri(2)) == store.uri(2)
-    with pytest.raises(RunError, match="elsewhere"):
-        find_checkpoint(str(tmp_path / "elsewhere"))
+        assert "colour" not in parse_meta({**tree, "colour": "red"}, "c")
+    assert "colour" in caplog.text
+    for damaged in ([], {"step": 3}, {**tree, "step": "x"}, {**tree, "format": "1"}):
+        with pytest.raises(DamagedError, match=r"c/meta\.json"):
+            parse_meta(damaged, "c")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from tests.support.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]

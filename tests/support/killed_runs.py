@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from s2s_ray.config import Config, load_config
-from s2s_ray.training.checkpoints import SavedState
+from s2s_ray.training.checkpoint_store import SavedState
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store, run_uri
 

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 from s2s_ray.config import Config
 from s2s_ray.runtime.cluster import log_plainly
 from s2s_ray.runtime.collectives import rank, world_size
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.loop import Report, Trainer
 from s2s_ray.training.ray_train import TrainResult, train
 from s2s_ray.training.run import checkpoint_store

@@ -157,7 +157,7 @@ def test_resuming_another_model_is_refused(base: Config, tmp_path: Path) -> None
     Trainer(configured(base, tmp_path, epochs=1)).fit()
     tree = configured(base, tmp_path).model_dump()
     tree["model"]["masks"] = 3
-    with pytest.raises(CheckpointError, match=r"model\.masks is 2 there and 3 here"):
+    with pytest.raises(CheckpointError, match=r"model\.masks is 2 in the checkpoint, 3 in the configuration"):
         Trainer(Config.from_tree(tree)).fit()
 
 

@@ -1,0 +1,188 @@
+"""The checkpoints of a run: what is kept, what counts as damaged, and when a checkpoint is committed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s2s_ray import S2S, storage
+from s2s_ray.config import ModelConfig
+from s2s_ray.errors import CheckpointError, RunError, StorageError
+from s2s_ray.training.checkpoint_store import CheckpointStore
+from s2s_ray.training.run import find_checkpoint
+
+SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+
+
+@pytest.fixture
+def model() -> S2S:
+    torch.manual_seed(0)
+    return S2S(SMALL)
+
+
+def save(store: CheckpointStore, model: S2S, step: int, recall: float | None) -> None:
+    metrics = {} if recall is None else {"recall_at_1": recall}
+    meta = {"run": "r", "step": step, "metrics": metrics, "model": SMALL.model_dump(mode="json")}
+    store.save(step, model.state_dict(), {"step": torch.tensor(step)}, meta)
+
+
+def test_store_keeps_the_newest_and_the_best(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step, recall in ((1, 0.1), (2, 0.5), (3, 0.2), (4, None), (5, 0.3)):
+        save(store, model, step, recall)
+    store.flush()
+    assert store.steps() == [2, 4, 5]
+    assert store.best() == 2
+
+
+def test_of_equal_recall_the_later_is_best(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, 0.5)
+    store.flush()
+    assert store.best() == 2
+
+
+def test_saving_copies_the_state_before_it_changes(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    before = model.generator.decoder.head.weight.detach().clone()
+    save(store, model, 1, None)
+    with torch.no_grad():
+        model.generator.decoder.head.weight.zero_()
+    store.flush()
+    torch.testing.assert_close(store.load(1).model["generator.decoder.head.weight"], before, rtol=0, atol=0)
+
+
+def test_damaged_newest_is_named_and_the_one_before_is_used(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000002" / "trainer.pt").write_bytes(b"torn")
+    with caplog.at_level(logging.WARNING):
+        found = store.newest()
+    assert found is not None
+    assert found.meta["step"] == 1
+    assert "00000002" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 3, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000003" / "trainer.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=r"all checkpoints below .* are damaged \(00000003\)"):
+        CheckpointStore(store.root).newest()
+
+
+def test_an_unreachable_store_does_not_count_as_damage(
+    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (1, 2):
+        save(store, model, step, None)
+    store.flush()
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise StorageError("somewhere cannot be reached")
+
+    monkeypatch.setattr(storage, "fetch", unreachable)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        store.newest()
+
+
+def test_a_damaged_checkpoint_does_not_displace_a_usable_one(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step in (1, 2, 3):
+        save(store, model, step, None)
+    store.flush()
+    assert store.steps() == [2, 3]
+    (tmp_path / "checkpoints" / "00000003" / "model.safetensors").write_bytes(b"torn")
+    again = CheckpointStore(store.root, keep=2)
+    save(again, model, 4, None)
+    again.flush()
+    assert again.steps() == [2, 4]
+    assert "00000003 is damaged and not used" in caplog.text
+
+
+def test_a_damaged_best_checkpoint_is_not_the_best(
+    model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step, recall in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        save(store, model, step, recall)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000002" / "model.safetensors").write_bytes(b"torn")
+    (tmp_path / "checkpoints" / "00000003" / "meta.json").write_bytes(b"{")
+    assert CheckpointStore(store.root).best() == 1
+    assert "00000002 is damaged" in caplog.text
+    assert "00000003 is damaged" in caplog.text
+
+
+def test_the_rest_of_a_killed_upload_is_deleted(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    for step in (2, 9):
+        (tmp_path / "checkpoints" / f"{step:08d}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"{step:08d}" / "model.safetensors").write_bytes(b"cut sh")
+    save(store, model, 3, None)
+    store.flush()
+    assert store.steps() == [3]
+    # another worker, which was given up, may still be writing a later one
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000003", "00000009"]
+
+
+def test_a_written_checkpoint_is_committed(model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish, may_write, steps = storage.publish, threading.Event(), []
+
+    def slow(directory: Path, uri: str) -> None:
+        assert may_write.wait(60)
+        publish(directory, uri)
+        steps.append(uri)
+
+    monkeypatch.setattr(storage, "publish", slow)
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    assert store.committed is None
+    assert store.steps() == []
+    may_write.set()
+    save(store, model, 2, None)  # waits until the first is stored
+    assert steps[:1] == [store.uri(1)]
+    store.flush()
+    assert store.committed == store.uri(2)
+
+
+def test_directory_without_manifest_does_not_exist(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000001" / "manifest.json").unlink()
+    assert store.steps() == []
+    assert store.newest() is None
+
+
+def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    save(store, model, 1, None)
+    with pytest.raises(StorageError, match="checkpoints"):
+        store.flush()
+
+
+def test_find_checkpoint_takes_a_checkpoint_or_the_best_of_a_run(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    save(store, model, 1, 0.9)
+    save(store, model, 2, 0.4)
+    store.flush()
+    assert find_checkpoint(str(tmp_path / "run")) == store.uri(1)
+    assert find_checkpoint(store.uri(2)) == store.uri(2)
+    with pytest.raises(RunError, match="elsewhere"):
+        find_checkpoint(str(tmp_path / "elsewhere"))
