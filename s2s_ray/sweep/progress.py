@@ -22,7 +22,7 @@ from s2s_ray.sweep.search import StudySearch
 from s2s_ray.sweep.space import format_params, format_value
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
 from s2s_ray.sweep.trial import EPOCH, FAILED
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

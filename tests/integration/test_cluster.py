@@ -25,7 +25,7 @@ from s2s_ray.geo.images import encode
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.runtime.metrics import RAY_PREFIX, TRAINING
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from tests.support.clusters import LocalCluster, deployed, finished, local_cluster, logs_of, wait_for
 from tests.support.commands import workers_of
 from tests.support.processes import processes_of
