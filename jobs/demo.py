@@ -49,7 +49,7 @@ SHORT = {"model.channels": 4, "model.discriminator_channels": 8, "train.epochs":
 QUERIES = 60  # held-out panoramas sent to the service
 NEXT = """What to run next:
   make serve                                      serve the same release on http://127.0.0.1:8000, until Ctrl-C
-  .venv/bin/s2s evaluate --checkpoint demo/runs/demo --out demo/again -c demo/runs/demo/config.yaml
+  .venv/bin/s2s evaluate --checkpoint demo/runs/demo --out demo/again
   .venv/bin/s2s config -c small                   the next larger model; README.md has your own images and clusters"""
 
 
