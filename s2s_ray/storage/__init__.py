@@ -1,28 +1,23 @@
-"""Files at a URI, whole folders published once, conditional writes and the shard cache."""
+"""Files at a URI, and directories that are published as a whole.
+
+The modules `conditional` (conditional writes), `cache` (shards on this node) and `documents` (typed JSON files) are
+imported by name. Importing this package imports neither pyarrow nor boto3: they are loaded for the first remote URI.
+"""
 
 from __future__ import annotations
 
 from s2s_ray.storage.files import (
-    MANIFEST,
     absolute,
-    check,
     delete,
     download,
     exists,
-    fetch,
-    is_complete,
-    is_local,
     join,
     list_folders,
     list_names,
-    local_faults,
-    local_path,
     modified,
     name,
-    on_this_machine,
     open_input,
     parent,
-    publish,
     read_bytes,
     read_json,
     sha256,
@@ -30,6 +25,16 @@ from s2s_ray.storage.files import (
     upload,
     write_bytes,
     write_json,
+)
+from s2s_ray.storage.filesystem import is_local, local_faults, local_path
+from s2s_ray.storage.published import (
+    MANIFEST,
+    check,
+    fetch,
+    is_complete,
+    on_this_machine,
+    publish,
+    read_manifest,
 )
 
 __all__ = [
@@ -55,6 +60,7 @@ __all__ = [
     "publish",
     "read_bytes",
     "read_json",
+    "read_manifest",
     "sha256",
     "size",
     "upload",

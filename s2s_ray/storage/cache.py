@@ -1,4 +1,4 @@
-"""Shards as memory-mapped tables: those of a local data set in place, others through a cache on this node."""
+"""Shards as memory-mapped tables: those of a local data set in place, those of others through a cache on this node."""
 
 from __future__ import annotations
 
@@ -12,60 +12,77 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from s2s_ray import storage
-from s2s_ray.data.description import (
-    FileInfo,
-)
-from s2s_ray.errors import ConfigError, DatasetError, DiskFullError, StorageError
+from s2s_ray.errors import DamagedError, DatasetError, DiskFullError, InputError
+from s2s_ray.storage import files
+from s2s_ray.storage.filesystem import is_local, local_faults, local_path
 
 log = logging.getLogger(__name__)
 
 
+class Shard(Protocol):
+    """One Arrow file of a data set."""
+
+    @property
+    def name(self) -> str:
+        """File name below the data set's URI."""
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the file."""
+
+
 def default_cache_dir() -> Path:
-    """A folder of this user below the temporary directory."""
+    """Return a folder of this user below the temporary directory."""
     return Path(tempfile.gettempdir()) / f"s2s-ray-cache-{os.getuid()}"
 
 
 class ShardCache:
     """Opens the shards of one data set in any number of processes of a node.
 
-    Local data sets are mapped where they are; each shard's checksum is taken when a process first opens it. Shards
-    of other data sets are downloaded once a node, whoever asks first, checked, and kept under their checksum in
-    `folder`; the least recently used that nobody has open make room. A process keeps `2 * window` shards open,
-    all that an epoch's order needs at a time, so no shard of the current window is evicted. If other runs' open shards
-    fill the folder, it grows beyond its limit with a warning: waiting for them could be for ever. Where the disk is
-    full before the limit is reached, shards make room as well.
+    Local data sets are mapped where they are; the checksum of a shard is verified when a process first opens it.
+    Shards of other data sets are downloaded once per node, by the process that needs them first, checked, and kept
+    under their checksum in `folder`. To make room, the least recently used shards that no process has open are
+    evicted. A process keeps `2 * window` shards open, all that an epoch's order needs at a time, so no shard of the
+    current window is evicted. If other runs' open shards fill the folder, it grows beyond its limit with a warning,
+    because waiting for them could take for ever. If the disk fills up before the limit is reached, shards are evicted
+    as well.
 
-    Pickles and forks: open shards are not carried into another process.
+    Pickling and forking: open shards are not carried into another process.
 
     Args:
         uri: the data set.
-        shards: all shards that may be asked for.
-        folder: the cache; `default_cache_dir()` where None. Not used for local data sets.
+        shards: all shards that may be requested.
+        folder: the cache; None: `default_cache_dir()`. Not used for local data sets.
         max_bytes: largest size of the cache.
         window: shards whose pairs are shuffled together.
 
     Raises:
-        ConfigError: `max_bytes` is less than two windows of the largest shards.
+        InputError: `max_bytes` is less than two windows of the largest shards.
     """
 
-    def __init__(
-        self, uri: str, shards: Sequence[FileInfo], *, folder: Path | None, max_bytes: int, window: int
-    ) -> None:
-        self.uri = storage.absolute(uri)
-        self.local = storage.is_local(uri)
+    def __init__(self, uri: str, shards: Sequence[Shard], *, folder: Path | None, max_bytes: int, window: int) -> None:
+        self.uri = files.absolute(uri)
+        self.local = is_local(uri)
         self.folder = default_cache_dir() if folder is None else folder
         self.max_bytes = max_bytes
         self.window = window
         needed = sum(sorted((shard.bytes for shard in shards), reverse=True)[: 2 * window])
         if not self.local and needed > max_bytes:
-            raise ConfigError(
-                f"data.cache_gb={max_bytes / 1e9:g} is less than two windows of shards need: {needed / 1e9:.3g} "
-                f"with data.window={window}; raise the one or lower the other"
+            raise InputError(
+                f"a shard cache of {max_bytes / 1e9:g} GB holds less than two windows of shards, which need "
+                f"{needed / 1e9:.3g} GB with window={window}"
             )
         self._forget()
 
@@ -77,12 +94,15 @@ class ShardCache:
         self._checked: set[str] = set()
         self._pid = os.getpid()
 
-    def table(self, shard: FileInfo) -> pa.Table:
-        """The pairs of a shard.
+    def table(self, shard: Shard) -> pa.Table:
+        """Return the rows of a shard.
 
         Raises:
-            StorageError: the shard is missing, fails its checksum or cannot be reached.
+            NotFoundError: the shard is missing.
+            DamagedError: it fails its checksum or is not an Arrow file.
+            DatasetError: it has another number of rows.
             DiskFullError: the cache's disk has no room for it beside the shards in use.
+            StorageError: it cannot be read.
         """
         if self._pid != os.getpid():
             self._forget()
@@ -94,60 +114,60 @@ class ShardCache:
         self._open.move_to_end(shard.name)
         return entry.table
 
-    def _in_place(self, shard: FileInfo) -> _OpenShard:
-        path = storage.local_path(storage.join(self.uri, shard.name))
+    def _in_place(self, shard: Shard) -> _OpenShard:
+        path = local_path(files.join(self.uri, shard.name))
         if shard.name not in self._checked:
             fault = _fault(path, shard)
             if fault is not None:
-                raise StorageError(_damaged(str(path), fault))
+                raise DamagedError(_damaged(str(path), fault))
             self._checked.add(shard.name)
         return _map(path, shard)
 
-    def _cached(self, shard: FileInfo) -> _OpenShard:
+    def _cached(self, shard: Shard) -> _OpenShard:
         path = self.folder / f"{shard.sha256}-{shard.name}"
         with _locked(self._lock_of(shard.sha256)):
             if not path.exists() or path.stat().st_size != shard.bytes:
-                self._bring(shard, path)
+                self._fetch(shard, path)
             # locked before the download's lock is released, so that no other process evicts it in between
             return _map(path, shard, lock=True)
 
-    def _bring(self, shard: FileInfo, path: Path) -> None:
-        """Download a shard, twice if need be, and let it appear when it is whole."""
+    def _fetch(self, shard: Shard, path: Path) -> None:
+        """Download a shard, twice if the first copy is damaged, and let it appear when it is whole."""
         partial = path.with_name(path.name + ".part")
         with _locked(self.folder / "cache.lock"):
             self._make_room(shard.bytes)
-            with storage.local_faults(str(partial)), partial.open("wb") as file:
-                file.truncate(shard.bytes)  # reserves the room in the sum that other processes take
-        uri = storage.join(self.uri, shard.name)
+            with local_faults(str(partial)), partial.open("wb") as file:
+                file.truncate(shard.bytes)  # so that other processes count its final size
+        uri = files.join(self.uri, shard.name)
         try:
             self._download(uri, partial)
             fault = _fault(partial, shard)
             if fault is not None:
-                log.warning("%s fails its checksum (%s), once more", uri, fault)
+                log.warning("%s fails its checksum (%s), downloading it again", uri, fault)
                 self._download(uri, partial)
                 fault = _fault(partial, shard)
             if fault is not None:
-                raise StorageError(_damaged(uri, fault))
+                raise DamagedError(_damaged(uri, fault))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
     def _download(self, uri: str, partial: Path) -> None:
-        """While the disk is full, shards that nobody has open make room, one after the other."""
+        """Download a shard; while the disk is full, evict shards that no process has open, one after the other."""
         while True:
             try:
-                return storage.download(uri, partial)
+                return files.download(uri, partial)
             except DiskFullError as error:
                 with _locked(self.folder / "cache.lock"):
                     if not any(self._evict(path) for _, _, path in self._entries() if path.suffix == ".arrow"):
                         raise DiskFullError(
                             f"the disk of the shard cache {self.folder} is full, and all of its shards are in use "
-                            f"({error}): free some of it, set data.cache_dir to a larger one, or lower data.window"
+                            f"({error}): free some space, set data.cache_dir to a larger disk, or lower data.window"
                         ) from None
-                log.warning("the disk of the shard cache %s is full: a shard not in use made room", self.folder)
+                log.warning("the disk of the shard cache %s is full: evicted an unused shard", self.folder)
 
     def _make_room(self, size: int) -> None:
-        """Evict until `size` more bytes fit. The caller holds the cache's lock."""
+        """Evict shards until `size` more bytes fit. The caller holds the cache's lock."""
         entries = self._entries()
         total = sum(entry[1] for entry in entries)
         for _, length, path in entries:
@@ -157,31 +177,31 @@ class ShardCache:
                 total -= length
         if total + size > self.max_bytes:
             log.warning(
-                "the shard cache %s grows to %.3g GB of data.cache_gb=%.3g: other processes use all of its shards",
+                "the shard cache %s grows to %.3g GB, beyond its %.3g GB: other processes use all of its shards",
                 self.folder,
                 (total + size) / 1e9,
                 self.max_bytes / 1e9,
             )
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """Time of last use, bytes and path of the shards, whole or being downloaded, the oldest first.
+        """Return time of last use, bytes and path of all shards, whole or being downloaded, the oldest first.
 
-        What killed downloads left is cleared. The caller holds the cache's lock.
+        Files that killed downloads left are deleted. The caller holds the cache's lock.
         """
         entries = []
         for path in self.folder.iterdir():
             try:
                 stat = path.stat()
             except FileNotFoundError:
-                continue  # a download just ended
+                continue  # a download has just ended
             if path.suffix in (".arrow", ".part"):
                 entries.append((stat.st_mtime_ns, stat.st_size, path))
             elif path.suffix != ".lock":
-                self._evict(path)  # unless its download is under way, and then its .part is in the sum
+                self._evict(path)  # unless its download is running, in which case its .part is counted
         return sorted(entries)
 
     def _evict(self, path: Path) -> bool:
-        """Delete a shard that nobody has open, or what a killed download left. Whether it is gone."""
+        """Delete a shard, or the rest of a killed download, if no process has it open; return whether it is gone."""
         digest = path.name.lstrip(".").partition("-")[0]
         try:
             with self._lock_of(digest).open("ab") as lock, path.open("rb") as file:
@@ -203,18 +223,18 @@ def _damaged(uri: str, fault: str) -> str:
     )
 
 
-def _fault(path: Path, shard: FileInfo) -> str | None:
-    """What is wrong with a shard's file, or None."""
-    with storage.local_faults(str(path)):
+def _fault(path: Path, shard: Shard) -> str | None:
+    """Return what is wrong with a shard's file, or None."""
+    with local_faults(str(path)):
         size = path.stat().st_size
     if size != shard.bytes:
         return f"{size} bytes, expected {shard.bytes}"
-    found = storage.sha256(path)
+    found = files.sha256(path)
     return None if found == shard.sha256 else f"sha256 {found}, expected {shard.sha256}"
 
 
 class _OpenShard:
-    """A shard in use. With a lock, nobody evicts it until it is closed or this object is gone."""
+    """A shard in use. With a lock, no process evicts it until it is closed or this object is garbage-collected."""
 
     def __init__(self, table: pa.Table, path: Path, *, lock: bool) -> None:
         self.table = table
@@ -230,17 +250,17 @@ class _OpenShard:
 
 
 def _touch_and_close(descriptor: int) -> None:
-    """Release a cached shard; its time of change is the time of its last use, by which shards are evicted."""
+    """Release a cached shard and set its modification time to now, the time of its last use."""
     now = time.time_ns()  # the file system's own clock ticks too slowly to order uses by
     os.utime(descriptor, ns=(now, now))
     os.close(descriptor)
 
 
-def _map(path: Path, shard: FileInfo, *, lock: bool = False) -> _OpenShard:
+def _map(path: Path, shard: Shard, *, lock: bool = False) -> _OpenShard:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except pa.ArrowInvalid as error:
-        raise StorageError(f"shard {path} is not an Arrow file ({error})") from None
+        raise DamagedError(f"shard {path} is not an Arrow file ({error})") from None
     if len(table) != shard.count:
         raise DatasetError(f"shard {path} holds {len(table)} pairs, its data set lists {shard.count}")
     return _OpenShard(table, path, lock=lock)
@@ -249,7 +269,7 @@ def _map(path: Path, shard: FileInfo, *, lock: bool = False) -> _OpenShard:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock file against the other processes of this node."""
-    with storage.local_faults(str(path)):
+    with local_faults(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:

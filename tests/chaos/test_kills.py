@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
+from s2s_ray.storage import files
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
 from tests.support.killed_runs import KILLED, STEPS, Ending, configured, die, killed_at, launch, logged_history
@@ -38,30 +39,30 @@ def test_a_run_killed_at_every_step_ends_as_if_nothing_had_happened(
     assert logged_history(config) == undisturbed(workers).history
 
 
-def _cut(trainer: Trainer, rank: int, step: int, files: int) -> None:
-    """Kill the process before it uploads file number `files` of a checkpoint."""
-    upload, sent = storage.upload, []
+def _cut(trainer: Trainer, rank: int, step: int, uploads: int) -> None:
+    """Kill the process after this many uploads of a checkpoint's files."""
+    upload, sent = files.upload, []
 
     def cut(path: Path, uri: str) -> None:
         if f"{step:08d}" in uri:
-            if len(sent) == files:
+            if len(sent) == uploads:
                 die()
             sent.append(uri)
         upload(path, uri)
 
-    storage.upload = cut
+    files.upload = cut
 
 
-@pytest.mark.parametrize("files", [0, 2])
+@pytest.mark.parametrize("uploads", [0, 2])
 def test_a_checkpoint_whose_upload_was_cut_does_not_count(
-    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, files: int
+    settings: list[str], undisturbed: Undisturbed, tmp_path: Path, uploads: int
 ) -> None:
     config = configured(settings, tmp_path)
-    outcome = launch(config, partial(_cut, step=5, files=files))
+    outcome = launch(config, partial(_cut, step=5, uploads=uploads))
     assert outcome.codes == [KILLED]
     store = checkpoint_store(config)
     assert store.steps()[-2:] == [3, 4]
-    assert (tmp_path / "run/checkpoints/00000005").exists() == bool(files)
+    assert (tmp_path / "run/checkpoints/00000005").exists() == bool(uploads)
     outcome = launch(config)
     assert outcome.done, outcome.log
     Ending.of(config).assert_same(undisturbed(1))

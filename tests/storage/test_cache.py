@@ -1,4 +1,4 @@
-"""Shards of a remote data set on this node: here the remote is a directory behind an s3:// URI."""
+"""The cache of remote shards on this node; the remote store is a directory behind an s3:// URI."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
 from pyarrow import fs
 
 from s2s_ray import storage
-from s2s_ray.data.description import (
-    FileInfo,
-)
-from s2s_ray.errors import ConfigError, DatasetError, NotFoundError, StorageError
-from s2s_ray.storage import filesystem
+from s2s_ray.errors import DamagedError, DatasetError, InputError, NotFoundError
+from s2s_ray.storage import files, filesystem
 from s2s_ray.storage.cache import ShardCache
 
 SHARDS = 6
 URI = "s3://bucket/set"
+
+
+class Info(NamedTuple):
+    """What the cache needs to know of a shard."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def shards(remote: Path) -> list[FileInfo]:
+def shards(remote: Path) -> list[Info]:
     """Six shards of the same size; the one called k holds the numbers 10 k to 10 k + 9."""
     infos = []
     for k in range(SHARDS):
@@ -47,7 +54,7 @@ def shards(remote: Path) -> list[FileInfo]:
         data = sink.getvalue().to_pybytes()
         name = f"train-{k:05d}.arrow"
         storage.write_bytes(storage.join(URI, name), data)
-        infos.append(FileInfo(name=name, count=10, bytes=len(data), sha256=storage.sha256(data)))
+        infos.append(Info(name=name, count=10, bytes=len(data), sha256=storage.sha256(data)))
     assert (remote / "train-00000.arrow").exists()
     assert len({info.bytes for info in infos}) == 1
     return infos
@@ -59,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(shards: list[FileInfo], folder: Path) -> Callable[..., ShardCache]:
+def make(shards: list[Info], folder: Path) -> Callable[..., ShardCache]:
     """A cache with room for some shards."""
 
     def make(room: int = SHARDS, window: int = 1) -> ShardCache:
@@ -70,17 +77,17 @@ def make(shards: list[FileInfo], folder: Path) -> Callable[..., ShardCache]:
 
 @pytest.fixture
 def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Names of the downloads so far, by all processes."""
+    """Names of the shards that all processes have downloaded so far."""
     log = tmp_path / "downloads"
     log.touch()
-    download = storage.download
+    download = files.download
 
     def logged(uri: str, path: Path) -> None:
         with log.open("a") as file:
             file.write(storage.name(uri) + "\n")
         download(uri, path)
 
-    monkeypatch.setattr(storage, "download", logged)
+    monkeypatch.setattr(files, "download", logged)
     return lambda: log.read_text().split()
 
 
@@ -93,8 +100,8 @@ def numbers(table: pa.Table) -> list[int]:
     return list(table.column("number").to_pylist())
 
 
-def test_a_shard_is_downloaded_once_and_comes_back_whole(
-    make: Callable[..., ShardCache], shards: list[FileInfo], downloads: Callable[[], list[str]]
+def test_a_shard_is_downloaded_once(
+    make: Callable[..., ShardCache], shards: list[Info], downloads: Callable[[], list[str]]
 ) -> None:
     first, second = make(), make()
     for cache in (first, second, first):
@@ -102,26 +109,26 @@ def test_a_shard_is_downloaded_once_and_comes_back_whole(
     assert downloads() == ["train-00003.arrow"]
 
 
-def test_the_shards_of_two_data_sets_do_not_meet(make: Callable[..., ShardCache], shards: list[FileInfo]) -> None:
+def test_shards_of_two_data_sets_are_kept_apart(make: Callable[..., ShardCache], shards: list[Info]) -> None:
     cache = make()
     cache.table(shards[0])
-    other = shards[1].model_copy(update={"name": shards[0].name})
+    other = shards[1]._replace(name=shards[0].name)
     shutil.copy(filesystem._resolve(f"{URI}/{shards[1].name}")[1], filesystem._resolve(f"{URI}/{other.name}")[1])
     assert numbers(make().table(other)) == list(range(10, 20))
 
 
-def read_all(cache: ShardCache, shards: list[FileInfo]) -> None:
+def read_all(cache: ShardCache, shards: list[Info]) -> None:
     for info in shards:
         assert numbers(cache.table(info))[0] == int(info.name[6:11]) * 10
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
 def test_processes_share_their_downloads(
-    make: Callable[..., ShardCache], shards: list[FileInfo], downloads: Callable[[], list[str]]
+    make: Callable[..., ShardCache], shards: list[Info], downloads: Callable[[], list[str]]
 ) -> None:
     context = multiprocessing.get_context("fork")
     cache = make()
-    cache.table(shards[0])  # an open shard in the parent is no trouble for the children
+    cache.table(shards[0])  # an open shard in the parent does not disturb the children
     children = [context.Process(target=read_all, args=(cache, shards)) for _ in range(4)]
     for child in children:
         child.start()
@@ -131,10 +138,10 @@ def test_processes_share_their_downloads(
     assert sorted(downloads()) == [info.name for info in shards]
 
 
-def test_a_damaged_download_is_tried_once_more(
-    make: Callable[..., ShardCache], shards: list[FileInfo], monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_download_is_repeated(
+    make: Callable[..., ShardCache], shards: list[Info], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    download, attempts = storage.download, []
+    download, attempts = files.download, []
 
     def damage_first(uri: str, path: Path) -> None:
         download(uri, path)
@@ -142,7 +149,7 @@ def test_a_damaged_download_is_tried_once_more(
         if len(attempts) == 1:
             path.write_bytes(b"x" + path.read_bytes()[1:])
 
-    monkeypatch.setattr(storage, "download", damage_first)
+    monkeypatch.setattr(files, "download", damage_first)
     assert numbers(make().table(shards[0])) == list(range(10))
     assert len(attempts) == 2
 
@@ -150,7 +157,7 @@ def test_a_damaged_download_is_tried_once_more(
 @pytest.mark.parametrize("fault", ["flipped", "short"])
 def test_a_shard_that_is_damaged_at_the_source_is_named(
     make: Callable[..., ShardCache],
-    shards: list[FileInfo],
+    shards: list[Info],
     remote: Path,
     folder: Path,
     downloads: Callable[[], list[str]],
@@ -161,25 +168,25 @@ def test_a_shard_that_is_damaged_at_the_source_is_named(
     data[200] ^= 1
     path.write_bytes(data if fault == "flipped" else data[:-1])
     cache = make()
-    with pytest.raises(StorageError, match=r"s3://bucket/set/train-00002.arrow fails its checksum \("):
+    with pytest.raises(DamagedError, match=r"s3://bucket/set/train-00002.arrow fails its checksum \("):
         cache.table(shards[2])
     assert len(downloads()) == 2
     assert kept(folder) == []
     assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == []
-    assert numbers(cache.table(shards[1])) == list(range(10, 20))  # the others are still served
+    assert numbers(cache.table(shards[1])) == list(range(10, 20))  # other shards are still served
 
 
-def test_a_missing_shard_is_named(make: Callable[..., ShardCache], shards: list[FileInfo], remote: Path) -> None:
+def test_a_missing_shard_is_named(make: Callable[..., ShardCache], shards: list[Info], remote: Path) -> None:
     (remote / shards[4].name).unlink()
     with pytest.raises(NotFoundError, match=r"s3://bucket/set/train-00004.arrow does not exist"):
         make().table(shards[4])
 
 
-def test_the_least_recently_used_shards_make_room(
-    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, downloads: Callable[[], list[str]]
+def test_the_least_recently_used_shards_are_evicted(
+    make: Callable[..., ShardCache], shards: list[Info], folder: Path, downloads: Callable[[], list[str]]
 ) -> None:
     cache = make(room=3, window=1)  # two shards stay open, one more fits
-    for k in (0, 1, 0, 2, 3):  # 1 is the one not used for longest
+    for k in (0, 1, 0, 2, 3):  # 1 is the least recently used
         cache.table(shards[k])
         assert len(kept(folder)) <= 3
     assert kept(folder) == [0, 2, 3]
@@ -191,7 +198,7 @@ def test_the_least_recently_used_shards_make_room(
 
 
 def test_a_whole_epoch_fits_through_two_windows(
-    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, downloads: Callable[[], list[str]]
+    make: Callable[..., ShardCache], shards: list[Info], folder: Path, downloads: Callable[[], list[str]]
 ) -> None:
     cache = make(room=4, window=2)
     for window in ((4, 1), (0, 5), (3, 2)):
@@ -203,7 +210,7 @@ def test_a_whole_epoch_fits_through_two_windows(
 
 
 def test_shards_that_another_process_has_open_are_not_evicted(
-    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[..., ShardCache], shards: list[Info], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = make(room=2)
     tables = [other.table(shards[0]), other.table(shards[1])]
@@ -217,8 +224,8 @@ def test_shards_that_another_process_has_open_are_not_evicted(
     assert kept(folder) == [2, 3]
 
 
-def test_what_a_killed_download_left_is_cleared(
-    make: Callable[..., ShardCache], shards: list[FileInfo], folder: Path
+def test_the_rest_of_a_killed_download_is_deleted(
+    make: Callable[..., ShardCache], shards: list[Info], folder: Path
 ) -> None:
     folder.mkdir()
     size = shards[0].bytes
@@ -233,44 +240,48 @@ def test_what_a_killed_download_left_is_cleared(
 
 def test_a_cache_smaller_than_two_windows_is_refused(make: Callable[..., ShardCache]) -> None:
     make(room=4, window=2)
-    make(room=6, window=100)  # more than there are is not needed
-    with pytest.raises(ConfigError, match=r"data.cache_gb=.* less than two windows .* data.window=2"):
+    make(room=6, window=100)  # more than all shards is never needed
+    with pytest.raises(InputError, match=r"less than two windows of shards, which need \S+ GB with window=2"):
         make(room=3, window=2)
 
 
-def test_open_shards_are_not_pickled(make: Callable[..., ShardCache], shards: list[FileInfo]) -> None:
+def test_open_shards_are_not_pickled(make: Callable[..., ShardCache], shards: list[Info]) -> None:
     cache = make()
     cache.table(shards[0])
     assert numbers(pickle.loads(pickle.dumps(cache)).table(shards[0])) == list(range(10))
 
 
 def test_a_local_data_set_is_read_where_it_is(
-    remote: Path, shards: list[FileInfo], folder: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Path, shards: list[Info], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1)
     read_all(cache, shards)
     assert not folder.exists()
     hashed: list[Path] = []
-    monkeypatch.setattr(storage, "sha256", lambda path: hashed.append(path))
+    monkeypatch.setattr(files, "sha256", lambda path: hashed.append(path))
     read_all(cache, shards)
-    assert hashed == []  # once a process is enough
+    assert hashed == []  # once per process is enough
 
 
-def test_a_damaged_local_shard_is_named(remote: Path, shards: list[FileInfo], folder: Path) -> None:
+def test_a_damaged_local_shard_is_named(remote: Path, shards: list[Info], folder: Path) -> None:
     data = bytearray((remote / shards[1].name).read_bytes())
     data[200] ^= 1
     (remote / shards[1].name).write_bytes(data)
     os.truncate(remote / shards[2].name, 100)
     (remote / shards[3].name).unlink()
     cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1)
-    for k, message in ((1, "fails its checksum .sha256"), (2, "fails its checksum .100 bytes"), (3, "does not exist")):
-        with pytest.raises(StorageError, match=rf"{remote}/train-0000{k}.arrow {message}"):
+    for k, message, kind in (
+        (1, "fails its checksum .sha256", DamagedError),
+        (2, "fails its checksum .100 bytes", DamagedError),
+        (3, "does not exist", NotFoundError),
+    ):
+        with pytest.raises(kind, match=rf"{remote}/train-0000{k}.arrow {message}"):
             cache.table(shards[k])
     assert (remote / shards[1].name).exists()
 
 
-def test_a_shard_with_another_number_of_pairs_is_refused(remote: Path, shards: list[FileInfo], folder: Path) -> None:
-    wrong = shards[0].model_copy(update={"count": 11})
+def test_a_shard_with_another_number_of_pairs_is_refused(remote: Path, shards: list[Info], folder: Path) -> None:
+    wrong = shards[0]._replace(count=11)
     cache = ShardCache(str(remote), [wrong], folder=folder, max_bytes=1, window=1)
     with pytest.raises(DatasetError, match="holds 10 pairs, its data set lists 11"):
         cache.table(wrong)

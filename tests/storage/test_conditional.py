@@ -1,4 +1,4 @@
-"""Writing a file that others write too."""
+"""Conditional writes of a file that several processes change."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def test_the_second_of_two_writers_is_refused(tmp_path: Path) -> None:
     conditional.write(uri, b"one", None)
     content, version = conditional.read(uri)
     assert content == b"one"
-    with pytest.raises(ConflictError, match="changed by somebody else"):
+    with pytest.raises(ConflictError, match="changed by another process"):
         conditional.write(uri, b"two", None)
     conditional.write(uri, b"two", version)
     with pytest.raises(ConflictError):
         conditional.write(uri, b"three", version)
     assert storage.read_bytes(uri) == b"two"
-    assert storage.list_names(str(tmp_path / "deep")) == ["pointer.json"], "the lock is nobody's business"
+    assert storage.list_names(str(tmp_path / "deep")) == ["pointer.json"], "the lock file is not listed"
 
 
-def test_no_change_of_many_at_once_is_lost(tmp_path: Path) -> None:
+def test_no_concurrent_change_is_lost(tmp_path: Path) -> None:
     uri = str(tmp_path / "count")
     conditional.write(uri, b"0", None)
 
@@ -52,7 +52,7 @@ def test_no_change_of_many_at_once_is_lost(tmp_path: Path) -> None:
     assert storage.read_bytes(uri) == b"40"
 
 
-def test_the_condition_is_s3s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s3_checks_the_condition_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):

@@ -1,4 +1,4 @@
-"""Storage on local paths, and what it makes of remote faults. `tests/integration/test_storage_s3.py` has S3."""
+"""Files on local paths, and the handling of remote errors. `tests/integration/test_storage_s3.py` covers S3."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import pytest
 
 from s2s_ray import storage
 from s2s_ray.errors import DamagedError, NotFoundError, StorageError
-from s2s_ray.storage import (
-    files,
-    filesystem,
-)
+from s2s_ray.storage import filesystem
 
 
 @pytest.mark.parametrize(
@@ -60,7 +57,7 @@ def test_write_read_list_delete(tmp_path: Path, scheme: str) -> None:
     assert not storage.exists(root)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
@@ -76,7 +73,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_folders_and_times(tmp_path: Path) -> None:
+def test_list_folders_and_modified(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "b" / "file"), b"1")
     storage.write_bytes(str(tmp_path / "a" / "file"), b"1")
     storage.write_bytes(str(tmp_path / "file"), b"1")
@@ -94,7 +91,7 @@ def test_names_of_unfinished_writes_are_not_listed(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path)) == ["y"]
 
 
-def test_missing_and_unusable_places_are_named(tmp_path: Path) -> None:
+def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=rf"^{tmp_path}/no/file does not exist; neither does its directory$"):
         storage.read_bytes(f"{tmp_path}/no/file")
     with pytest.raises(NotFoundError, match=rf"^{tmp_path}/file does not exist$"):
@@ -102,7 +99,7 @@ def test_missing_and_unusable_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=rf"^{tmp_path}: Is a directory$"):
         storage.read_bytes(str(tmp_path))
     (tmp_path / "file").write_text("{")
-    with pytest.raises(StorageError, match="file is not JSON"):
+    with pytest.raises(DamagedError, match="file is not JSON"):
         storage.read_json(f"{tmp_path}/file")
     with pytest.raises(StorageError, match=r"foo://x/y: no file system for this URI"):
         storage.read_bytes("foo://x/y")
@@ -139,15 +136,15 @@ class Flaky:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which take no time."""
+    """The pauses between attempts, which are recorded and take no time."""
     made: list[float] = []
     monkeypatch.setattr(filesystem.time, "sleep", made.append)
     monkeypatch.setattr(filesystem, "_resolve", lambda uri: (None, uri))
-    monkeypatch.setattr(filesystem, "_answered", set())
+    monkeypatch.setattr(filesystem, "_responded", set())
     return made
 
 
-def test_faults_that_may_pass_are_tried_again_with_growing_pauses(pauses: list[float]) -> None:
+def test_transient_errors_are_retried_with_growing_pauses(pauses: list[float]) -> None:
     operation = Flaky(
         OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56, Recv failure"),
         OSError("AWS Error SLOW_DOWN during GetObject operation"),
@@ -159,7 +156,7 @@ def test_faults_that_may_pass_are_tried_again_with_growing_pauses(pauses: list[f
     assert pauses[0] < pauses[1] < pauses[2]
 
 
-def test_a_fault_that_stays_ends_with_an_error_that_names_the_uri(pauses: list[float]) -> None:
+def test_a_persistent_error_names_the_uri(pauses: list[float]) -> None:
     operation = Flaky(*[OSError("Connection reset by peer")] * 99)
     with pytest.raises(StorageError, match=r"gs://bucket/x: Connection reset"):
         filesystem.remotely("gs://bucket/x", operation)
@@ -167,7 +164,7 @@ def test_a_fault_that_stays_ends_with_an_error_that_names_the_uri(pauses: list[f
     assert len(pauses) == filesystem.ATTEMPTS - 1
 
 
-def test_a_store_that_has_answered_is_given_minutes_to_come_back(pauses: list[float]) -> None:
+def test_a_store_that_has_responded_is_retried_for_minutes(pauses: list[float]) -> None:
     assert filesystem.remotely("gs://bucket/x", Flaky()) == "done"
     reset = OSError("Connection reset by peer")
     patient = Flaky(*[reset] * (filesystem.PATIENT_ATTEMPTS - 1))
@@ -175,7 +172,7 @@ def test_a_store_that_has_answered_is_given_minutes_to_come_back(pauses: list[fl
     assert sum(pauses) > 120
     assert max(pauses) < 1.25 * filesystem.LONGEST_PAUSE_S
     with pytest.raises(StorageError, match="az://bucket/x: Connection reset"):
-        filesystem.remotely("az://bucket/x", Flaky(*[reset] * 99))  # of another store nothing is known yet
+        filesystem.remotely("az://bucket/x", Flaky(*[reset] * 99))  # another store has not responded yet
     assert len(pauses) == filesystem.PATIENT_ATTEMPTS - 1 + filesystem.ATTEMPTS - 1
 
 
@@ -187,127 +184,9 @@ def test_a_store_that_has_answered_is_given_minutes_to_come_back(pauses: list[fl
         (OSError("No space left on device"), StorageError),
     ],
 )
-def test_faults_that_stay_are_not_tried_again(pauses: list[float], fault: Exception, kind: type[Exception]) -> None:
+def test_permanent_errors_are_not_retried(pauses: list[float], fault: Exception, kind: type[Exception]) -> None:
     operation = Flaky(fault)
     with pytest.raises(kind, match="gs://bucket/x"):
         filesystem.remotely("gs://bucket/x", operation)
     assert operation.calls == 1
     assert pauses == []
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    """A directory worth publishing."""
-    folder = tmp_path / "local"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "a.bin").write_bytes(b"a" * 1000)
-    (folder / "sub" / "b.bin").write_bytes(b"")
-    return folder
-
-
-def test_publish_and_fetch(release: Path, tmp_path: Path) -> None:
-    uri = str(tmp_path / "store" / "r1")
-    assert not storage.is_complete(uri)
-    storage.publish(release, uri)
-    assert storage.is_complete(uri)
-    found = storage.fetch(uri, tmp_path / "into")
-    assert (found / "a.bin").read_bytes() == b"a" * 1000
-    assert (found / "sub" / "b.bin").read_bytes() == b""
-    entry = storage.read_json(str(found / "manifest.json"))["files"]["a.bin"]
-    assert entry == {"bytes": 1000, "sha256": hashlib.sha256(b"a" * 1000).hexdigest()}
-
-
-def test_fetch_takes_only_what_is_asked_for(release: Path, tmp_path: Path) -> None:
-    uri = str(tmp_path / "store")
-    storage.publish(release, uri)
-    assert sorted(os.listdir(storage.fetch(uri, tmp_path / "into", only=("a.bin",)))) == ["a.bin"]
-    with pytest.raises(NotFoundError, match=r"published without c\.bin; it holds a\.bin, sub/b\.bin"):
-        storage.fetch(uri, tmp_path / "into", only=("c.bin",))
-
-
-def test_fetch_keeps_whole_files_and_replaces_damaged_ones(release: Path, tmp_path: Path) -> None:
-    uri, into = str(tmp_path / "store"), tmp_path / "into"
-    storage.publish(release, uri)
-    storage.fetch(uri, into)
-    (into / "a.bin").write_bytes(b"b" * 1000)
-    kept = (into / "sub" / "b.bin").stat().st_ino
-    storage.fetch(uri, into)
-    assert (into / "a.bin").read_bytes() == b"a" * 1000
-    assert (into / "sub" / "b.bin").stat().st_ino == kept
-
-
-def test_a_publication_cut_short_does_not_exist(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = str(tmp_path / "store")
-    storage.publish(release, uri)  # an older one is there, and is not mistaken for the new one either
-    upload = storage.upload
-
-    def fail_on_second(path: Path, target: str) -> None:
-        if path.name == "b.bin":
-            raise KeyboardInterrupt
-        upload(path, target)
-
-    monkeypatch.setattr(files, "upload", fail_on_second)
-    with pytest.raises(KeyboardInterrupt):
-        storage.publish(release, uri)
-    assert storage.exists(storage.join(uri, "a.bin"))
-    assert not storage.is_complete(uri)
-    with pytest.raises(NotFoundError, match=r"store has no manifest\.json"):
-        storage.fetch(uri, tmp_path / "into")
-
-
-def test_an_upload_that_arrives_damaged_is_made_again(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    upload, damaged = storage.upload, [True]
-
-    def spoil(path: Path, target: str) -> None:
-        upload(path, target)
-        if path.name == "a.bin" and damaged.pop(0):
-            (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999 + b"b")
-
-    monkeypatch.setattr(files, "upload", spoil)
-    uri = str(tmp_path / "store")
-    damaged += [False]
-    storage.publish(release, uri)
-    assert "store/a.bin fails its checksum" in caplog.text
-    storage.check(uri)
-    damaged += [True, True]
-    with pytest.raises(DamagedError, match=r"store/a\.bin fails its checksum"):
-        storage.publish(release, uri)
-    assert not storage.is_complete(uri)  # the older one is gone, and the damaged one is not there
-
-
-def test_check_names_what_is_damaged_or_missing(release: Path, tmp_path: Path) -> None:
-    uri = str(tmp_path / "store")
-    storage.publish(release, uri)
-    storage.check(uri)
-    (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999)
-    with pytest.raises(DamagedError, match=r"store/a\.bin fails its checksum"):
-        storage.check(uri)
-    (tmp_path / "store" / "a.bin").unlink()
-    with pytest.raises(NotFoundError, match=r"store/a\.bin does not exist"):
-        storage.check(uri)
-
-
-def test_fetch_names_what_is_damaged_or_missing(release: Path, tmp_path: Path) -> None:
-    uri, into = str(tmp_path / "store"), tmp_path / "into"
-    storage.publish(release, uri)
-    (tmp_path / "store" / "a.bin").write_bytes(b"a" * 999 + b"b")
-    with pytest.raises(StorageError, match=r"store/a\.bin fails its checksum"):
-        storage.fetch(uri, into)
-    assert not (into / "a.bin").exists()
-    (tmp_path / "store" / "a.bin").unlink()
-    with pytest.raises(NotFoundError, match=r"store/a\.bin does not exist"):
-        storage.fetch(uri, into)
-
-
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
-def test_fetch_refuses_names_outside_of_the_directory(tmp_path: Path, name: str) -> None:
-    storage.write_json(str(tmp_path / "manifest.json"), {"files": {name: {"bytes": 0, "sha256": ""}}})
-    with pytest.raises(StorageError, match="outside of the directory"):
-        storage.fetch(str(tmp_path), tmp_path / "into")
-
-
-def test_nothing_to_publish(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds no files"):
-        storage.publish(tmp_path, str(tmp_path / "store"))
