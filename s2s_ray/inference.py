@@ -20,10 +20,9 @@ from s2s_ray.geo.prior import Prior
 from s2s_ray.geo.views import ViewGeometry, to_pixels
 from s2s_ray.index import Descriptors, Match, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint
-from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.model.folding import fold
 from s2s_ray.model.s2s import S2S
-from s2s_ray.registry import fingerprint
 
 Rows = tuple[float, float]
 Use = Literal["street", "satellite", "synthesis"]

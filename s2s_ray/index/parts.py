@@ -17,14 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from s2s_ray import registry, storage
+from s2s_ray import storage
 from s2s_ray.errors import DamagedError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.index.build import BATCH, assemble, embed, rows_to_embed
 from s2s_ray.index.index import ReferenceIndex
 from s2s_ray.index.tiles import TileSource
 from s2s_ray.model.checkpoint import load_checkpoint
-from s2s_ray.model.checkpoint_meta import model_config, read_meta
+from s2s_ray.model.checkpoint_meta import fingerprint, model_config, read_meta
 from s2s_ray.runtime.cluster import original_error, ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
@@ -65,7 +65,7 @@ class Plan:
         """Divide the embedding of some rows of the source."""
         size = -(-build.part // build.batch) * build.batch
         chosen = storage.sha256(json.dumps(list(rows)).encode())
-        names = (registry.fingerprint(build.checkpoint), build.source.fingerprint, chosen)
+        names = (fingerprint(build.checkpoint), build.source.fingerprint, chosen)
         folder = "-".join([*(name[:16] for name in names), str(build.batch), str(size), _FORMAT])
         uri = storage.join(f"{build.out}.parts", folder)
         return cls(build.checkpoint, build.source, build.batch, build.device, rows, size, uri)
@@ -119,7 +119,7 @@ def build_in_parts(
         RegistryError, StorageError, CheckpointError, DatasetError, ManifestError: the checkpoint or the tiles cannot
             be read.
     """
-    checkpoint = registry.fingerprint(build.checkpoint)
+    checkpoint = fingerprint(build.checkpoint)
     dimension = model_config(read_meta(build.checkpoint), build.checkpoint).descriptor_size
     extends = None if build.extends is None else ReferenceIndex.load(build.extends)
     plan = Plan.of(build, rows_to_embed(build.source, dimension, checkpoint, extends))

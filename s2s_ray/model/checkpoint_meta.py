@@ -65,6 +65,21 @@ def parse_meta(tree: Any, uri: str) -> dict[str, Any]:
     return CheckpointMeta.parse(tree, storage.join(uri, META_FILE)).model_dump(exclude_unset=True)
 
 
+def fingerprint(uri: str) -> str:
+    """Return what identifies a checkpoint: the SHA-256 of its weights, as its manifest records it.
+
+    Raises:
+        CheckpointError: there is no complete checkpoint at the URI.
+        StorageError: the manifest cannot be read.
+    """
+    if not storage.is_complete(uri):
+        raise CheckpointError(f"{uri} holds no complete checkpoint (no {storage.MANIFEST})")
+    files = storage.read_json(storage.join(uri, storage.MANIFEST)).get("files", {})
+    if MODEL_FILE not in files:
+        raise CheckpointError(f"{uri} is not a checkpoint: it has {', '.join(sorted(files))}")
+    return str(files[MODEL_FILE]["sha256"])
+
+
 def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
     """Return the model configuration in a checkpoint's `meta`. Raises CheckpointError."""
     try:

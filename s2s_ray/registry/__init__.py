@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from s2s_ray.model.checkpoint_meta import fingerprint
 from s2s_ray.registry.releases import (
     POINTER_FILE,
     RELEASE_FILE,
     Release,
     attach_index,
     current,
-    fingerprint,
     lineage,
     list_releases,
     promote,

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from s2s_ray import storage
 from s2s_ray.errors import ConflictError, RegistryError
 from s2s_ray.index import read_info
-from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, read_meta
+from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
 from s2s_ray.storage import conditional
 
 RELEASE_FILE = "release.json"
@@ -67,20 +67,6 @@ class _Pointer(BaseModel):
             return self
         before = (*self.history, self.release) if self.release else self.history
         return self.model_copy(update={"release": release, "history": before})
-
-
-def fingerprint(checkpoint_uri: str) -> str:
-    """What identifies a checkpoint: the sha256 of its weights, as its manifest records it.
-
-    Raises:
-        RegistryError: nothing complete there, or no checkpoint.
-    """
-    if not storage.is_complete(checkpoint_uri):
-        raise RegistryError(f"{checkpoint_uri} holds no complete checkpoint (no {storage.MANIFEST})")
-    files = storage.read_json(storage.join(checkpoint_uri, storage.MANIFEST)).get("files", {})
-    if MODEL_FILE not in files:
-        raise RegistryError(f"{checkpoint_uri} is not a checkpoint: it has {', '.join(sorted(files))}")
-    return str(files[MODEL_FILE]["sha256"])
 
 
 def publish(

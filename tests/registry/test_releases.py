@@ -15,7 +15,7 @@ import torch
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import RegistryError
+from s2s_ray.errors import CheckpointError, RegistryError
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
@@ -153,9 +153,9 @@ def test_errors_name_what_is_there(root: str, first: str, tmp_path: Path) -> Non
         registry.resolve(root, "other")
     with pytest.raises(RegistryError, match=f"no release 'city-99'; it has: {release.id}"):
         registry.promote(root, "demo", "city-99")
-    with pytest.raises(RegistryError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         registry.publish(root, "demo", str(tmp_path / "nowhere"))
-    with pytest.raises(RegistryError, match="is not a checkpoint: it has entries"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it has entries"):
         registry.publish(root, "demo", index(tmp_path, first))
 
 
