@@ -2,20 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UV := $(BIN)/uv
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo serve test test-fast fuzz audit check docs format clean
+.PHONY: setup lock demo serve test test-fast fuzz audit check docs format clean
 
 setup: $(STAMP)
 
+# pip installs uv in the version and with the hashes of the lock; uv installs the rest, and removes what the lock does
+# not name. setuptools is in the lock, so building the project downloads nothing.
 $(STAMP): requirements.lock pyproject.toml s2s_ray/service/deploy/vendor.py
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "s2s-ray needs Python 3.11 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null || true # on all cores; some packages' templates are no Python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock | $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r /dev/stdin
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m s2s_ray.service.deploy.vendor
 	touch $@
+
+lock: ## pin the dependencies of all extras and groups, for every Python and platform; LOCK=--upgrade renews all versions
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group bench --generate-hashes --no-annotate --custom-compile-command "make lock" $(LOCK) -o requirements.lock pyproject.toml
 
 demo: $(STAMP) ## a city, a trained model and a service that says where you are, below ./demo
 	$(BIN)/python -m jobs.demo
@@ -37,7 +43,7 @@ fuzz: $(STAMP) ## 20,000 damaged uploads against the application in process
 	S2S_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
 
 audit: $(STAMP) ## known vulnerabilities of the locked dependencies; asks an online database
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/audit pip-audit
+	$(UV) pip install --quiet --python $(BIN)/python --target $(VENV)/audit pip-audit
 	PYTHONPATH=$(VENV)/audit $(BIN)/python -m pip_audit --no-deps --disable-pip -r requirements.lock
 
 check: $(STAMP) docs

@@ -1,1 +1,1 @@
-"""What `serve deploy` takes: the application builder and its configuration file."""
+"""The application builder and the configuration file for `serve deploy`."""

@@ -1,4 +1,4 @@
-"""`python -m serve --registry URI --name NAME`: the same as `s2s serve`."""
+"""Run `s2s serve` as `python -m serve --registry URI --name NAME`."""
 
 from __future__ import annotations
 

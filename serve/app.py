@@ -1,4 +1,4 @@
-"""`serve run serve.app:build registry=URI name=NAME` from a checkout; a wheel has `s2s_ray.service.app:build`."""
+"""Application builder for `serve run serve.app:build registry=URI name=NAME` from a checkout."""
 
 from s2s_ray.service.app import build
 

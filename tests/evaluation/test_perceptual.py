@@ -94,5 +94,6 @@ def test_weights_that_cannot_be_had(weights: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_inception_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     with pytest.raises(WeightsError, match=r"needs torch-fidelity, which is not installed: pip install"):
         Perceptual(EvaluationConfig(fid="inception"), 4, "cpu")
