@@ -74,6 +74,8 @@ class ArchiveError(InputError):
 class UnreadableImageError(InputError):
     """An image that is missing or cannot be decoded; the message is the reason, without the id."""
 
+    http_status = 400
+
 
 class TooManyPixelsError(UnreadableImageError):
     """An image that was not decoded because of its size."""
@@ -87,6 +89,8 @@ class ViewError(InputError):
 
 class PriorError(InputError):
     """An area that cannot be used; the message names the parameter and the value."""
+
+    http_status = 400
 
 
 class DescriptorError(InputError):
@@ -150,6 +154,8 @@ class ReferenceIndexError(StateError):
 
 class RegistryError(StateError):
     """A release or a name that the registry cannot provide or change."""
+
+    http_status = 404
 
 
 class NoSynthesisError(StateError):

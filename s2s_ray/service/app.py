@@ -1,7 +1,11 @@
-"""`serve run s2s_ray.service.app:build registry=URI name=NAME`, or `serve deploy serve/config.yaml`."""
+"""The Serve application.
+
+serve run s2s_ray.service.app:build registry=URI name=NAME
+serve deploy serve/config.yaml
+"""
 
 # No `from __future__ import annotations` here: Serve recognises the typed argument of `build` by its annotation,
-# and would hand over a plain dictionary if that were a string.
+# and would pass a plain dictionary if that were a string.
 
 from typing import Any
 
@@ -12,24 +16,24 @@ from ray.serve.config import RequestRouterConfig
 from s2s_ray.service.http.ingress import Ingress
 from s2s_ray.service.replicas.models import SatelliteEmbedding, StreetEmbedding, Synthesis
 from s2s_ray.service.replicas.search import Search
-from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.rollout.served_release import resolve
 from s2s_ray.service.settings import ModelScaling, Scaling, ServeArgs
 
-# Behind HAProxy calls travel by gRPC (s2s_ray.service.deploy.haproxy). There, Serve's own choice by queue lengths gave
-# one of two replicas five times the requests of the other.
-IN_TURN = RequestRouterConfig(
-    request_router_class="ray.serve.experimental.round_robin_router:RoundRobinRouter"  # type: ignore[arg-type]  # a path, which its validator takes
+# Behind HAProxy, calls between deployments use gRPC (s2s_ray.service.deploy.haproxy). There, Serve's default router by
+# queue lengths sent five times as many requests to one of two replicas as to the other.
+ROUND_ROBIN = RequestRouterConfig(
+    request_router_class="ray.serve.experimental.round_robin_router:RoundRobinRouter"  # type: ignore[arg-type]  # its validator accepts an import path
 )
 
 
 def build(args: ServeArgs) -> Application:
-    """The application that serves one release at a time.
+    """Build the application, which serves one release at a time.
 
     Raises:
-        RegistryError, StorageError, CheckpointError, ReferenceIndexError: what is to be served is not there, or
-            the index is of another checkpoint.
+        RegistryError, StorageError, CheckpointError, ReferenceIndexError: the release does not exist or cannot be
+            read, or the index was built with another checkpoint.
     """
-    resolve(args)  # a deployment that cannot work is refused here, with a sentence
+    resolve(args)  # reports a release that cannot be served here, rather than in each replica
     street = _model(StreetEmbedding, args.street, args).bind(args, args.street)
     satellite = _model(SatelliteEmbedding, args.satellite, args).bind(args, args.satellite)
     synthesis = _model(Synthesis, args.synthesis, args).bind(args, args.synthesis)
@@ -41,7 +45,7 @@ def build(args: ServeArgs) -> Application:
 def _model(replica: type, scaling: ModelScaling, args: ServeArgs) -> serve.Deployment:
     batching = {"max_batch": scaling.max_batch, "batch_wait_s": scaling.batch_wait_s}
     options = _options(replica.__name__, scaling, args)
-    return serve.deployment(**options, user_config=batching, request_router_config=IN_TURN)(replica)
+    return serve.deployment(**options, user_config=batching, request_router_config=ROUND_ROBIN)(replica)
 
 
 def _options(name: str, scaling: Scaling, args: ServeArgs) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def _options(name: str, scaling: Scaling, args: ServeArgs) -> dict[str, Any]:
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
         "backpressure_config": {"status_code": 503, "retry_after_s": args.retry_after_s},
-        "health_check_period_s": 2,  # how a replica that died is noticed; what waits for it waits for this, too
-        # A rolling update starts the new replica first: one replica alone would leave a gap.
+        "health_check_period_s": 2,  # requests to a dead replica wait until a health check notices it
+        # A rolling update starts the new replica first, so that a single replica leaves no gap.
         "max_surge_percent": 100,
     }

@@ -1,4 +1,4 @@
-"""The service on the connected Ray cluster for the length of a block: for one machine, tests and the demo."""
+"""The service on the connected Ray cluster for the duration of a block: for one machine, tests and the demo."""
 
 from __future__ import annotations
 
@@ -20,33 +20,38 @@ READY_S = 120.0
 
 @contextmanager
 def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
-    """Serve a release; gives the base URL once it is ready.
+    """Serve a release, and yield the base URL once it is ready.
 
-    Raises: what `build` raises; NotReadyError.
+    Raises:
+        RegistryError, StorageError, CheckpointError, ReferenceIndexError: as `build`.
+        NotReadyError: a deployment cannot start, or none becomes ready in time.
     """
     application = build(args)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
-        # Every interface can be reached through loopback.
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:  # Serve reports deployments that fail to start in this way
+            raise NotReadyError(f"the service could not start: {error}") from error
+        # A service on every interface is reachable through loopback.
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-        _wait(url)
+        _wait_until_ready(url)
         yield url
     finally:
-        serve.delete(APPLICATION)  # not all of Serve: on a cluster of others it may not be ours alone
+        serve.delete(APPLICATION)  # not `serve.shutdown`: a shared cluster may run other applications
 
 
-def _wait(url: str) -> None:
+def _wait_until_ready(url: str) -> None:
     deadline = time.monotonic() + READY_S
-    state = "no answer"
+    state = "no response"
     with httpx2.Client(base_url=url, timeout=10, trust_env=False) as http:
         while time.monotonic() < deadline:
             try:
-                answer = http.get("/readyz")
-                if answer.status_code == 200:
+                response = http.get("/readyz")
+                if response.status_code == 200:
                     return
-                state = answer.text
+                state = response.text
             except httpx2.TransportError as error:
                 state = str(error)
             time.sleep(0.1)

@@ -1,10 +1,14 @@
-"""The arguments of `s2s_ray.service.app:build`: everything that can be tuned, with its default and its meaning."""
+"""The settings of the service: arguments of `s2s_ray.service.app:build`, each with its default and meaning."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from s2s_ray.config.explain import explain
+from s2s_ray.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -12,43 +16,54 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Arguments(BaseModel):
-    """Frozen settings that refuse keys they do not know."""
+    """Immutable settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class Scaling(Arguments):
-    """One deployment: what a replica takes, how many there are, how much waits."""
+    """One deployment: the resources of a replica, the number of replicas, and the limits of their queues."""
 
-    num_cpus: NonNegative = Field(0.2, description="CPUs a replica reserves (it does not limit its threads)")
-    num_gpus: NonNegative = Field(0.0, description="GPUs a replica reserves; a fraction shares one")
-    min_replicas: int = Field(1, ge=0, description="0 lets the deployment stop when nobody asks; not for the ingress")
-    max_replicas: int = Field(2, ge=1)
-    target_ongoing_requests: Positive = Field(8.0, description="per replica; above it replicas are added")
-    upscale_delay_s: NonNegative = Field(10.0, description="how long there must be more before replicas are added")
-    downscale_delay_s: NonNegative = Field(300.0, description="how long there must be less before replicas are removed")
-    look_back_s: float = Field(30.0, gt=10, description="time over which ongoing requests are averaged")
-    max_ongoing_requests: int = Field(32, ge=1, description="per replica; the rest waits")
-    max_queued_requests: int = Field(64, ge=1, description="waiting per caller; the rest is answered 503 at once")
+    num_cpus: NonNegative = Field(0.2, description="CPUs that a replica reserves (this does not limit its threads)")
+    num_gpus: NonNegative = Field(0.0, description="GPUs that a replica reserves; with a fraction, replicas share one")
+    min_replicas: int = Field(
+        1, ge=0, description="0 lets an idle deployment scale to zero; at least 1 for the ingress"
+    )
+    max_replicas: int = Field(2, ge=1, description="upper limit of autoscaling")
+    target_ongoing_requests: Positive = Field(8.0, description="per replica; above it, replicas are added")
+    upscale_delay_s: NonNegative = Field(
+        10.0, description="how long the load must stay above the target before replicas are added"
+    )
+    downscale_delay_s: NonNegative = Field(
+        300.0, description="how long the load must stay below the target before replicas are removed"
+    )
+    look_back_s: float = Field(30.0, gt=10, description="period over which ongoing requests are averaged")
+    max_ongoing_requests: int = Field(32, ge=1, description="per replica; further requests wait")
+    max_queued_requests: int = Field(
+        64, ge=1, description="waiting requests per caller; further ones get a 503 at once"
+    )
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> Self:
         if self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+            raise ValueError(
+                f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}: expected at most that"
+            )
         return self
 
 
 class ModelScaling(Scaling):
-    """A deployment that runs a model, in batches of what waits."""
+    """A deployment that runs a model on batches of the waiting requests."""
 
-    max_batch: int = Field(16, ge=1, description="images in one call of the model")
+    max_batch: int = Field(16, ge=1, description="largest number of images in one call of the model")
     batch_wait_s: NonNegative = Field(
-        0.0, description="longest wait for a batch to fill; at 0 it takes what came while the one before was computed"
+        0.0,
+        description="longest wait for a batch to fill; at 0 a batch is what arrived during the previous one",
     )
-    precision: Precision = Field("float32", description="of the model's arithmetic; descriptors stay float32")
+    precision: Precision = Field("float32", description="precision of the model's arithmetic; descriptors stay float32")
     compile: bool = Field(
         False,
-        description="torch.compile: faster networks, for minutes of compiling at a start or a new shape of model",
+        description="torch.compile: faster networks, but minutes of compiling at start-up or for a new model shape",
     )
 
     @model_validator(mode="after")
@@ -62,45 +77,56 @@ class ModelScaling(Scaling):
 
 
 class Token(Arguments):
-    """A caller: the name that stands in the log, and the SHA-256 of its secret (`s2s token NAME` makes both)."""
+    """A caller: its name in the log, and the SHA-256 of its secret (`s2s token NAME` generates both)."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    admin: bool = Field(False, description="may promote and roll back releases")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="name of the caller, as logged")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the secret, in hexadecimal")
+    admin: bool = Field(False, description="the caller may promote and roll back releases")
 
 
 class ServeArgs(Arguments):
-    """Arguments of `s2s_ray.service.app:build`: a release of a registry, or a checkpoint and its index by URI."""
+    """The settings of the service: a release of a registry, or a checkpoint and its index by URI."""
 
     registry: str | None = Field(None, description="URI of the registry")
-    name: str | None = Field(None, description="name in the registry")
-    release: str | None = Field(None, description="release to serve for good; default: whichever is current")
+    name: str | None = Field(None, description="name of the model in the registry")
+    release: str | None = Field(
+        None, description="release to pin the service to; by default it follows the current one"
+    )
     checkpoint: str | None = Field(None, description="URI of a checkpoint, instead of a registry")
     index: str | None = Field(None, description="URI of the index built with that checkpoint")
     follow: Literal["promoted", "best"] = Field(
-        "promoted", description="best: also promote any published release whose `best_metric` is higher"
+        "promoted",
+        description="best: also promote any published release with a higher `best_metric` than the current one",
     )
-    best_metric: str = Field("recall_at_1", description="metric in the checkpoint's meta.json")
-    poll_s: Positive = Field(2.0, description="how often the registry is asked for the current release")
-    device: str = Field("cpu", description="where the models run: cpu, cuda, cuda:0")
-    threads: int = Field(1, ge=1, description="PyTorch and FAISS threads of a replica")
+    best_metric: str = Field("recall_at_1", description="name of a metric in the checkpoint's meta.json")
+    poll_s: Positive = Field(2.0, description="interval at which the registry is checked for a new current release")
+    device: str = Field("cpu", description="device of the models: cpu, cuda, cuda:0")
+    threads: int = Field(1, ge=1, description="PyTorch and FAISS threads per replica")
     street: ModelScaling = ModelScaling()
     satellite: ModelScaling = ModelScaling()
     synthesis: ModelScaling = ModelScaling()
     search: Scaling = Scaling()
     ingress: Scaling = Scaling(max_ongoing_requests=64)
-    decode_threads: int = Field(2, ge=1, description="images an ingress replica decodes at a time")
-    max_upload_mb: Positive = Field(32.0, description="largest body, in 10^6 bytes")
-    max_pending_mb: Positive = Field(256.0, description="bodies an ingress replica holds at a time, in 10^6 bytes")
+    decode_threads: int = Field(2, ge=1, description="images that an ingress replica decodes concurrently")
+    max_upload_mb: Positive = Field(32.0, description="largest request body, in 10^6 bytes")
+    max_pending_mb: Positive = Field(
+        256.0, description="total size of the bodies that an ingress replica holds, in 10^6 bytes"
+    )
     max_megapixels: Positive = Field(36.0, description="largest image, in 10^6 pixels (8192 x 4096 fits)")
-    max_images: int = Field(16, ge=1, description="most images of one request")
-    timeout_s: Positive = Field(30.0, description="longest time for one request; S2S-Timeout asks for less")
-    retry_after_s: Positive = Field(1.0, description="Retry-After of a 503")
-    tokens: tuple[Token, ...] = Field((), description="callers; none: everyone may ask, nobody may promote")
-    cors_origins: tuple[str, ...] = Field((), description="web pages of other hosts that may ask; none by default")
-    access_log: bool = Field(True, description="one JSON line per request")
-    base_map_url: str | None = Field(None, description="tile server of the page's map, https://.../{z}/{x}/{y}.png")
-    base_map_attribution: str = Field("", description="what that server wants said about it")
+    max_images: int = Field(16, ge=1, description="largest number of images in one request")
+    timeout_s: Positive = Field(30.0, description="time limit of a request; the header S2S-Timeout can shorten it")
+    retry_after_s: Positive = Field(1.0, description="Retry-After header of a 503")
+    tokens: tuple[Token, ...] = Field(
+        (), description="API tokens. If empty, inference is open to everyone and promotion is disabled."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins of other web pages that may call the service; none by default"
+    )
+    access_log: bool = Field(True, description="log one JSON line per request")
+    base_map_url: str | None = Field(
+        None, description="tile server for the map of the page, https://.../{z}/{x}/{y}.png"
+    )
+    base_map_attribution: str = Field("", description="attribution text required by the tile server")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -110,15 +136,27 @@ class ServeArgs(Arguments):
         if by_registry == by_uri or (by_uri and any(given[:3])) or (by_registry and any(given[3:])):
             raise ValueError("give registry=URI and name=NAME, or checkpoint=URI and index=URI")
         if self.ingress.min_replicas < 1:
-            raise ValueError("ingress.min_replicas=0: somebody has to answer; expected at least 1")
+            raise ValueError("ingress.min_replicas=0: expected at least 1, since the ingress receives every request")
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
-            raise ValueError(f"tokens: {', '.join(names)}: every token needs a name of its own")
+            raise ValueError(f"tokens: {', '.join(names)}: every token needs a different name")
         if self.follow == "best" and (self.release is not None or by_uri):
-            raise ValueError("follow=best needs a registry and no fixed release")
+            raise ValueError("follow=best needs a registry, and no `release` to pin the service to")
         return self
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> Self:
+        """Return the settings of a tree of plain values, such as a YAML file holds.
+
+        Raises:
+            ConfigError: an unknown key, or a value that is not allowed; one line for each.
+        """
+        try:
+            return cls.model_validate(dict(tree))
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls)) from None
 
     @property
     def follows(self) -> bool:
-        """Whether the release may change while the service runs."""
+        """True if the release may change while the service runs."""
         return self.registry is not None and self.release is None

@@ -1,9 +1,9 @@
-"""What the service counts and logs.
+"""The metrics and the log of the service.
 
-The figures are Ray's metrics: every node exports those of all its replicas, and `/metrics` forwards what all nodes
-export (`s2s_ray.service.http.metrics`), so they are right whichever ingress answers. Ray exports a histogram's counts
-exactly but makes up its sum from the middles of the buckets, so what is to be averaged has a counter beside it. The
-log has one JSON line per request.
+The metrics are Ray's: every node exports those of all its replicas, and `/metrics` forwards what all nodes export
+(`s2s_ray.service.http.metrics`), so they are correct whichever ingress responds. Ray exports a histogram's counts
+exactly but estimates its sum from the middles of the buckets, so every quantity to be averaged has a counter as well.
+The log has one JSON line per request.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
 class Recorder(Protocol):
-    """Where the ingress tells what happened."""
+    """The events that the ingress reports."""
 
     def request(self, endpoint: str, status: int, seconds: float, images: int) -> None: ...
     def stage(self, stage: str, seconds: float) -> None: ...
     def retried(self, deployment: str) -> None: ...
     def changed(self, before: str) -> None: ...
-
     def serving(self, release: str, tiles: int) -> None: ...
 
 
 class ProcessMetrics:
-    """The figures of any replica."""
+    """The metrics of any replica."""
 
     def __init__(self) -> None:
-        self._start = Gauge("s2s_replica_start_seconds", "From a replica's process to its first release loaded.")
+        self._start = Gauge(
+            "s2s_replica_start_seconds", "Seconds from the construction of a replica to its first loaded release."
+        )
 
     def started(self, seconds: float) -> None:
         self._start.set(seconds)
 
 
 class IngressMetrics(ProcessMetrics):
-    """The figures of an ingress replica."""
+    """The metrics of an ingress replica."""
 
     def __init__(self) -> None:
         super().__init__()
-        labels: Any = ("endpoint", "status")  # Ray's annotation knows one label only
-        self._requests = Counter("s2s_requests", "Answered requests.", labels)
+        labels: Any = ("endpoint", "status")  # Ray's annotation allows one label only
+        self._requests = Counter("s2s_requests", "Completed requests.", labels)
         self._seconds = Histogram(
-            "s2s_request_seconds", "Time from a request's arrival to its answer.", _SECONDS, ("endpoint",)
+            "s2s_request_seconds", "Seconds from the arrival of a request to its response.", _SECONDS, ("endpoint",)
         )
-        self._stages = Histogram("s2s_stage_seconds", "Time of one stage of one request.", _SECONDS, ("stage",))
-        self._spent = Counter("s2s_stage_spent_seconds", "Seconds spent in a stage, in all.", ("stage",))
-        self._images = Counter("s2s_images", "Images in answered requests.", ("endpoint",))
-        self._retries = Counter("s2s_retries", "Calls repeated after a replica was lost.", ("called",))
+        self._stages = Histogram("s2s_stage_seconds", "Seconds of one stage of one request.", _SECONDS, ("stage",))
+        self._spent = Counter("s2s_stage_spent_seconds", "Total seconds spent in a stage.", ("stage",))
+        self._images = Counter("s2s_images", "Images in completed requests.", ("endpoint",))
+        self._retries = Counter("s2s_retries", "Calls retried after a replica was lost.", ("called",))
         self._release = Gauge("s2s_release", "1 for the release that requests are stamped with.", ("release",))
         self._tiles = Gauge("s2s_index_tiles", "Tiles in the index of the served release.")
-        self._changes = Counter("s2s_release_changes", "Releases that took over.")
+        self._changes = Counter("s2s_release_changes", "Changes of the served release.")
 
     def request(self, endpoint: str, status: int, seconds: float, images: int) -> None:
         self._requests.inc(1, {"endpoint": endpoint, "status": str(status)})
@@ -79,13 +80,13 @@ class IngressMetrics(ProcessMetrics):
         self._changes.inc(1)
 
     def serving(self, release: str, tiles: int) -> None:
-        """To be told again and again: Ray forgets a gauge that is not set for some time."""
+        """Set the gauges of the served release. Call it repeatedly: Ray drops a gauge that is not set for some time."""
         self._release.set(1, {"release": release})
         self._tiles.set(tiles)
 
 
 class ModelMetrics(ProcessMetrics):
-    """The figures of a replica that runs a model."""
+    """The metrics of a replica that runs a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +112,7 @@ class _JsonLines(logging.Formatter):
 
 
 def log_in_json(access: bool) -> None:
-    """Send the service's log to standard error, which Ray keeps and Serve tags with the replica, as JSON lines."""
+    """Log to standard error as JSON lines; Ray stores it and Serve tags it with the replica."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logger = logging.getLogger("s2s_ray.service")

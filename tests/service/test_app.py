@@ -23,7 +23,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import ValidationError
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
@@ -31,26 +30,21 @@ from ray.serve.schema import ServeDeploySchema
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import ReferenceIndexError, ReleaseNotLoadedError
+from s2s_ray.errors import ConfigError, ReferenceIndexError, ReleaseNotLoadedError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.index import (
-    IndexInfo,
-    ReferenceIndex,
-)
+from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.service.app import build
-from s2s_ray.service.http import responses as answers
-from s2s_ray.service.http.ingress import create_api
-from s2s_ray.service.http.requests import negotiate
-from s2s_ray.service.http.schemas import finite
+from s2s_ray.service.http import responses
+from s2s_ray.service.http.application import create_api
+from s2s_ray.service.http.negotiation import negotiate
 from s2s_ray.service.replicas.models import StreetEmbedding
-from s2s_ray.service.rollout.releases import (
-    ReleaseKey,
-)
-from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.rollout.releases import ReleaseKey
+from s2s_ray.service.rollout.served_release import resolve
+from s2s_ray.service.schemas import finite
 from s2s_ray.service.settings import ModelScaling, ServeArgs
 from tests.support.fake_service import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
 
@@ -207,7 +201,7 @@ def test_forms_answer_for_each_image_by_name(fakes: Fakes, images: int) -> None:
         np.testing.assert_array_equal(view, GEOMETRY.street(image))
     tree = form(fakes, "/v1/embed/satellite", *[flat(50, 50)] * images).json()
     assert [one["descriptor"] for one in tree["images"]] == [[0.0, 1.0, 0.0, 0.0]] * images
-    tree = form(fakes, "/v1/localize", *pixels, headers={"accept": answers.GEOJSON}, params={"k": 1}).json()
+    tree = form(fakes, "/v1/localize", *pixels, headers={"accept": responses.GEOJSON}, params={"k": 1}).json()
     assert [feature["properties"]["query"] for feature in tree["features"]] == [f"{i}.png" for i in range(images)]
     assert {stage: fakes.recorder.stages[stage] for stage in ("model", "search")} == {"model": 0.25, "search": 0.25}
     assert fakes.recorder.requests[0] == ("/v1/localize", 200, images)
@@ -260,9 +254,10 @@ def test_model_health_and_documentation(fakes: Fakes) -> None:
         (encode(flat(60, 60), "png")[:120], {"content-type": "image/png"}, 400, "damaged or cut short"),
         (encode(flat(400, 400), "webp"), {}, 413, "400 x 400 pixels, more than 100,000"),
         (b"x" * 10_001, {}, 413, "larger than 10,000 bytes"),
-        (b"{}", {"content-type": "application/json"}, 415, "'application/json' is not taken"),
+        (b"{}", {"content-type": "application/json"}, 415, "Unsupported Content-Type 'application/json'"),
         (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form is cut short"),
-        (b"x--b--", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form cannot be read"),
+        (b"--b\r\n\r\nx--b--", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form is cut short"),
+        (b"x\r\n--b--", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form cannot be parsed"),
         (b"x", {"content-type": "multipart/form-data"}, 400, "no boundary"),
         (b"--b--\r\n", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form has no image"),
         (encode(flat(60, 40), "png"), {}, 422, "40 x 60 pixels"),
@@ -438,10 +433,10 @@ def test_deadlines(fakes: Fakes) -> None:
 
     fakes.street.answer = lambda _view: slow()
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "0.4"})
-    assert (response.status_code, "no answer within 0.4 s" in sentence(response)) == (504, True)
+    assert (response.status_code, "not completed within 0.4 s" in sentence(response)) == (504, True)
     fakes.settings = {"timeout_s": 0.5}
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "900"})
-    assert (response.status_code, "no answer within 0.5 s" in sentence(response)) == (504, True)
+    assert (response.status_code, "not completed within 0.5 s" in sentence(response)) == (504, True)
     assert cancelled == [True, True]
     for text in ("0", "-1", "nan", "soon"):
         assert post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": text}).status_code == 400
@@ -569,7 +564,7 @@ def test_the_page_and_the_documentation_name_no_other_host(fakes: Fakes) -> None
     ],
 )
 def test_negotiation(accept: str, kind: str | None) -> None:
-    assert negotiate(accept, answers.SYNTHESIS_TYPES) == kind
+    assert negotiate(accept, responses.SYNTHESIS_TYPES) == kind
 
 
 def test_arguments_from_the_command_line_are_text() -> None:
@@ -589,13 +584,13 @@ def test_arguments_from_the_command_line_are_text() -> None:
         ({"registry": "r", "name": "n", "search": {"min_replicas": 3}}, "min_replicas=3"),
         ({"registry": "r", "name": "n", "ingress": {"min_replicas": 0}}, "ingress.min_replicas=0"),
         ({"registry": "r", "name": "n", "tokens": [{"name": "a", "sha256": "secret"}]}, "sha256"),
-        ({"registry": "r", "name": "n", "tokens": [TOKEN, TOKEN]}, "a name of its own"),
+        ({"registry": "r", "name": "n", "tokens": [TOKEN, TOKEN]}, "a different name"),
         ({"checkpoint": "c", "index": "i", "follow": "best"}, "follow=best"),
     ],
 )
 def test_arguments_that_contradict(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        ServeArgs.model_validate(arguments)
+    with pytest.raises(ConfigError, match=words):
+        ServeArgs.parse(arguments)
 
 
 def test_serve_recognises_the_typed_argument_of_build() -> None:
@@ -667,7 +662,7 @@ def test_accelerator_faults_fail_the_health_check() -> None:
 
     replica._infer = lost
     with pytest.raises(torch.AcceleratorError):
-        asyncio.run(replica._answer([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
+        asyncio.run(replica._run_batch([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
     with pytest.raises(RuntimeError, match=r"the accelerator failed: .*CUDA error"):
         replica.check_health()
 
@@ -678,8 +673,8 @@ def test_one_batch_answers_each_call_from_its_own_release() -> None:
     replica._metrics = SimpleNamespace(batch=sizes.append)
     replica._infer = lambda model, views: np.stack([views[:, 0, 0, 0].numpy(), np.full(len(views), model)], axis=1)
     calls = [(model, np.full((3, 2, 2), place, np.uint8)) for place, model in enumerate((10, 20, 10, 20, 20))]
-    found = asyncio.run(replica._answer(calls))
-    assert [one.answer.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
+    found = asyncio.run(replica._run_batch(calls))
+    assert [one.result.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
     assert sizes == [2, 3]
 
 

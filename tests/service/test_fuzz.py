@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from s2s_ray.service.http.ingress import create_api
+from s2s_ray.service.http.application import create_api
 from tests.support.fake_service import Fakes
 from tests.support.uploads import uploads
 

@@ -16,7 +16,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from s2s_ray.geo.images import encode
-from s2s_ray.service.http.ingress import create_api
+from s2s_ray.service.http.application import create_api
 from tests.support.fake_service import Fakes, flat
 
 PICTURES = [encode(flat(40, 100), "png"), encode(flat(50, 50), "png"), encode(flat(40, 100), "jpeg"), b"", b"no image"]

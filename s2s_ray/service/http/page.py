@@ -1,4 +1,4 @@
-"""The page at `/` and the documentation at `/docs`, from files of our own: neither asks another host."""
+"""The web page at `/` and the documentation at `/docs`; neither loads anything from another host."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from starlette.staticfiles import StaticFiles
 from s2s_ray.service.settings import ServeArgs
 
 STATIC = Path(__file__).parents[1] / "static"
-VENDOR = STATIC / "vendor"  # filled by `python -m s2s_ray.service.deploy.vendor`
+VENDOR = STATIC / "vendor"  # created by `python -m s2s_ray.service.deploy.vendor`
 _NO_DOCS = """<!doctype html><html lang="en"><title>s2s-ray</title><p>The interactive documentation is not installed:
-<code>make setup</code> fetches it. The interface is described in <a href="openapi.json">openapi.json</a>."""
+<code>make setup</code> installs it. The API is described in <a href="openapi.json">openapi.json</a>."""
 
 
 def add_to(api: FastAPI, args: ServeArgs) -> None:

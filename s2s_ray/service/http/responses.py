@@ -1,4 +1,4 @@
-"""How answers leave: embeddings, views and matches in the media types that callers ask for."""
+"""The bodies of responses: embeddings, views and matches in the media types that callers accept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import orjson
 from fastapi import Response
 from fastapi.responses import JSONResponse
 
+from s2s_ray.errors import S2SError
 from s2s_ray.geo.images import Encoding, Pixels, encode
 from s2s_ray.geo.prior import distances_m
 from s2s_ray.index import Descriptors
-from s2s_ray.service.http.requests import Uploads
+from s2s_ray.service.http.uploads import Uploads
 
 JSON, NPY, GEOJSON = "application/json", "application/x-npy", "application/geo+json"
 ENCODINGS: dict[str, Encoding] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
@@ -25,13 +26,16 @@ SEVERAL_SYNTHESIS_TYPES = (JSON,)
 
 
 def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: str) -> Response:
-    """Descriptors B x D, one per upload, as JSON or as a `.npy` file of float32.
+    """Encode descriptors B x D, one per upload, as JSON or as a `.npy` file of float32.
 
-    In JSON each number is the shortest that float32 reads back as itself. It takes less time than the way to another
-    thread. Raises ValueError where a number is not finite.
+    In JSON each number is the shortest that float32 reads back as itself. This takes less time than handing the work to
+    a thread would.
+
+    Raises:
+        FloatingPointError: a number is not finite.
     """
     if not np.isfinite(descriptors).all():
-        raise ValueError("the model gave a descriptor that is not finite")
+        raise FloatingPointError("the model returned a descriptor that is not finite")
     if kind == NPY:
         buffer = io.BytesIO()
         np.save(buffer, descriptors, allow_pickle=False)
@@ -41,7 +45,7 @@ def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: s
 
 
 def localizations(release: str, uploads: Uploads, found: list[list[dict[str, Any]]], kind: str) -> Response:
-    """Matches of each upload as JSON or GeoJSON."""
+    """Encode the matches of each upload as JSON or GeoJSON."""
     if kind == JSON:
         return JSONResponse(_one_or_many(release, uploads, [{"matches": matches} for matches in found]))
     features = [
@@ -50,25 +54,27 @@ def localizations(release: str, uploads: Uploads, found: list[list[dict[str, Any
     return JSONResponse({"type": "FeatureCollection", "release": release, "features": features}, media_type=GEOJSON)
 
 
-def matches(found: list[dict[str, Any]], truth: tuple[float, float] | None) -> list[dict[str, Any]]:
-    """The fields of `Match` as the interface gives them, with metres from the true position where it is known."""
+def matches(found: list[dict[str, Any]], true_position: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """Return the public fields of each `Match`, with metres from the true position if it is known."""
     kept = [
         {key: match[key] for key in ("rank", "id", "latitude", "longitude", "descriptor_distance")} for match in found
     ]
     metres: list[float | None] = [None] * len(kept)
-    if truth is not None:
-        places = np.array([[match["latitude"], match["longitude"]] for match in kept], np.float64).reshape(-1, 2)
-        metres = [None if np.isnan(m) else float(m) for m in distances_m(*truth, places[:, 0], places[:, 1])]
+    if true_position is not None:
+        positions = np.array([[match["latitude"], match["longitude"]] for match in kept], np.float64).reshape(-1, 2)
+        metres = [
+            None if np.isnan(m) else float(m) for m in distances_m(*true_position, positions[:, 0], positions[:, 1])
+        ]
     return [{**match, "distance_m": distance} for match, distance in zip(kept, metres, strict=True)]
 
 
 def view(pixels: Pixels, kind: str) -> Response:
-    """One street view as an image file."""
+    """Encode one street view as an image file."""
     return Response(encode(pixels, ENCODINGS[kind]), media_type=kind)
 
 
 def views(release: str, uploads: Uploads, streets: list[Pixels], polars: list[Pixels]) -> Response:
-    """Street views and the polar images they were drawn from, as base64 of PNG files in JSON."""
+    """Encode street views and the polar images they were synthesised from, as base64 of PNG files in JSON."""
     images = [
         {
             "name": image.name,
@@ -81,15 +87,21 @@ def views(release: str, uploads: Uploads, streets: list[Pixels], polars: list[Pi
     return JSONResponse({"release": release, "images": images})
 
 
-def _one_or_many(release: str, uploads: Uploads, answers: list[dict[str, Any]]) -> dict[str, Any]:
+def sentence(error: S2SError) -> str:
+    """Return the message of an error as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _one_or_many(release: str, uploads: Uploads, results: list[dict[str, Any]]) -> dict[str, Any]:
     if not uploads.form:
-        return {"release": release, **answers[0]}
-    named = [{"name": image.name, **answer} for image, answer in zip(uploads.images, answers, strict=True)]
+        return {"release": release, **results[0]}
+    named = [{"name": image.name, **result} for image, result in zip(uploads.images, results, strict=True)]
     return {"release": release, "images": named}
 
 
 def _feature(match: dict[str, Any], query: str | None) -> dict[str, Any]:
-    place = None
+    geometry = None
     if match["latitude"] is not None and match["longitude"] is not None:
-        place = {"type": "Point", "coordinates": [match["longitude"], match["latitude"]]}
-    return {"type": "Feature", "geometry": place, "properties": {"query": query, **match}}
+        geometry = {"type": "Point", "coordinates": [match["longitude"], match["latitude"]]}
+    return {"type": "Feature", "geometry": geometry, "properties": {"query": query, **match}}

@@ -1,7 +1,8 @@
-"""Dynamic batching: while one batch is computed the next one gathers.
+"""Dynamic batching: while one batch is computed, the next one fills.
 
-Serve's own `@serve.batch` (2.60) closes a batch as soon as its time to fill is over, also while the one before is still
-running; requests that come one by one then wait in a row of batches of one. Here a batch is closed when it begins.
+Serve's own `@serve.batch` (2.60) closes a batch as soon as its time to fill is over, even while the previous one is
+still running; requests that arrive one by one then wait in a queue of batches of one. Here a batch is closed when it
+starts.
 """
 
 from __future__ import annotations
@@ -17,30 +18,32 @@ B = TypeVar("B")
 
 
 class Batcher(Generic[A, B]):
-    """Calls `work` with what waits, at most `max_batch` at a time, one batch after the other, in order of arrival.
+    """Calls a function with the waiting arguments, at most `max_batch` at a time, in order of arrival.
 
-    Belongs to the event loop that it is first called on.
+    Batches run one after the other. The batcher belongs to the event loop on which it is first called.
+
+    Args:
+        work: returns one result per argument; what it raises is raised to all callers of the batch.
     """
 
     def __init__(self, work: Callable[[Sequence[A]], Awaitable[Sequence[B]]]) -> None:
-        """`work` answers each of its arguments; what it raises, all of them get."""
         self.max_batch = 1
         self.wait_s = 0.0
-        """How long the first of a batch waits for it to fill, where nothing is being computed."""
+        """Seconds that the first argument of a batch waits for it to fill when nothing is being computed."""
         self._work = work
         self._waiting: deque[tuple[A, asyncio.Future[B]]] = deque()
         self._filled = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, argument: A) -> B:
-        """The answer to one argument. A caller that is cancelled before its batch begins is left out of it."""
-        answer: asyncio.Future[B] = asyncio.get_running_loop().create_future()
-        self._waiting.append((argument, answer))
+        """Return the result for one argument. A call that is cancelled before its batch starts is left out of it."""
+        result: asyncio.Future[B] = asyncio.get_running_loop().create_future()
+        self._waiting.append((argument, result))
         if len(self._waiting) >= self.max_batch:
             self._filled.set()
         if self._running is None:
             self._running = asyncio.create_task(self._run())
-        return await answer
+        return await result
 
     async def _run(self) -> None:
         try:
@@ -48,27 +51,27 @@ class Batcher(Generic[A, B]):
                 self._filled.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._filled.wait(), self.wait_s)
-            while batch := self._take():
-                await self._answer(batch)
+            while batch := self._next_batch():
+                await self._compute(batch)
         finally:
             self._running = None
 
-    def _take(self) -> list[tuple[A, asyncio.Future[B]]]:
+    def _next_batch(self) -> list[tuple[A, asyncio.Future[B]]]:
         batch: list[tuple[A, asyncio.Future[B]]] = []
         while self._waiting and len(batch) < self.max_batch:
-            argument, answer = self._waiting.popleft()
-            if not answer.done():
-                batch.append((argument, answer))
+            argument, result = self._waiting.popleft()
+            if not result.done():
+                batch.append((argument, result))
         return batch
 
-    async def _answer(self, batch: list[tuple[A, asyncio.Future[B]]]) -> None:
+    async def _compute(self, batch: list[tuple[A, asyncio.Future[B]]]) -> None:
         try:
-            found: Sequence[B] = await self._work([argument for argument, _ in batch])
+            values: Sequence[B] = await self._work([argument for argument, _ in batch])
         except Exception as error:
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
+            for _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
             return
-        for (_, answer), value in zip(batch, found, strict=True):
-            if not answer.done():
-                answer.set_result(value)
+        for (_, result), value in zip(batch, values, strict=True):
+            if not result.done():
+                result.set_result(value)

@@ -1,4 +1,4 @@
-"""The deployments that hold a model. Each wraps a plain class of the library in a few lines."""
+"""The deployments that run a model. Each wraps a plain class of the library in a few lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ M = TypeVar("M", Embedder, Synthesizer)
 
 
 class _ModelReplica(Replica[M]):
-    """A model called in batches, in a thread, so that the replica's loop stays free for health checks."""
+    """A model called in batches, in a thread, so that the event loop stays free for health checks."""
 
     async def __init__(self, args: ServeArgs, scaling: ModelScaling) -> None:  # type: ignore[misc]
         started = time.monotonic()
@@ -38,50 +38,50 @@ class _ModelReplica(Replica[M]):
         self._device, self._scaling = args.device, scaling
         self._fault: str | None = None
         self._metrics = ModelMetrics()
-        self._batched: Batcher[tuple[M, Pixels], Timed] = Batcher(self._answer)
+        self._batched: Batcher[tuple[M, Pixels], Timed] = Batcher(self._run_batch)
         await self._slots.start(args)
         self._metrics.started(time.monotonic() - started)
 
     @abstractmethod
     def _infer(self, model: M, views: Tensor) -> NDArray[Any]:
-        """One answer for each of the views, uint8 B 3 H W."""
+        """Return one result for each of the views, uint8 B 3 H W."""
 
     async def __call__(self, key: ReleaseKey, view: Pixels) -> Timed:
-        """One answer for one view, uint8 3 H W."""
+        """Return the result for one view, uint8 3 H W."""
         return await self._batched((await self._slots.get(key), view))
 
-    async def _answer(self, calls: Sequence[tuple[M, Pixels]]) -> list[Timed]:
-        answers: dict[int, Timed] = {}
-        # Calls of two releases meet in one batch only while the one takes over from the other.
+    async def _run_batch(self, calls: Sequence[tuple[M, Pixels]]) -> list[Timed]:
+        results: dict[int, Timed] = {}
+        # Calls of two releases meet in one batch only while the served release changes.
         for model in {id(model): model for model, _ in calls}.values():
-            places = [place for place, call in enumerate(calls) if call[0] is model]
-            views = np.stack([calls[place][1] for place in places])
-            self._metrics.batch(len(places))
+            numbers = [number for number, call in enumerate(calls) if call[0] is model]
+            views = np.stack([calls[number][1] for number in numbers])
+            self._metrics.batch(len(numbers))
             started = time.perf_counter()
             try:
-                found = await asyncio.to_thread(self._infer, model, torch.from_numpy(views))
+                values = await asyncio.to_thread(self._infer, model, torch.from_numpy(views))
             except torch.AcceleratorError as error:
-                # The CUDA context of this process is lost; only another process can go on.
+                # The CUDA context of this process is lost; only a new process can continue.
                 self._fault = str(error)
                 raise
             seconds = time.perf_counter() - started
-            answers |= {place: Timed(answer, seconds) for place, answer in zip(places, found, strict=True)}
-        return [answers[place] for place in range(len(calls))]
+            results |= {number: Timed(value, seconds) for number, value in zip(numbers, values, strict=True)}
+        return [results[number] for number in range(len(calls))]
 
     def check_health(self) -> None:
-        """Raises where the accelerator has failed: another process has to take over."""
+        """Raise RuntimeError if the accelerator has failed, so that Serve replaces the process."""
         super().check_health()
         if self._fault is not None:
             raise RuntimeError(f"the accelerator failed: {self._fault}")
 
     def reconfigure(self, batching: dict[str, float]) -> None:
-        """New batch settings, without a restart: `max_batch`, `batch_wait_s`."""
+        """Apply new batch settings without a restart: `max_batch`, `batch_wait_s`."""
         self._batched.max_batch = int(batching["max_batch"])
         self._batched.wait_s = float(batching["batch_wait_s"])
 
 
 class StreetEmbedding(_ModelReplica[Embedder]):
-    """Street views -> descriptors."""
+    """The model that turns street views into descriptors."""
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
@@ -93,7 +93,7 @@ class StreetEmbedding(_ModelReplica[Embedder]):
 
 
 class SatelliteEmbedding(_ModelReplica[Embedder]):
-    """Polar satellite views -> descriptors."""
+    """The model that turns polar satellite views into descriptors."""
 
     def _load(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
@@ -105,7 +105,7 @@ class SatelliteEmbedding(_ModelReplica[Embedder]):
 
 
 class Synthesis(_ModelReplica[Synthesizer]):
-    """Polar satellite views -> street views H W 3."""
+    """The model that turns polar satellite views into street views H W 3."""
 
     def _load(self, key: ReleaseKey) -> Synthesizer:
         synthesizer = Synthesizer.load(key.checkpoint_uri, self._device)

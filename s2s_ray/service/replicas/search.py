@@ -1,4 +1,4 @@
-"""The deployment that holds an index. It comes up without PyTorch, in half the time."""
+"""The deployment that searches an index. It starts without PyTorch, in half the time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s2s_ray.service.telemetry import ProcessMetrics
 
 
 class Search(Replica[ReferenceIndex]):
-    """Descriptors -> ranked tiles, and the pictures of tiles."""
+    """The index: ranked tiles for descriptors, and the images of tiles."""
 
     async def __init__(self, args: ServeArgs) -> None:  # type: ignore[misc]
         started = time.monotonic()
@@ -29,21 +29,21 @@ class Search(Replica[ReferenceIndex]):
         return ReferenceIndex.load(key.index_uri)
 
     async def __call__(self, key: ReleaseKey, descriptor: Descriptors, k: int, prior: Prior | None) -> Timed:
-        """The fields of each `Match` of one descriptor."""
+        """Return the fields of each `Match` of one descriptor."""
         index = await self._slots.get(key)
         started = time.perf_counter()
         [matches] = await asyncio.to_thread(index.search, descriptor[None], k, prior)
         return Timed([match._asdict() for match in matches], time.perf_counter() - started)
 
     async def thumbnail(self, key: ReleaseKey, id: str) -> Timed:
-        """JPEG of a tile; None where there is no such tile or the index has no pictures."""
+        """Return the JPEG of a tile; None if the tile does not exist or the index has no pictures."""
         index, started = await self._slots.get(key), time.perf_counter()
         row = await asyncio.to_thread(index.row, id)
         picture = None if row is None or index.pictures is None else index.pictures.thumbnail(row)
         return Timed(picture, time.perf_counter() - started)
 
     async def examples(self, key: ReleaseKey) -> Timed:
-        """The fields of each `Example` of the index."""
+        """Return the fields of each `Example` of the index."""
         index, started = await self._slots.get(key), time.perf_counter()
         places = [] if index.pictures is None else [example._asdict() for example in index.pictures.examples()]
         return Timed(places, time.perf_counter() - started)

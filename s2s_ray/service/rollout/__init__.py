@@ -1,1 +1,1 @@
-"""Which release the service answers with, and how it changes."""
+"""The release that the service serves, and how it changes."""

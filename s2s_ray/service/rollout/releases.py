@@ -1,8 +1,8 @@
-"""Releases as the service holds them: resolved once, loaded once, changed together.
+"""Releases as the service identifies and finds them: a checkpoint and its index, which change together.
 
-Every request is stamped with one release when it comes in, and every call it makes carries that stamp. A replica
-that does not hold the release yet loads it before it answers, so that no answer is ever mixed; the rollout sees to
-it that requests are stamped with a release only when all replicas have loaded it, so that nobody waits.
+Every request is stamped with one release on arrival, and every call made for it carries that stamp. A replica that
+does not hold the release yet loads it before it responds, so that no response mixes two releases; the rollout stamps
+requests with a release only after all replicas have loaded it, so that requests do not wait for that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from s2s_ray.service.settings import ServeArgs
 
 
 class ReleaseKey(NamedTuple):
-    """What a call carries: enough for a replica to load the release."""
+    """The stamp of a call: all that a replica needs to load the release."""
 
     id: str
     checkpoint_uri: str
@@ -26,7 +26,7 @@ class ReleaseKey(NamedTuple):
 
 
 class Located(NamedTuple):
-    """A release and what its checkpoint and its index say of themselves."""
+    """A release and the metadata of its checkpoint and its index."""
 
     key: ReleaseKey
     meta: dict[str, Any]
@@ -35,11 +35,11 @@ class Located(NamedTuple):
 
 
 def locate(args: ServeArgs, release: str | None = None) -> Located:
-    """What the arguments ask for, or another release of the same name.
+    """Find the release that the settings name, or another release of the same name.
 
     Raises:
-        RegistryError, StorageError, CheckpointError, ReferenceIndexError: what is to be served is not there, or
-            the index is of another checkpoint.
+        RegistryError, StorageError, CheckpointError, ReferenceIndexError: the release does not exist or cannot be
+            read, or the index was built with another checkpoint.
     """
     if args.registry is not None and args.name is not None:
         found = registry.resolve(storage.absolute(args.registry), args.name, release or args.release)
@@ -47,21 +47,24 @@ def locate(args: ServeArgs, release: str | None = None) -> Located:
             raise RegistryError(
                 f"registry {args.registry}: release {found.id!r} of {args.name!r} has no index; attach one first"
             )
-        key, mark = ReleaseKey(found.id, found.checkpoint_uri, found.index_uri), found.fingerprint
+        key, fingerprint = ReleaseKey(found.id, found.checkpoint_uri, found.index_uri), found.fingerprint
     else:
         assert args.checkpoint is not None
         assert args.index is not None, "ServeArgs has one or the other"
         checkpoint, index = storage.absolute(args.checkpoint), storage.absolute(args.index)
-        mark = registry.fingerprint(checkpoint)
-        key = ReleaseKey(registry.release_id(read_meta(checkpoint), mark), checkpoint, index)
+        fingerprint = registry.fingerprint(checkpoint)
+        key = ReleaseKey(registry.release_id(read_meta(checkpoint), fingerprint), checkpoint, index)
     meta, info = read_meta(key.checkpoint_uri), read_info(key.index_uri)
     config = model_config(meta, key.checkpoint_uri)
-    info.require(config.descriptor_size, mark)
+    info.require(config.descriptor_size, fingerprint)
     return Located(key, meta, config, info)
 
 
 def candidates(args: ServeArgs) -> list[str | None]:
-    """Releases to start with, the best first: a damaged one must not keep the service down. None: as given."""
+    """Return the releases to try at start-up, the current one first; None stands for the one that the settings name.
+
+    There are several so that a damaged release does not keep the service down.
+    """
     if not args.follows:
         return [None]
     assert args.registry is not None

@@ -1,4 +1,4 @@
-"""How the release that requests are stamped with changes while the service runs."""
+"""The change of the served release while the service runs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray import registry, storage
 from s2s_ray.errors import S2SError
-from s2s_ray.service.rollout.releases import (
-    ReleaseKey,
-    candidates,
-)
-from s2s_ray.service.rollout.served import ServedRelease, resolve
+from s2s_ray.service.rollout.releases import ReleaseKey, candidates
+from s2s_ray.service.rollout.served_release import ServedRelease, resolve
 from s2s_ray.service.settings import ServeArgs
 
 log = logging.getLogger("s2s_ray.service")
 
 PREPARE_S = 600.0  # longest wait for all replicas to load a release
-RETRY_FAULTY_S = 30.0
-FRESH_S = 2.0
+RETRY_FAULTY_S = 30.0  # pause before a release that could not be loaded is tried again
+FRESH_S = 2.0  # maximum age of the counts of replicas
 
 
 class Replicas(Protocol):
@@ -34,31 +31,34 @@ class Replicas(Protocol):
 
 
 class Rollout:
-    """Follows the registry: the next release is loaded everywhere, then it is the one of all new requests.
+    """Follows the registry: has the next release loaded everywhere, then stamps all new requests with it.
 
-    Each ingress replica does this by itself; a release is loaded once per replica however often it is asked for.
+    Each ingress replica does this independently; a replica loads a release once, however often it is requested.
+
+    Args:
+        args: the settings of the service.
+        deployments: all deployments that hold releases, by name.
+        on_change: called with each release that becomes the served one, and the id of the previous one.
+        on_poll: called with the served release after every check of the registry.
     """
 
     def __init__(
         self,
         args: ServeArgs,
         deployments: dict[str, Replicas],
-        changed: Callable[[ServedRelease, str | None], None],
-        serving: Callable[[ServedRelease], None] = lambda _release: None,
+        on_change: Callable[[ServedRelease, str | None], None],
+        on_poll: Callable[[ServedRelease], None] = lambda _release: None,
     ) -> None:
-        """`changed` is told each release that takes over, and the id of the one before; `serving` the current one,
-        at every look at the registry.
-        """
         self.current: ServedRelease | None = None
         self.next: str | None = None
         self.fault: str | None = None
         self._args = args
         self._deployments = deployments
         self._required = {name for name in deployments if getattr(args, name).min_replicas > 0}
-        self._changed = changed
-        self._serving = serving
+        self._on_change = on_change
+        self._on_poll = on_poll
         self._faulty: dict[str | None, float] = {}
-        self._awaited: set[str | None] = set()
+        self._logged: set[str | None] = set()  # releases whose loading was reported
         self._held: tuple[float, dict[str, int]] = (-FRESH_S, {})
         self._counting = asyncio.Lock()
 
@@ -67,18 +67,18 @@ class Rollout:
         while True:
             try:
                 await self.step()
-            except Exception:  # the registry may be away for a while; what is served goes on
-                log.exception("the registry could not be followed; trying again")
+            except Exception:  # the registry may be unreachable for a while; the served release stays
+                log.exception("could not follow the registry; retrying")
             if self.current is not None:
-                self._serving(self.current)
+                self._on_poll(self.current)
             first = self.current is None
             await asyncio.sleep(min(0.2, self._args.poll_s) if first else self._args.poll_s)
 
     async def step(self) -> None:
-        """Take over the release that the registry names, if it is another one and can be loaded."""
+        """Switch to the release that the registry names, if it is another one and can be loaded."""
         if self.current is None:
             for release in await asyncio.to_thread(candidates, self._args):
-                if await self._take_over(release):
+                if await self._switch_to(release):
                     return
             return
         if not self._args.follows:
@@ -87,20 +87,20 @@ class Rollout:
         if wanted is None or wanted == self.current.id:
             self.next = self.fault = None
         else:
-            await self._take_over(wanted)
+            await self._switch_to(wanted)
 
     async def replicas(self) -> dict[str, int]:
-        """How many replicas of each deployment hold the current release; not older than two seconds."""
+        """Return the number of replicas of each deployment that hold the current release, at most two seconds old."""
         async with self._counting:
-            asked, held = self._held
-            if time.monotonic() - asked > FRESH_S:
+            counted, held = self._held
+            if time.monotonic() - counted > FRESH_S:
                 counts = await asyncio.gather(*map(self._count, self._deployments))
                 held = dict(zip(self._deployments, counts, strict=True))
                 self._held = time.monotonic(), held
             return held
 
     async def ready(self) -> bool:
-        """Whether a release is loaded on every deployment that may not stand at zero."""
+        """Return true if a release is loaded on every deployment that may not scale to zero."""
         if self.current is None:
             return False
         held = await self.replicas()
@@ -114,7 +114,7 @@ class Rollout:
             return registry.promote_best(root, self._args.name, self._args.best_metric)
         return registry.current(root, self._args.name)
 
-    async def _take_over(self, wanted: str | None) -> bool:
+    async def _switch_to(self, wanted: str | None) -> bool:
         if time.monotonic() - self._faulty.get(wanted, -RETRY_FAULTY_S) < RETRY_FAULTY_S:
             return False
         self.next = wanted
@@ -122,9 +122,9 @@ class Rollout:
             release = await asyncio.to_thread(resolve, self._args, wanted)
             await asyncio.gather(*(self._prepare(name, release.key) for name in self._deployments))
         except (RayActorError, DeploymentUnavailableError, TimeoutError) as error:
-            if wanted not in self._awaited:  # tried again several times a second, told once
+            if wanted not in self._logged:  # retried several times a second, logged once
                 log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
-            self._awaited.add(wanted)
+            self._logged.add(wanted)
             self.fault = "It is not loaded on all replicas yet."
             return False
         except S2SError as error:
@@ -132,12 +132,12 @@ class Rollout:
             self._faulty[wanted] = time.monotonic()
             self.fault = str(error)
             return False
-        self._awaited.clear()
-        before, self.current = self.current, release
+        self._logged.clear()
+        previous, self.current = self.current, release
         self.next = self.fault = None
         self._held = (-FRESH_S, {})
-        self._changed(release, None if before is None else before.id)
-        log.info("release %s takes over from %s", release.id, before and before.id)
+        self._on_change(release, None if previous is None else previous.id)
+        log.info("release %s replaces %s", release.id, previous and previous.id)
         return True
 
     async def _prepare(self, name: str, key: ReleaseKey) -> None:

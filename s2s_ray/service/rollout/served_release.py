@@ -1,18 +1,18 @@
-"""A release as the ingress needs it: how images become its views, and what the service says of it."""
+"""A release as the ingress uses it: how images become its views, and its public description."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.service.http.schemas import IndexDescription, ModelInfo, finite
 from s2s_ray.service.rollout.releases import ReleaseKey, locate
+from s2s_ray.service.schemas import IndexDescription, ModelInfo, finite
 from s2s_ray.service.settings import ServeArgs
 
 
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
-    """A release as the ingress needs it."""
+    """A release as the ingress uses it."""
 
     key: ReleaseKey
     geometry: ViewGeometry
@@ -24,7 +24,7 @@ class ServedRelease:
 
 
 def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
-    """What the arguments ask for, or another release of the same name. Raises what `locate` raises."""
+    """Return the release that the settings name, or another release of the same name. Raises what `locate` raises."""
     key, meta, config, info = locate(args, release)
     geometry = ViewGeometry.of_checkpoint(config, meta)
     description = ModelInfo(

@@ -1,4 +1,4 @@
-"""The bodies of the answers, as the OpenAPI document describes them."""
+"""The bodies of the responses, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Error(BaseModel):
-    """Why there is no answer, and what to mend."""
+    """The reason why a request failed, and what to fix."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"error": "The image is empty (0 bytes)."}]})
 
@@ -29,7 +29,7 @@ class NamedEmbedding(Embedding):
 
 
 class OneEmbedding(Embedding):
-    """Answer to one image."""
+    """Response to one image."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"release": "city-144-0262563c", "descriptor": [0.0125, -0.0383]}]}
@@ -39,25 +39,25 @@ class OneEmbedding(Embedding):
 
 
 class ManyEmbeddings(BaseModel):
-    """Answer to a form of several images, in their order."""
+    """Response to a form of several images, in their order."""
 
     release: str
     images: list[NamedEmbedding]
 
 
 class FoundTile(BaseModel):
-    """A reference tile; what is not known is null."""
+    """A reference tile; unknown values are null."""
 
     rank: int
     id: str
     latitude: float | None
     longitude: float | None
-    descriptor_distance: float = Field(description="2 - 2 cos of the descriptors, from 0 to 4")
-    distance_m: float | None = Field(None, description="metres from the true position; null where none was given")
+    descriptor_distance: float = Field(description="2 - 2 cos of the angle between the descriptors, from 0 to 4")
+    distance_m: float | None = Field(None, description="metres from the true position; null if none was given")
 
 
 class Matches(BaseModel):
-    """The most likely tiles of one panorama, best first; fewer than k where the prior holds fewer."""
+    """The most likely tiles of one panorama, best first; fewer than k if the area contains fewer."""
 
     matches: list[FoundTile]
 
@@ -69,7 +69,7 @@ class NamedMatches(Matches):
 
 
 class OneLocalization(Matches):
-    """Answer to one panorama."""
+    """Response to one panorama."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -95,7 +95,7 @@ class OneLocalization(Matches):
 
 
 class ManyLocalizations(BaseModel):
-    """Answer to a form of several panoramas, in their order."""
+    """Response to a form of several panoramas, in their order."""
 
     release: str
     images: list[NamedMatches]
@@ -109,9 +109,9 @@ class Point(BaseModel):
 
 
 class TileProperties(BaseModel):
-    """What a match says besides its place."""
+    """The properties of a match besides its position."""
 
-    query: str | None = Field(None, description="name of the image, where there were several")
+    query: str | None = Field(None, description="name of the image, if the request had several")
     rank: int
     id: str
     latitude: float | None
@@ -121,7 +121,7 @@ class TileProperties(BaseModel):
 
 
 class TileFeature(BaseModel):
-    """A match as a GeoJSON feature; the geometry is null where the tile's position is not known."""
+    """A match as a GeoJSON feature; the geometry is null if the position of the tile is unknown."""
 
     type: Literal["Feature"] = "Feature"
     geometry: Point | None
@@ -137,16 +137,16 @@ class TileCollection(BaseModel):
 
 
 class SynthesizedView(BaseModel):
-    """A street view and the polar image it was drawn from, as base64 of image files."""
+    """A street view and the polar image it was synthesised from, as base64 of image files."""
 
-    name: str | None = Field(None, description="of the image, where there were several")
+    name: str | None = Field(None, description="name of the image, if the request had several")
     content_type: str
     street: str
     polar: str
 
 
 class Synthesis(BaseModel):
-    """Answer in JSON to one or several satellite images, in their order."""
+    """Response in JSON to one or several satellite images, in their order."""
 
     release: str
     images: list[SynthesizedView]
@@ -162,7 +162,7 @@ class IndexDescription(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """What is served: the release, where it comes from, and the sizes that callers need."""
+    """The served release, its origin, and the sizes that callers need."""
 
     release: str
     run: str | None
@@ -185,13 +185,13 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether requests can be answered, and what hinders them."""
+    """The readiness of the service, and the reason if it is not ready."""
 
     status: Literal["ready", "not ready"]
     release: str | None
     next: str | None = Field(None, description="release that is being loaded")
-    fault: str | None = Field(None, description="why the release that was asked for is not served")
-    deployments: dict[str, int] = Field(description="replicas that hold the release, by deployment")
+    fault: str | None = Field(None, description="why the requested release is not served")
+    deployments: dict[str, int] = Field(description="number of replicas that hold the release, by deployment")
 
 
 class ReleaseInfo(BaseModel):
@@ -213,14 +213,14 @@ class Releases(BaseModel):
 
 
 class Promotion(BaseModel):
-    """What the registry now says, and what this answer was still served from."""
+    """The new current release, and the release that this response was still served from."""
 
     release: str
     current: str
 
 
 class ExamplePlace(BaseModel):
-    """A place of the data set to try the service with; the images are at the two paths."""
+    """A place of the data set to try the service with; the two paths lead to its images."""
 
     id: str
     latitude: float | None
@@ -230,14 +230,14 @@ class ExamplePlace(BaseModel):
 
 
 class Examples(BaseModel):
-    """Places of the data set; none where the index was built without pictures."""
+    """Places of the data set; empty if the index was built without pictures."""
 
     release: str
     examples: list[ExamplePlace]
 
 
 def finite(tree: Any) -> Any:
-    """The tree with null in place of numbers that JSON does not have (a metric that was not a number)."""
+    """Return the tree with null in place of numbers that JSON cannot represent, such as a metric that is NaN."""
     if isinstance(tree, dict):
         return {key: finite(value) for key, value in tree.items()}
     if isinstance(tree, list):

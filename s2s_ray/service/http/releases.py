@@ -1,0 +1,106 @@
+"""The routes of the registry: the releases of the served name, promotion and rollback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import APIRouter, Depends
+
+from s2s_ray import registry, storage
+from s2s_ray.errors import RegistryError, RequestError, StorageError
+from s2s_ray.service.http import openapi
+from s2s_ray.service.http.exchange import Exchange
+from s2s_ray.service.http.responses import sentence
+from s2s_ray.service.http.security import Api, administrator, authorized
+from s2s_ray.service.schemas import Promotion, Releases
+
+T = TypeVar("T")
+log = logging.getLogger("s2s_ray.service")
+
+router = APIRouter(prefix="/v1")
+_CHANGES = openapi.errors(
+    openapi.UNAUTHORIZED,
+    openapi.UNAVAILABLE,
+    {403: "A token that may not change releases, or a service without admin tokens"},
+    {404: "No such release, or no previous one"},
+    openapi.PINNED,
+)
+
+
+@router.get(
+    "/releases",
+    tags=["service"],
+    dependencies=[Depends(authorized)],
+    responses=openapi.errors(
+        openapi.UNAUTHORIZED, openapi.UNAVAILABLE, {404: "No such name in the registry"}, openapi.PINNED
+    ),
+)
+async def releases(api: Api) -> Releases:
+    """List the releases of the served name."""
+    listed = await _in_registry(api, registry.list_releases)
+    current = await _in_registry(api, registry.current)
+    return Releases.model_validate(
+        {
+            "release": api.release.id,
+            "releases": [
+                {
+                    "release": one.id,
+                    "run": one.run,
+                    "step": one.step,
+                    "created": one.created.isoformat(),
+                    "indexed": one.index_uri is not None,
+                    "current": one.id == current,
+                }
+                for one in listed
+            ],
+        }
+    )
+
+
+@router.post(
+    "/releases/{release}/promote",
+    tags=["administration"],
+    dependencies=[Depends(administrator)],
+    responses=_CHANGES,
+)
+async def promote(api: Api, release: str) -> Promotion:
+    """Make a release the current one; the service switches to it once it is loaded everywhere."""
+    chosen = await _in_registry(api, lambda root, name: registry.promote(root, name, release))
+    return Promotion(release=api.release.id, current=chosen.id)
+
+
+@router.post(
+    "/releases/rollback",
+    tags=["administration"],
+    dependencies=[Depends(administrator)],
+    responses=_CHANGES,
+)
+async def rollback(api: Api) -> Promotion:
+    """Make the previous release the current one again."""
+    chosen = await _in_registry(api, registry.rollback)
+    return Promotion(release=api.release.id, current=chosen.id)
+
+
+async def _in_registry(api: Exchange, function: Callable[[str, str], T]) -> T:
+    """Call a function of the registry with its root and the served name.
+
+    Raises:
+        RequestError: 409 if the service is pinned to a release, 404 for an unknown release, 503 if the registry
+            cannot be read or written.
+    """
+    args = api.service.args
+    if not args.follows:
+        raise RequestError(409, "This service is pinned to one release.")
+    assert args.registry is not None
+    assert args.name is not None
+    try:
+        return await asyncio.to_thread(function, storage.absolute(args.registry), args.name)
+    except RegistryError as error:
+        raise RequestError(error.http_status, sentence(error)) from None
+    except StorageError as error:
+        log.error("the registry cannot be read or written: %s", error)
+        text = "The registry cannot be read or written; try again later."
+        raise RequestError(error.http_status, text, api.service.retry_after) from None
