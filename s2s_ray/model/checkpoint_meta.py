@@ -21,8 +21,8 @@ class DatasetMeta(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    uri: str
-    digest: str
+    uri: str = ""
+    digest: str = ""
     geometry: dict[str, Any] | None = None
 
 
