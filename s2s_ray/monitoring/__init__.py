@@ -1,1 +1,1 @@
-"""What a person on call looks at: gauges of training and sweeps, the state of a storage root, its exporter."""
+"""Monitoring: the state of storage roots and of deployments, for a terminal and for Prometheus."""

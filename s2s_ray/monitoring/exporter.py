@@ -1,7 +1,7 @@
 """`s2s exporter`: the state of storage roots for Prometheus.
 
-Runs, sweeps and releases outlive every process that made them, so no process's own metrics can tell that a training
-has stopped writing checkpoints. This one looks at the storage again and again; scrapes get what the newest look found.
+Runs, sweeps and releases outlive every process that made them, so the metrics of a process cannot show that a training
+has stopped writing checkpoints. The exporter scans the storage at intervals; a scrape gets the newest results.
 """
 
 from __future__ import annotations
@@ -23,38 +23,44 @@ from s2s_ray.runtime.metrics import STORAGE
 logger = logging.getLogger(__name__)
 
 Sample = tuple[str, tuple[str, ...], float | None]
+"""Name of a gauge, its labels without `root`, and its value."""
 
 
 class StorageCollector(Collector):
-    """What the newest look at some roots found, as gauges."""
+    """The results of the newest scan of some roots, as gauges.
+
+    Args:
+        roots: URIs of the storage roots.
+    """
 
     def __init__(self, roots: Sequence[str]) -> None:
         self._roots = roots
         self._lock = threading.Lock()
-        self._found: dict[str, tuple[Inventory, float, float]] = {}
+        self._scanned: dict[str, tuple[Inventory, float, float]] = {}
 
     def scan(self) -> None:
-        """Look at every root. One that cannot be read keeps what was found before; its time tells how old that is."""
+        """Scan every root. One that cannot be read keeps its previous results, with the time of their scan."""
         for root in self._roots:
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
-                found = take_inventory(root)
+                inventory = take_inventory(root)
             except StorageError as error:
                 logger.warning("%s", error)
                 continue
-            for fault in found.faults:
+            for fault in inventory.faults:
                 logger.warning("%s", fault)
             with self._lock:
-                self._found[root] = (found, time.monotonic() - begun, time.time())
+                self._scanned[root] = (inventory, time.monotonic() - started, time.time())
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Return all gauges of `metrics.STORAGE`."""
         with self._lock:
-            found = list(self._found.values())
+            scanned = list(self._scanned.values())
         families = {
             name: GaugeMetricFamily(name, metric.description, labels=metric.labels) for name, metric in STORAGE.items()
         }
-        for inventory, seconds, ended in found:
-            for name, labels, value in _samples(inventory, seconds, ended):
+        for inventory, seconds, timestamp in scanned:
+            for name, labels, value in _samples(inventory, seconds, timestamp):
                 if value is not None:
                     families[name].add_metric((inventory.root, *labels), value)
         return families.values()
@@ -62,10 +68,12 @@ class StorageCollector(Collector):
 
 @contextmanager
 def exporting(roots: Sequence[str], host: str, port: int) -> Iterator[StorageCollector]:
-    """The collector, served at http://host:port/metrics for the length of the block, after a first look.
+    """Serve a collector at http://host:port/metrics for the duration of the block, after a first scan.
 
     Raises:
-        StorageError: a root that is not there. OSError: the port is taken.
+        NotFoundError: a root does not exist.
+        StorageError: a root cannot be read.
+        OSError: the port is in use, or the host is not an address of this machine.
     """
     for root in roots:
         take_inventory(root)
@@ -82,15 +90,15 @@ def exporting(roots: Sequence[str], host: str, port: int) -> Iterator[StorageCol
         thread.join()
 
 
-def _samples(found: Inventory, seconds: float, ended: float) -> Iterator[Sample]:
+def _samples(inventory: Inventory, seconds: float, timestamp: float) -> Iterator[Sample]:
     yield "s2s_exporter_scan_seconds", (), seconds
-    yield "s2s_exporter_scan_timestamp_seconds", (), ended
-    yield "s2s_exporter_faults", (), len(found.faults)
-    for run in found.runs:
+    yield "s2s_exporter_scan_timestamp_seconds", (), timestamp
+    yield "s2s_exporter_faults", (), len(inventory.faults)
+    for run in inventory.runs:
         yield from _run(run)
-    for sweep in found.sweeps:
+    for sweep in inventory.sweeps:
         yield from _sweep(sweep)
-    for name in found.names:
+    for name in inventory.names:
         yield from _name(name)
 
 

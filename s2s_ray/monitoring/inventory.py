@@ -1,4 +1,4 @@
-"""What is at a storage root: runs, sweeps and releases with how far they are, read without changing anything.
+"""The inventory of a storage root: its runs, sweeps and releases with their state, read without changing anything.
 
 ROOT/.../config.yaml, checkpoints/    a run
 ROOT/.../sweep.yaml                   a sweep; the runs of its trials are not listed
@@ -14,20 +14,20 @@ from typing import Any
 import yaml
 
 from s2s_ray import registry, storage
-from s2s_ray.config import Config
-from s2s_ray.errors import NotFoundError
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.errors import NotFoundError, S2SError
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.logbook import DIVERGED_FILE
 from s2s_ray.training.run import CONFIG_FILE, load_run_config
 
-_DEEPEST = 3  # levels below the root: ROOT/runs/NAME and one more
-_OF_A_RUN = {"checkpoints", "history.json", "ray", "tensorboard", DIVERGED_FILE}  # one is there from the start
+_MAX_DEPTH = 3  # levels below the root: ROOT/runs/NAME and one more
+_RUN_FILES = {"checkpoints", "history.json", "ray", "tensorboard", DIVERGED_FILE}  # a run has one of these at once
+_SWEEP_FILE = "sweep.yaml"
 _LOSSES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as far as its files say; times are seconds since 1970, recall a fraction."""
+    """The state of a run according to its files; times are seconds since 1970, recall is a fraction."""
 
     name: str
     uri: str
@@ -45,16 +45,18 @@ class RunStatus:
 
     @property
     def complete(self) -> bool:
+        """True if all epochs are completed."""
         return self.epochs_done >= self.epochs
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """A sweep as its study has it."""
+    """The state of a sweep according to its study."""
 
     name: str
     uri: str
     asked: int
+    """Trials to run."""
     states: dict[str, int]
     best_recall: float | None
     best_trial: int | None
@@ -62,7 +64,7 @@ class SweepStatus:
 
 @dataclass(frozen=True)
 class ReleaseStatus:
-    """A name of a registry."""
+    """The state of a name of a registry."""
 
     name: str
     uri: str
@@ -73,7 +75,7 @@ class ReleaseStatus:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What was found at a root; `faults` says what could not be read."""
+    """Everything found at a root; `faults` names what could not be read."""
 
     root: str
     runs: list[RunStatus] = field(default_factory=list)
@@ -82,44 +84,50 @@ class Inventory:
     faults: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the inventory as a tree for JSON."""
         return asdict(self)
 
 
 def take_inventory(root: str) -> Inventory:
-    """Look at everything below a root. Raises StorageError where the root itself cannot be read."""
-    found = Inventory(root)
+    """Return the state of everything below a root.
+
+    Raises:
+        NotFoundError: the root does not exist.
+        StorageError: the root cannot be read.
+    """
+    inventory = Inventory(root)
     if not storage.exists(root):
-        raise NotFoundError(f"{root} does not exist: give the place that holds runs, sweeps or a registry")
-    for kind, uri in _things(root, _DEEPEST):
+        raise NotFoundError(f"{root} does not exist: give a folder that holds runs, sweeps or a registry")
+    for kind, uri in _entries(root, _MAX_DEPTH):
         try:
             if kind == "run":
-                found.runs.append(run_status(uri))
+                inventory.runs.append(run_status(uri))
             elif kind == "sweep":
-                found.sweeps.append(sweep_status(uri))
+                inventory.sweeps.append(sweep_status(uri))
             else:
-                found.names.append(release_status(uri))
-        except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # damaged, or written meanwhile
-            found.faults.append(f"{uri}: {error}")
-    return found
+                inventory.names.append(release_status(uri))
+        except (S2SError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # damaged, or just being written
+            inventory.faults.append(f"{uri}: {error}")
+    return inventory
 
 
-def _things(uri: str, levels: int) -> Iterator[tuple[str, str]]:
-    """Runs, sweeps and names below a directory, in the order of their names."""
+def _entries(uri: str, levels: int) -> Iterator[tuple[str, str]]:
+    """Yield the kind and URI of runs, sweeps and names below a directory, in the order of their names."""
     names = set(storage.list_names(uri))
-    if "sweep.yaml" in names:
+    if _SWEEP_FILE in names:
         yield "sweep", uri
-    elif CONFIG_FILE in names and names & _OF_A_RUN:
+    elif CONFIG_FILE in names and names & _RUN_FILES:
         yield "run", uri
     elif "releases" in names:
         yield "name", uri
     elif "dataset.json" not in names and levels:
         for name in storage.list_folders(uri):
             if not name.startswith("."):
-                yield from _things(storage.join(uri, name), levels - 1)
+                yield from _entries(storage.join(uri, name), levels - 1)
 
 
 def run_status(uri: str) -> RunStatus:
-    """One run. Raises StorageError or ConfigError for a damaged one."""
+    """Return the state of one run. Raises S2SError if it is damaged."""
     config = load_run_config(uri)
     history = _optional(storage.join(uri, "history.json"), storage.read_json) or []
     store = CheckpointStore(storage.join(uri, "checkpoints"))
@@ -146,11 +154,11 @@ def run_status(uri: str) -> RunStatus:
 
 
 def sweep_status(uri: str) -> SweepStatus:
-    """One sweep. Raises StorageError or ConfigError for a damaged one."""
+    """Return the state of one sweep. Raises S2SError if it is damaged."""
+    from s2s_ray.sweep.origin import SweepOrigin
     from s2s_ray.sweep.study import RECALL, read_records
 
-    tree = yaml.safe_load(storage.read_bytes(storage.join(uri, "sweep.yaml")))
-    config = Config.from_tree(tree["config"]).tune
+    config = SweepOrigin.at(uri).configuration(uri).tune
     records = read_records(config, uri)
     states = {state: sum(record.state == state for record in records) for state in ("complete", "failed", "running")}
     complete = [record for record in records if record.state == "complete"]
@@ -166,7 +174,7 @@ def sweep_status(uri: str) -> SweepStatus:
 
 
 def release_status(uri: str) -> ReleaseStatus:
-    """One name of a registry. Raises RegistryError or StorageError for a damaged one."""
+    """Return the state of one name of a registry. Raises S2SError if it is damaged."""
     root, name = storage.parent(uri), storage.name(uri)
     current = registry.current(root, name)
     pointer = storage.join(uri, registry.POINTER_FILE)
@@ -175,7 +183,7 @@ def release_status(uri: str) -> ReleaseStatus:
 
 
 def _optional(uri: str, read: Callable[[str], Any]) -> Any:
-    """What is at a URI, None where nothing is."""
+    """Return the content of a URI, or None if it does not exist."""
     try:
         return read(uri)
     except NotFoundError:

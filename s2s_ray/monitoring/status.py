@@ -1,4 +1,4 @@
-"""`s2s status`: an inventory, and what Ray Serve runs, as tables in a terminal."""
+"""`s2s status`: inventories, and the deployments of Ray Serve, as tables in a terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from rich.table import Table
 
 from s2s_ray.errors import ClusterError
 from s2s_ray.monitoring.inventory import Inventory, RunStatus
+from s2s_ray.runtime.cluster import auth_token
 
 ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_APPLICATIONS = "/api/serve/applications/"  # Ray Serve's REST API, `ray.serve.schema.ServeInstanceDetails`
+_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class DeploymentStatus:
-    """One deployment of an application of Ray Serve."""
+    """The state of one deployment of an application of Ray Serve."""
 
     application: str
     release: str | None
@@ -31,39 +34,64 @@ class DeploymentStatus:
 
 
 def dashboard_address(given: str | None) -> str | None:
-    """The address given, or the one that Ray's own commands would use; None where there is none."""
+    """Return the given address, or the one that Ray's own commands would use, or None."""
     return given or next((os.environ[name] for name in ADDRESS_VARIABLES if os.environ.get(name)), None)
 
 
 def deployments(address: str) -> list[DeploymentStatus]:
-    """What Ray Serve runs on a cluster, asked of its dashboard. Raises ClusterError where it does not answer."""
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+    """Return the deployments that Ray Serve runs on a cluster.
 
+    Args:
+        address: URL of the cluster's dashboard.
+
+    Raises:
+        ClusterError: the dashboard cannot be reached, refuses the request, or responds with something else.
+    """
+    import httpx2  # not needed for local folders
+
+    token = auth_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        details: dict[str, Any] = ServeSubmissionClient(address).get_serve_details()
-    except Exception as error:  # ConnectionError, RuntimeError, requests' own: whatever the client meets
-        raise ClusterError(f"no answer from {address}: {error}") from None
-    return [_deployment(*item) for item in _each(details)]
+        response = httpx2.get(address.rstrip("/") + _APPLICATIONS, headers=headers, timeout=_TIMEOUT_S)
+        if response.status_code in (401, 403):
+            raise ClusterError(
+                f"{address} refused the request ({response.text.strip()}): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+                response.status_code,
+            )
+        if response.status_code != 200:
+            reason = f"HTTP {response.status_code}: {response.text.strip()[:200]}"
+            raise ClusterError(f"no list of deployments from {address} ({reason})", response.status_code)
+        return [_deployment(*item) for item in _each(response.json())]
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ClusterError(f"no response from {address}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClusterError(f"{address} is not the dashboard of a Ray cluster ({error})") from None
 
 
-def show(found: list[Inventory], served: list[DeploymentStatus] | None, console: Console) -> None:
-    """Print the tables; those without a row are left out."""
-    for inventory in found:
+def show(inventories: list[Inventory], served: list[DeploymentStatus] | None, console: Console) -> None:
+    """Print tables of inventories and deployments; tables without rows are left out.
+
+    Args:
+        inventories: one for each root.
+        served: the deployments; None if no cluster was queried.
+        console: the terminal.
+    """
+    for inventory in inventories:
         console.print(f"[bold]{inventory.root}[/bold]")
         tables = [table for table in (_runs(inventory), _sweeps(inventory), _names(inventory)) if table.row_count]
         for table in tables:
             console.print(table)
         if not tables:
-            console.print("  no run, sweep or registry here")
+            console.print("  no run, sweep or registry")
         for fault in inventory.faults:
             console.print(f"[red]not readable:[/red] {fault}")
     if served is not None:
         console.print(_served(served) if served else "Ray Serve runs no application")
 
 
-def _runs(found: Inventory) -> Table:
+def _runs(inventory: Inventory) -> Table:
     table = Table("run", "epochs", "step", "R@1", "best", "pairs/s", "checkpoint", "state", title="runs")
-    for run in found.runs:
+    for run in inventory.runs:
         written = run.checkpoint_time
         table.add_row(
             run.name,
@@ -84,13 +112,13 @@ def _state(run: RunStatus) -> str:
     return "complete" if run.complete else "unfinished"
 
 
-def _sweeps(found: Inventory) -> Table:
-    table = Table("sweep", "ended", "failed", "running", "best R@1", "of trial", title="sweeps")
-    for sweep in found.sweeps:
-        ended = sweep.states["complete"] + sweep.states["failed"]
+def _sweeps(inventory: Inventory) -> Table:
+    table = Table("sweep", "finished", "failed", "running", "best R@1", "of trial", title="sweeps")
+    for sweep in inventory.sweeps:
+        finished = sweep.states["complete"] + sweep.states["failed"]
         table.add_row(
             sweep.name,
-            f"{ended} of {sweep.asked}",
+            f"{finished} of {sweep.asked}",
             str(sweep.states["failed"]),
             str(sweep.states["running"]),
             _percent(sweep.best_recall),
@@ -99,9 +127,9 @@ def _sweeps(found: Inventory) -> Table:
     return table
 
 
-def _names(found: Inventory) -> Table:
+def _names(inventory: Inventory) -> Table:
     table = Table("name", "releases", "current", "promoted", title="releases")
-    for name in found.names:
+    for name in inventory.names:
         promoted = "" if name.promoted is None else f"{age(time.time() - name.promoted)} ago"
         table.add_row(name.name, str(name.releases), name.current or "none", promoted)
     return table
@@ -116,9 +144,9 @@ def _served(served: list[DeploymentStatus]) -> Table:
 
 
 def age(seconds: float) -> str:
-    """A duration as one reads it: 40 s, 12 min, 5 h, 3 d."""
-    for unit, length, upto in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
-        if seconds < upto:
+    """Return a duration in the unit that suits it: 40 s, 12 min, 5 h, 3 d."""
+    for unit, length, limit in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < limit:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
 

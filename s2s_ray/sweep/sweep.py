@@ -15,9 +15,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ray import tune
 
@@ -25,37 +23,23 @@ from s2s_ray import registry, storage
 from s2s_ray.config import Config
 from s2s_ray.errors import S2SError, StoppedError, SweepError
 from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.progress import SweepProgress
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import History, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space, format_params
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
 from s2s_ray.sweep.trial import run_trial
-from s2s_ray.training.checkpoints import CheckpointStore
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
-from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin, claim
+from s2s_ray.trials.claim import claim
 from s2s_ray.trials.driver import driving
 from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune, trial_resources
 
 logger = logging.getLogger(__name__)
 
 BEST_FILE = "best.yaml"
-
-
-class SweepOrigin(Origin):
-    """The data set and the configuration with which a sweep was started; the content of `sweep.yaml`."""
-
-    ERROR = SweepError
-    FILE = "sweep.yaml"
-    KIND = "sweep"
-    SECTION = "tune"
-    COMPARED = ("model", "loss", "mining", "train", "data", "tune")
-    FREE: ClassVar[Mapping[str, Sequence[str]]] = {
-        "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
-        "train": TRAIN_FREE,
-        "data": DATA_FREE,
-    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""`sweep.yaml`: the start of a sweep, which a later start must match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from s2s_ray.errors import SweepError
+from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin
+
+
+class SweepOrigin(Origin):
+    """The data set and the configuration with which a sweep was started; the content of `sweep.yaml`."""
+
+    ERROR = SweepError
+    FILE = "sweep.yaml"
+    KIND = "sweep"
+    SECTION = "tune"
+    COMPARED = ("model", "loss", "mining", "train", "data", "tune")
+    FREE: ClassVar[Mapping[str, Sequence[str]]] = {
+        "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
+        "train": TRAIN_FREE,
+        "data": DATA_FREE,
+    }

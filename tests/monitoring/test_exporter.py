@@ -1,0 +1,69 @@
+"""The exporter serves the inventory to Prometheus."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from s2s_ray.monitoring.exporter import exporting
+from s2s_ray.runtime.metrics import STORAGE
+
+
+def test_the_exporter_serves_the_inventory(root: Path) -> None:
+    port = free_port()
+    with exporting([str(root)], "127.0.0.1", port) as collector:
+        page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        families = {family.name: family for family in text_string_to_metric_families(page)}
+        assert set(families) == set(STORAGE), "exactly the listed metrics"
+        values = {
+            (sample.name, *(value for key, value in sample.labels.items() if key != "root")): sample.value
+            for family in families.values()
+            for sample in family.samples
+        }
+        assert values["s2s_run_complete", "complete"] == 1
+        assert values["s2s_run_complete", "cut"] == 0
+        assert values["s2s_run_diverged", "wild"] == 1
+        assert values["s2s_run_epochs_done", "cut"] == 1
+        assert values["s2s_stored_sweep_trials", "failed", "night"] == 1
+        assert values["s2s_stored_sweep_best_recall_at_1", "night"] == 0.5
+        assert values["s2s_registry_releases", "city"] == 1
+        assert values["s2s_exporter_faults",] == 1
+        assert 0 <= values["s2s_run_checkpoint_age_seconds", "complete"] < 600
+        newest = sorted((root / "runs" / "complete" / "checkpoints").glob("*/manifest.json"))[-1]
+        os.utime(newest, (2000, 2000))
+        collector.scan()
+        page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        assert re.search(r's2s_run_checkpoint_timestamp_seconds\{.*run="complete"\} 2000\.0', page)
+
+
+@pytest.mark.slow
+def test_the_exporter_command_serves_until_it_is_stopped(root: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "s2s_ray.cli", "exporter", str(root), "--port", str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert f"Serving metrics for {root} at http://127.0.0.1:{port}/metrics" in process.stdout.readline()
+            assert "s2s_run_complete" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+            taken = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            assert taken.returncode == 2
+            assert f"127.0.0.1:{port} cannot be listened on" in taken.stderr
+            process.terminate()
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
