@@ -1,22 +1,16 @@
-"""Releases of a model by name: published once, promoted and rolled back by a pointer."""
+"""Releases of a model by name: published once, then promoted and rolled back by a pointer."""
 
 from __future__ import annotations
 
 from s2s_ray.model.checkpoint_meta import fingerprint
+from s2s_ray.registry.pointer import POINTER_FILE, current, lineage, promote, promote_best, resolve, rollback
 from s2s_ray.registry.releases import (
-    POINTER_FILE,
     RELEASE_FILE,
     Release,
     attach_index,
-    current,
-    lineage,
     list_releases,
-    promote,
-    promote_best,
     publish,
     release_id,
-    resolve,
-    rollback,
 )
 
 __all__ = [

@@ -36,12 +36,12 @@ def checkpoint(folder: Path, step: int) -> str:
 
 
 def index(folder: Path, checkpoint_uri: str, count: int = 3) -> str:
-    mark = registry.fingerprint(checkpoint_uri)
-    info = IndexInfo(dimension=2, count=count, checkpoint=mark, dataset="d", dataset_digest="x", split="test")
+    digest = registry.fingerprint(checkpoint_uri)
+    info = IndexInfo(dimension=2, count=count, checkpoint=digest, dataset="d", dataset_digest="x", split="test")
     columns: dict[str, Any] = {"id": [str(row) for row in range(count)]}
     columns |= {name: [0.0] * count for name in ("latitude", "longitude", "easting", "northing")}
     table = pa.table({**columns, "zone": pa.array([1] * count, pa.int32())})
-    uri = str(folder / f"index-{mark[:8]}-{count}")
+    uri = str(folder / f"index-{digest[:8]}-{count}")
     ReferenceIndex.build(info, np.ones((count, 2), np.float32), table).save(uri)
     return uri
 
@@ -63,9 +63,9 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_release_holds_the_model_without_the_trainer(root: str, first: str, tmp_path: Path) -> None:
     release = registry.publish(root, "demo", first, index(tmp_path, first))
-    mark = storage.sha256(Path(first) / "model.safetensors")
-    assert (release.id, release.fingerprint, release.run, release.step) == (f"city-10-{mark[:8]}", mark, "city", 10)
-    assert registry.fingerprint(release.checkpoint_uri) == mark
+    digest = storage.sha256(Path(first) / "model.safetensors")
+    assert (release.id, release.fingerprint, release.run, release.step) == (f"city-10-{digest[:8]}", digest, "city", 10)
+    assert registry.fingerprint(release.checkpoint_uri) == digest
     assert storage.list_names(release.checkpoint_uri) == ["manifest.json", "meta.json", "model.safetensors"]
     theirs, ours = load_checkpoint(first).state_dict(), load_checkpoint(release.checkpoint_uri).state_dict()
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
@@ -139,13 +139,13 @@ def test_an_index_is_not_replaced_but_may_be_released_under_another_id(root: str
     assert {item.id for item in registry.list_releases(root, "demo")} == {release.id, other.id}
 
 
-def test_an_id_taken_by_another_checkpoint_is_refused(root: str, first: str, second: str) -> None:
+def test_an_id_of_another_checkpoint_is_refused(root: str, first: str, second: str) -> None:
     registry.publish(root, "demo", first, release="best")
     with pytest.raises(RegistryError, match="release 'best' of 'demo' holds checkpoint"):
         registry.publish(root, "demo", second, release="best")
 
 
-def test_errors_name_what_is_there(root: str, first: str, tmp_path: Path) -> None:
+def test_errors_name_what_the_registry_holds(root: str, first: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=f"registry {re.escape(root)} has no releases of 'demo'; it holds: nothing"):
         registry.resolve(root, "demo")
     release = registry.publish(root, "demo", first)
@@ -167,7 +167,7 @@ def test_names_stay_inside_the_registry(root: str, first: str, name: str) -> Non
         registry.resolve(root, "demo", name)
 
 
-def test_the_best_release_is_promoted_only_where_it_is_better(root: str, tmp_path: Path) -> None:
+def test_the_best_release_is_promoted_only_if_it_is_better(root: str, tmp_path: Path) -> None:
     def published(step: int, recall: float | None, indexed: bool = True) -> str:
         torch.manual_seed(step)
         metrics = {} if recall is None else {"recall_at_1": recall}
@@ -180,7 +180,7 @@ def test_the_best_release_is_promoted_only_where_it_is_better(root: str, tmp_pat
         return registry.promote_best(root, "demo", "recall_at_1")
 
     first = published(1, 0.4)
-    assert best() == first, "where none is current the best one is"
+    assert best() == first, "without a current release the best one is promoted"
     published(2, 0.9, indexed=False)
     published(3, None)
     assert best() == first
@@ -191,7 +191,7 @@ def test_the_best_release_is_promoted_only_where_it_is_better(root: str, tmp_pat
     assert best() == better
 
 
-def test_promoters_at_once_take_their_turns(root: str, first: str, second: str) -> None:
+def test_concurrent_promotions_are_applied_one_after_the_other(root: str, first: str, second: str) -> None:
     for checkpoint_uri in (first, second):
         registry.publish(root, "demo", checkpoint_uri, index(Path(checkpoint_uri).parent, checkpoint_uri))
     ids = [release.id for release in registry.list_releases(root, "demo")]
