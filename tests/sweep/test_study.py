@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError
 from s2s_ray.sweep import sweep
+from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space
@@ -233,3 +235,19 @@ def test_a_second_completion_is_ignored(tmp_path: Path, caplog: pytest.LogCaptur
     searcher.on_trial_complete("a", {"recall_at_1": 0.75})
     assert "trial 0 finished twice" in caplog.text
     assert study.study.best_value == 0.25
+
+
+def test_a_sweep_of_the_first_version_continues(tmp_path: Path) -> None:
+    """Version 0.1.0 subclassed Ray's OptunaSearch."""
+    root = tmp_path / "night"
+    shutil.copytree(Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0" / "sweeps" / "night", root)
+    settings = SweepOrigin.at(str(root)).configuration(str(root))
+    space, study = Space(settings), SweepStudy(settings.tune, str(root))
+    assert study.prepare(space) == 2
+    before = study.records()
+    assert [record.state for record in before] == ["complete"] * 2
+    assert all((root / "trials" / record.run).is_dir() for record in before)
+    searcher = StudySearch(settings, space, study)
+    assert run(searcher, "third", 0.5) not in [record.params for record in before]
+    assert study.records()[:2] == before
+    assert [record.number for record in study.records()] == [0, 1, 2]

@@ -1,0 +1,113 @@
+"""The folder of trials: what version 0.1.0 wrote is read and continued, and other settings are refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from s2s_ray.ablation.study import AblationOrigin
+from s2s_ray.config import Config, with_values
+from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, SweepError
+from s2s_ray.sweep.origin import SweepOrigin
+from s2s_ray.trials import claim as module
+from s2s_ray.trials.claim import Origin, claim
+
+WRITTEN = Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0"
+KINDS: list[tuple[type[Origin], Path, type[S2SError]]] = [
+    (SweepOrigin, WRITTEN / "sweeps" / "night", SweepError),
+    (AblationOrigin, WRITTEN / "studies" / "ablation", AblationError),
+]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind[0].KIND)
+def started(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[type[Origin], Path, Config]:
+    """A folder that 0.1.0 started, and its configuration."""
+    origin, folder, _ = request.param
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(folder / origin.FILE, root)
+    stored = origin.at(str(root))
+    monkeypatch.setattr(module, "read_dataset_info", lambda uri: SimpleNamespace(digest=stored.dataset))
+    return origin, root, stored.configuration(str(root))
+
+
+Started = tuple[type[Origin], Path, Config]
+
+
+def edited(started: Started, **values: Any) -> Path:
+    """Change keys of the file."""
+    origin, root, _ = started
+    tree = yaml.safe_load((root / origin.FILE).read_text())
+    (root / origin.FILE).write_text(yaml.safe_dump({**tree, **values}))
+    return root
+
+
+def test_a_folder_of_the_first_version_is_continued(started: Started) -> None:
+    origin, root, config = started
+    assert origin.at(str(root)).format == 1
+    before = (root / origin.FILE).read_bytes()
+    claim(config, str(root), origin)
+    claim(with_values(config, {"train.workers": 3, "train.log_every_s": 7}), str(root), origin)
+    assert (root / origin.FILE).read_bytes() == before
+
+
+def test_a_new_folder_is_claimed(started: Started) -> None:
+    origin, root, config = started
+    first = yaml.safe_load((root / origin.FILE).read_text())
+    new = root.parent / "new"
+    claim(config, str(new), origin)
+    tree = yaml.safe_load((new / origin.FILE).read_text())
+    assert tree == {**first, "format": 1, "config": config.model_dump(mode="json")}
+    claim(config, str(new), origin)
+
+
+def test_other_settings_are_refused(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, root, config = started
+    with pytest.raises(origin.ERROR, match=r"was started with loss\.alpha=10\.0, now it is 20\.0: keep it, or choose"):
+        claim(with_values(config, {"loss.alpha": 20.0}), str(root), origin)
+    monkeypatch.setattr(module, "read_dataset_info", lambda uri: SimpleNamespace(digest="other"))
+    with pytest.raises(origin.ERROR, match=r"was started on another data set \(.*\) than data\.uri="):
+        claim(config, str(root), origin)
+
+
+def test_a_folder_with_something_else_is_refused(started: Started) -> None:
+    origin, root, config = started
+    (root / origin.FILE).rename(root / "notes.txt")
+    with pytest.raises(origin.ERROR, match=rf"holds notes\.txt and no {origin.KIND}: choose another"):
+        claim(config, str(root), origin)
+
+
+def test_keys_of_a_newer_version_are_logged(started: Started, caplog: pytest.LogCaptureFixture) -> None:
+    origin, root, config = started
+    tree = config.model_dump(mode="json")
+    edited(started, mood="good", config={**tree, "train": {**tree["train"], "tempo": 3}})
+    claim(config, str(root), origin)
+    assert "ignored keys that this version does not know: mood" in caplog.text
+    assert "train.tempo" in caplog.text
+
+
+def test_a_newer_format_is_refused(started: Started) -> None:
+    root = edited(started, format=2)
+    with pytest.raises(started[0].ERROR, match="has format 2, this version reads up to 1: upgrade s2s-ray"):
+        claim(started[2], str(root), started[0])
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1", b"dataset: 7\n", b"dataset: x\n"])
+def test_a_damaged_file_is_named(started: Started, content: bytes) -> None:
+    origin, root, config = started
+    (root / origin.FILE).write_bytes(content)
+    with pytest.raises(DamagedError, match=origin.FILE):
+        claim(config, str(root), origin)
+
+
+def test_a_damaged_configuration_is_named(started: Started) -> None:
+    root = edited(started, config={"train": {"epochs": "many"}})
+    with pytest.raises(ConfigError, match=r"train\.epochs='many'"):
+        claim(started[2], str(root), started[0])
