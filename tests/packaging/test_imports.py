@@ -29,7 +29,6 @@ EXTRAS = {
 
 DEFERRED = {
     ("runtime", "ray"),  # the cluster, once a verb needs Ray
-    ("monitoring", "ray"),  # `s2s status` of a service
     ("index", "ray"),  # `build-index --parallel`
     ("training", "mlflow"),
     ("training", "wandb"),

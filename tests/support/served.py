@@ -114,7 +114,10 @@ def behind_haproxy(folder: Path, port: int, arguments: dict[str, Any]) -> list[s
 
 @contextmanager
 def running_in(
-    folder: Path, command: Callable[[Path, int, dict[str, Any]], list[str]] = deployed, **changes: Any
+    folder: Path,
+    command: Callable[[Path, int, dict[str, Any]], list[str]] = deployed,
+    outside: Path | None = None,
+    **changes: Any,
 ) -> Iterator[Running]:
     """The service on a private cluster, until the block ends."""
     root = str(folder / "registry")
@@ -133,13 +136,13 @@ def running_in(
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-        "PYTHONPATH": str(ROOT),
+        **({} if outside else {"PYTHONPATH": str(ROOT)}),
     }
     log = (folder / "serve.log").open("wb")
     started = time.monotonic()
     process = subprocess.Popen(
         command(folder, port, {"registry": root, "name": "demo", **changes}),
-        cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+        cwd=outside or ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         # Ctrl-C is ignored in what a shell runs in the background, and that is inherited
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
