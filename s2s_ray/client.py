@@ -112,7 +112,7 @@ class Client:
     def localize(
         self,
         images: Sequence[ImageLike],
-        k: int = 10,
+        k: int | None = None,
         heading: float = 0.0,
         rows: tuple[float, float] | None = None,
         prior: Prior | None = None,
@@ -121,12 +121,15 @@ class Client:
         """Return the most likely tiles of each panorama, best first.
 
         Args:
+            k: number of tiles; default: that of the service, or all tiles if there are fewer.
             heading: compass bearing of the panoramas' middle column, in degrees.
             rows: part of the height to keep; default: that of the data set.
             prior: area in which they were taken.
             true: latitude and longitude at which they were taken, for `distance_m`.
         """
-        parameters: dict[str, Any] = {"k": k, **_panorama(heading, rows), **_area(prior)}
+        parameters: dict[str, Any] = {**_panorama(heading, rows), **_area(prior)}
+        if k is not None:
+            parameters["k"] = k
         if true is not None:
             parameters["true"] = f"{true[0]!r},{true[1]!r}"
 

@@ -1,25 +1,30 @@
 """The `s2s` command: each verb calls one function of the library.
 
-User errors are printed as one line and end with exit code 2; training or a sweep stopped with Ctrl-C with 130.
+Errors of the library (`s2s_ray.errors`) are printed as one line, and the exit code is that of their class: 2, or 130
+for training or a sweep that was stopped with Ctrl-C. Any other exception is a bug and shows its traceback.
+
+The modules of the verbs import the library inside the verbs: `s2s --help` must not wait for PyTorch or Ray.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
-from s2s_ray.config import preset_names
 from s2s_ray.errors import S2SError
-from s2s_ray.runtime.cluster import (
-    log_plainly,
-)
-from s2s_ray.version import code_version
+from s2s_ray.runtime.cluster import log_plainly
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Satellite-to-street geo-localisation and view synthesis on Ray.",
+)
 for verbs in (pipeline.app, results.app, watching.app, inference.app, service.app):
     app.add_typer(verbs)
 app.add_typer(checkpoint.app, name="checkpoint")
@@ -27,23 +32,39 @@ app.add_typer(checkpoint.app, name="checkpoint")
 
 @app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and the presets.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
+    if isinstance(context.obj, dict):
+        context.obj["debug"] = debug
     if version:
+        from s2s_ray.config import preset_names
+        from s2s_ray.version import code_version
+
         typer.echo(f"s2s-ray {code_version()}; presets: {', '.join(preset_names())}")
         raise typer.Exit
 
 
-def run(name: str, command: Callable[[], object]) -> None:
-    """Run a command line to the end of the process: user errors are one line and exit code 2, Ctrl-C is 130."""
+def run(name: str, command: Callable[[], object], options: dict[str, bool] | None = None) -> None:
+    """Run a command line to the end of the process.
+
+    Args:
+        name: of the program, which begins the line of an error.
+        command: what to run.
+        options: shows tracebacks as well if its `debug` is true when an error arrives.
+    """
     log_plainly()
     try:
         command()
     except S2SError as error:
+        if options is not None and options.get("debug"):
+            traceback.print_exc()
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `s2s` command."""
-    run("s2s", lambda: app(args=arguments, prog_name="s2s"))
+    """Run the `s2s` command."""
+    options: dict[str, bool] = {}
+    run("s2s", lambda: app(args=arguments, prog_name="s2s", obj=options), options)

@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from s2s_ray import registry, storage
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
-from s2s_ray.config import load_config
-from s2s_ray.errors import WeightsError
-from s2s_ray.model.checkpoint import load_checkpoint, save_model
-from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.errors import OptionError, WeightsError
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 
@@ -20,52 +16,59 @@ app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of re
 @app.command("import")
 def import_released(
     file: Annotated[str, typer.Argument(help="One of the authors' published checkpoints.")],
-    out: Annotated[str, typer.Option(help="Where the checkpoint goes.")],
-    strict: Annotated[bool, typer.Option(help="Refuse generator keys that the model has no place for.")] = False,
+    out: Annotated[str, typer.Option(help="Output URI of the checkpoint.")],
+    strict: Annotated[bool, typer.Option(help="Refuse generator keys that the model does not use.")] = False,
     trained_on: Annotated[
-        str | None, typer.Option(help="cvusa or cvact: its treatment of images goes into the checkpoint, for serving.")
+        str | None,
+        typer.Option(help="cvusa or cvact: store how its images are treated in the checkpoint, for serving."),
     ] = None,
 ) -> None:
-    """Turn one of the authors' published files into a checkpoint."""
+    """Convert one of the authors' published files to a checkpoint."""
     import tempfile
     from pathlib import Path
+    from typing import Any
 
+    from s2s_ray import storage
     from s2s_ray.data.sources import published_geometry
-    from s2s_ray.model.released import (
-        read_released,
-    )
+    from s2s_ray.model.checkpoint import save_model
+    from s2s_ray.model.released import read_released
 
-    meta = {"run": "released", "step": 0, "source": storage.name(file)}
+    if trained_on not in (None, "cvusa", "cvact"):
+        raise OptionError(f"--trained-on {trained_on}: expected cvusa or cvact")
+    meta: dict[str, Any] = {"run": "released", "step": 0, "source": storage.name(file)}
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "released"
         storage.download(file, local)
         model, unused = read_released(local)
         if unused and strict:
-            raise WeightsError(f"{file}: keys without a place: {', '.join(unused)}")
+            raise WeightsError(f"{file}: keys that the model does not use: {', '.join(unused)}")
         if trained_on is not None:
             geometry = published_geometry(trained_on, model.config.height, model.config.width)
             meta["dataset"] = {"uri": trained_on, "digest": "", "geometry": geometry.tree()}
         save_model(model, meta, Path(folder) / "checkpoint")
         storage.publish(Path(folder) / "checkpoint", out)
-    typer.echo(f"{out} written" + (f"; not used: {', '.join(unused)}" if unused else ""))
+    typer.echo(f"{out} written" + (f"; unused keys: {', '.join(unused)}" if unused else ""))
 
 
 @app.command("verify")
 def verify_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a run: its best one is taken.")],
-    data: Annotated[str, typer.Option(help="The data set to measure on.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a run to use the best one of.")],
+    data: Annotated[str, typer.Option(help="URI of the data set to measure on.")],
     expect: Annotated[list[str] | None, typer.Option(help="A recall in percent: r1=92.5, r5, r10 or r1%.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Points that the measured recall may lie below.")] = 0.5,
+    tolerance: Annotated[float, typer.Option(help="Points by which the measured recall may fall short.")] = 0.5,
     overrides: SetOption = None,
 ) -> None:
     """Measure a checkpoint's recall on a data set again. Exit code 1 if it is lower than expected.
 
-    The protocol is that of evaluation.split and evaluation.radius_m, as `--set` gives them.
+    The protocol is set by evaluation.split and evaluation.radius_m (`--set`).
     """
     import torch
 
+    from s2s_ray.config import load_config
     from s2s_ray.data.dataset import PairDataset
     from s2s_ray.evaluation.expectation import Expectation, check_geometry, measure_recall
+    from s2s_ray.model.checkpoint import load_checkpoint
+    from s2s_ray.model.checkpoint_meta import read_meta
     from s2s_ray.training.run import find_checkpoint
 
     expected = [Expectation.parse(text) for text in expect or ()]
@@ -87,11 +90,12 @@ def verify_checkpoint(
 @app.command()
 def publish(
     checkpoint: CheckpointOption,
-    index: Annotated[str, typer.Option(help="The index built with this checkpoint.")],
+    index: Annotated[str, typer.Option(help="URI of the index built with this checkpoint.")],
     registry_uri: RegistryOption,
     name: NameOption,
 ) -> None:
-    """Put a checkpoint and its index into the registry as a release; `promote` puts it in service."""
+    """Publish a checkpoint and its index as a release in the registry; `promote` makes it current."""
+    from s2s_ray import registry
     from s2s_ray.training.run import find_checkpoint
 
     release = registry.publish(registry_uri, name, find_checkpoint(checkpoint), index)
@@ -100,23 +104,29 @@ def publish(
 
 @app.command()
 def promote(
-    release: Annotated[str, typer.Argument(help="The release's id.")],
+    release: Annotated[str, typer.Argument(help="Id of the release.")],
     registry_uri: RegistryOption,
     name: NameOption,
 ) -> None:
     """Make a release the current one."""
+    from s2s_ray import registry
+
     typer.echo(f"{name} is now {registry.promote(registry_uri, name, release).id}")
 
 
 @app.command()
 def rollback(registry_uri: RegistryOption, name: NameOption) -> None:
-    """Go back to the release that was current before."""
+    """Return to the release that was current before."""
+    from s2s_ray import registry
+
     typer.echo(f"{name} is now {registry.rollback(registry_uri, name).id}")
 
 
 @app.command("list")
 def list_releases(registry_uri: RegistryOption, name: NameOption) -> None:
-    """List the releases of a name; the current one is marked."""
+    """List the releases of a name; an asterisk marks the current one."""
+    from s2s_ray import registry
+
     releases = registry.list_releases(registry_uri, name)
     current = registry.current(registry_uri, name) if releases else None
     for release in releases:

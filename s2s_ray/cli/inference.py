@@ -1,56 +1,47 @@
-"""`s2s localize`, `embed` and `synthesize`: of a service by its URL, or of a checkpoint on this machine."""
+"""`s2s localize`, `embed` and `synthesize`: with a service by its URL, or with a checkpoint on this machine."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import secrets
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
 
-import numpy as np
 import typer
 
-from s2s_ray import storage
-from s2s_ray.errors import OptionError, UnreadableImageError
-from s2s_ray.geo.images import (
-    Layout,
-    Pixels,
-    decode,
-    encode,
-)
-from s2s_ray.geo.prior import Box, Circle, Prior, check_position, distances_m
-from s2s_ray.index import Descriptors
+from s2s_ray.errors import InputError, OptionError, UnreadableImageError
 
-if TYPE_CHECKING:  # httpx2 costs every other verb its import
+if TYPE_CHECKING:  # NumPy, Pillow and httpx would delay every other verb
     from s2s_ray.client import ServedMatch
+    from s2s_ray.geo.images import Descriptors, Layout, Pixels
+    from s2s_ray.geo.prior import Prior
 
 app = typer.Typer()
 
+DEFAULT_K = 5
 Rows = tuple[float, float]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, by path or URI.")]
-Url = Annotated[str | None, typer.Option("--url", help="The service to ask; its token is taken from S2S_TOKEN.")]
+Url = Annotated[str | None, typer.Option("--url", help="URL of the service; its token is read from S2S_TOKEN.")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint or a run, instead of a service.")]
-Index = Annotated[str | None, typer.Option("--index", help="The index built with that checkpoint.")]
-Device = Annotated[str, typer.Option(help="Where a local model runs: cpu, cuda.")]
+Index = Annotated[str | None, typer.Option("--index", help="URI of the index built with that checkpoint.")]
+Device = Annotated[str, typer.Option(help="Device of a local model: cpu, cuda or cuda:N.")]
 Heading = Annotated[float, typer.Option(help="Compass bearing of the panoramas' middle column, in degrees.")]
 RowsOption = Annotated[
-    str | None, typer.Option("--rows", metavar="FIRST,LAST", help="Part of the height that is kept, as fractions.")
+    str | None, typer.Option("--rows", metavar="FIRST,LAST", help="Part of the height to keep, as fractions.")
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="auto, north-up or polar.")]
 
 
 class Engine(Protocol):
-    """What answers: `Client`, or a checkpoint on this machine."""
+    """A model to use: `Client`, or a checkpoint on this machine."""
 
     def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors: ...
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors: ...
     def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]: ...
     def localize(
-        self, images: list[str], k: int, heading: float, rows: Rows | None, prior: Prior | None, true: Any
+        self, images: list[str], k: int | None, heading: float, rows: Rows | None, prior: Prior | None, true: Any
     ) -> list[list[ServedMatch]]: ...
 
 
@@ -58,21 +49,26 @@ class Local:
     """A checkpoint, and for localisation its index, in this process."""
 
     def __init__(self, checkpoint: str, index: str | None, device: str) -> None:
+        """Find the checkpoint. Raises RunError, StorageError, OptionError."""
+        from s2s_ray.cli.options import local_device
         from s2s_ray.training.run import find_checkpoint
 
-        self._checkpoint, self._index, self._device = find_checkpoint(checkpoint), index, device
+        self._checkpoint, self._index, self._device = find_checkpoint(checkpoint), index, local_device(device)
 
     def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors:
+        """Return descriptors of panoramas, N x D."""
         from s2s_ray.inference import Embedder
 
         return Embedder.load(self._checkpoint, self._device).street(_read(images), heading, rows)
 
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors:
+        """Return descriptors of satellite images, N x D."""
         from s2s_ray.inference import Embedder
 
         return Embedder.load(self._checkpoint, self._device).satellite(_read(images), layout)
 
     def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]:
+        """Return the street view of each satellite image, H W 3."""
         from s2s_ray.inference import Synthesizer
 
         return list(Synthesizer.load(self._checkpoint, self._device).street(_read(images), layout))
@@ -80,20 +76,20 @@ class Local:
     def localize(
         self,
         images: list[str],
-        k: int,
+        k: int | None,
         heading: float,
         rows: Rows | None,
         prior: Prior | None,
         true: tuple[float, float] | None,
     ) -> list[list[ServedMatch]]:
+        """Return the nearest tiles of each panorama, best first."""
         from s2s_ray.client import ServedMatch
         from s2s_ray.inference import Localizer
 
         if self._index is None:
             raise OptionError("--checkpoint alone cannot localise: give --index with it")
-        found = Localizer.load(self._checkpoint, self._index, self._device).street(
-            _read(images), k, heading, rows, prior
-        )
+        localizer = Localizer.load(self._checkpoint, self._index, self._device)
+        found = localizer.street(_read(images), k, heading, rows, prior)
         return [
             [
                 ServedMatch(
@@ -112,40 +108,44 @@ def localize(
     url: Url = None,
     checkpoint: Checkpoint = None,
     index: Index = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Tiles to name for each panorama.")] = 5,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", min=1, help=f"Number of tiles per panorama; default: {DEFAULT_K}, or all if fewer."),
+    ] = None,
     heading: Heading = 0.0,
     rows: RowsOption = None,
-    near: Annotated[str | None, typer.Option(metavar="LAT,LON,METRES", help="Only tiles within a circle.")] = None,
-    bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Only tiles within a box.")] = None,
-    true: Annotated[str | None, typer.Option(metavar="LAT,LON", help="True position, to say how far off.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per panorama.")] = False,
+    near: Annotated[str | None, typer.Option(metavar="LAT,LON,METRES", help="Search only within a circle.")] = None,
+    bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Search only within a box.")] = None,
+    true: Annotated[str | None, typer.Option(metavar="LAT,LON", help="True position, to print the error.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per panorama.")] = False,
     device: Device = "cpu",
 ) -> None:
-    """Where panoramas were taken: the nearest tiles of an index."""
+    """Localise panoramas: print the nearest tiles of an index."""
     position = _position(true)
-    area, kept = _prior(near, bbox), _rows(rows)
+    prior, kept = _prior(near, bbox), _rows(rows)
     with _engine(url, checkpoint, index, device) as engine:
-        found = engine.localize(images, k, heading, kept, area, position)
+        found = engine.localize(images, k, _heading(heading), kept, prior, position)
     for image, matches in zip(images, found, strict=True):
+        shown = matches[: k or DEFAULT_K]
         if as_json:
-            typer.echo(json.dumps({"image": image, "matches": [match._asdict() for match in matches]}))
+            typer.echo(json.dumps({"image": image, "matches": [match._asdict() for match in shown]}))
             continue
         typer.echo(image)
-        for match in matches:
-            where = "position not known"
+        for match in shown:
+            place = "position unknown"
             if match.latitude is not None and match.longitude is not None:
-                where = f"{match.latitude:.6f}, {match.longitude:.6f}"
-            far = "" if match.distance_m is None else f"  {match.distance_m:,.0f} m away"
+                place = f"{match.latitude:.6f}, {match.longitude:.6f}"
+            away = "" if match.distance_m is None else f"  {match.distance_m:,.0f} m away"
             typer.echo(
-                f"  {match.rank:>3}  {match.id}  {where}  descriptor distance {match.descriptor_distance:.3f}{far}"
+                f"  {match.rank:>3}  {match.id}  {place}  descriptor distance {match.descriptor_distance:.3f}{away}"
             )
 
 
 @app.command()
 def embed(
-    view: Annotated[Literal["street", "satellite"], typer.Argument(help="What the images show: street or satellite.")],
+    view: Annotated[Literal["street", "satellite"], typer.Argument(help="Content of the images: street or satellite.")],
     images: Images,
-    out: Annotated[Path, typer.Option(help="Where the descriptors go, .npy, float32 images x D.")],
+    out: Annotated[Path, typer.Option(help="Output file of the descriptors, .npy, float32 images x D.")],
     url: Url = None,
     checkpoint: Checkpoint = None,
     heading: Heading = 0.0,
@@ -153,13 +153,17 @@ def embed(
     layout: LayoutOption = "auto",
     device: Device = "cpu",
 ) -> None:
-    """Unit descriptors of panoramas or satellite images."""
-    kept, unrolled = _rows(rows), _layout(layout)
+    """Write unit descriptors of panoramas or satellite images."""
+    import numpy as np
+
+    from s2s_ray import storage
+
+    kept, checked = _rows(rows), _layout(layout)
     with _engine(url, checkpoint, None, device) as engine:
         if view == "street":
-            descriptors = engine.embed_street(images, heading, kept)
+            descriptors = engine.embed_street(images, _heading(heading), kept)
         else:
-            descriptors = engine.embed_satellite(images, unrolled)
+            descriptors = engine.embed_satellite(images, checked)
     with storage.local_faults(str(out)), out.open("wb") as file:
         np.save(file, descriptors, allow_pickle=False)
     typer.echo(f"{descriptors.shape[0]} descriptors of {descriptors.shape[1]} numbers in {out}")
@@ -168,19 +172,24 @@ def embed(
 @app.command()
 def synthesize(
     images: Images,
-    out: Annotated[Path, typer.Option(help="Folder for the street views, NAME.png each.")],
+    out: Annotated[Path, typer.Option(help="Output folder of the street views, NAME.png each.")],
     url: Url = None,
     checkpoint: Checkpoint = None,
     layout: LayoutOption = "auto",
     device: Device = "cpu",
 ) -> None:
-    """The street views that the model expects at the middle of satellite images."""
+    """Write the street views that the model expects at the centre of satellite images."""
+    from s2s_ray import storage
+    from s2s_ray.geo.images import encode
+
     targets = [out / f"{Path(storage.name(image)).stem}.png" for image in images]
     if len(set(targets)) < len(targets):
-        raise OptionError("two of the images have the same name, and their views would too: draw them apart")
-    unrolled = _layout(layout)
+        raise OptionError(
+            "two of the images have the same file name, so their outputs would collide: run them separately"
+        )
+    checked = _layout(layout)
     with _engine(url, checkpoint, None, device) as engine:
-        views = engine.synthesize(images, unrolled)
+        views = engine.synthesize(images, checked)
     for target, view in zip(targets, views, strict=True):
         storage.write_bytes(str(target), encode(view, "png"))
         typer.echo(str(target))
@@ -188,10 +197,16 @@ def synthesize(
 
 @app.command()
 def token(
-    name: Annotated[str, typer.Argument(help="Who it is for; the name stands in the service's log.")],
-    admin: Annotated[bool, typer.Option("--admin", help="May change releases.")] = False,
+    name: Annotated[str, typer.Argument(help="Name of the caller, as it appears in the service's log.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Allow it to change releases.")] = False,
 ) -> None:
-    """Make a bearer token: the secret, and what goes into the service's configuration."""
+    """Create a bearer token; print the secret and its entry for the service's configuration."""
+    import hashlib
+    import re
+    import secrets
+
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        raise OptionError(f"NAME {name!r}: expected 1 to 64 letters, digits, dots, hyphens or underscores")
     secret = secrets.token_urlsafe(32)
     entry = {"name": name, "sha256": hashlib.sha256(secret.encode()).hexdigest()} | ({"admin": True} if admin else {})
     typer.echo(f"token (shown once): {secret}\ntokens:\n  - {json.dumps(entry)}")
@@ -200,10 +215,14 @@ def token(
 @contextmanager
 def _engine(url: str | None, checkpoint: str | None, index: str | None, device: str) -> Iterator[Engine]:
     if (url is None) == (checkpoint is None):
-        raise OptionError("give --url of a service or --checkpoint, one of them")
+        raise OptionError("give either --url of a service or --checkpoint")
     if url is not None:
+        import os
+
         from s2s_ray.client import Client
 
+        if index is not None:
+            raise OptionError("--index: a service has its own; give it with --checkpoint only")
         with Client(url, os.environ.get("S2S_TOKEN")) as client:
             yield cast(Engine, client)
     else:
@@ -212,6 +231,9 @@ def _engine(url: str | None, checkpoint: str | None, index: str | None, device: 
 
 
 def _read(images: list[str]) -> list[Pixels]:
+    from s2s_ray import storage
+    from s2s_ray.geo.images import decode
+
     pixels = []
     for image in images:
         try:
@@ -222,6 +244,10 @@ def _read(images: list[str]) -> list[Pixels]:
 
 
 def _metres(true: tuple[float, float] | None, latitude: float | None, longitude: float | None) -> float | None:
+    import numpy as np
+
+    from s2s_ray.geo.prior import distances_m
+
     if true is None or latitude is None or longitude is None:
         return None
     return float(distances_m(*true, np.array([latitude]), np.array([longitude]))[0])
@@ -232,35 +258,65 @@ def _numbers(text: str, option: str, count: int) -> list[float]:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != count:
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise OptionError(f"{option} {text}: expected {count} numbers, separated by commas")
     return numbers
+
+
+def _heading(degrees: float) -> float:
+    if not math.isfinite(degrees):
+        raise OptionError(f"--heading {degrees}: expected a compass bearing in degrees")
+    return degrees
 
 
 def _rows(text: str | None) -> Rows | None:
     if text is None:
         return None
     first, last = _numbers(text, "--rows", 2)
+    if not 0 <= first < last <= 1:
+        raise OptionError(f"--rows {text}: expected two increasing fractions from 0 to 1")
     return first, last
 
 
 def _position(text: str | None) -> tuple[float, float] | None:
+    from s2s_ray.geo.prior import check_position
+
     if text is None:
         return None
     latitude, longitude = _numbers(text, "--true", 2)
-    check_position(latitude, longitude)
+    with _named("--true", text):
+        check_position(latitude, longitude)
     return latitude, longitude
 
 
 def _prior(near: str | None, bbox: str | None) -> Prior | None:
+    from s2s_ray.geo.prior import Box, Circle
+
     if near is not None and bbox is not None:
         raise OptionError("--near and --bbox exclude each other")
     if near is not None:
-        return Circle(*_numbers(near, "--near", 3))
-    return None if bbox is None else Box(*_numbers(bbox, "--bbox", 4))
+        with _named("--near", near):
+            return Circle(*_numbers(near, "--near", 3))
+    if bbox is not None:
+        with _named("--bbox", bbox):
+            return Box(*_numbers(bbox, "--bbox", 4))
+    return None
+
+
+@contextmanager
+def _named(option: str, text: str) -> Iterator[None]:
+    """Name the option in an error about its value."""
+    try:
+        yield
+    except OptionError:
+        raise
+    except InputError as error:
+        raise OptionError(f"{option} {text}: {error}") from None
 
 
 def _layout(text: str) -> Layout:
-    if text not in ("auto", "north-up", "polar"):
-        raise OptionError(f"--layout {text}: expected auto, north-up or polar")
-    return cast(Layout, text)
+    from s2s_ray.geo.images import LAYOUTS
+
+    if text not in LAYOUTS:
+        raise OptionError(f"--layout {text}: expected {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
+    return cast("Layout", text)

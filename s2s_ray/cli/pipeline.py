@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from s2s_ray import registry, storage
-from s2s_ray.cli.options import CheckpointOption, ConfigOption, SetOption, device_of
-from s2s_ray.config import (
-    Config,
-    load_config,
+from s2s_ray.cli.options import (
+    CheckpointOption,
+    ConfigOption,
+    RunConfigOption,
+    SetOption,
+    device_of,
+    run_settings,
+    split_of,
 )
 from s2s_ray.errors import ConfigError, DivergedError
-from s2s_ray.model.checkpoint import load_checkpoint
-from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.runtime.cluster import ray_cluster
 
 if TYPE_CHECKING:
-    from s2s_ray.index import ReferenceIndex
-    from s2s_ray.model.s2s import S2S
+    from s2s_ray.config import Config
+    from s2s_ray.index.tiles import TileSource
 
 app = typer.Typer()
 
@@ -27,12 +28,15 @@ app = typer.Typer()
 @app.command("config")
 def show_config(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Print the resolved configuration as YAML."""
+    from s2s_ray.config import load_config
+
     typer.echo(load_config(config, overrides or ()).to_yaml(), nl=False)
 
 
 @app.command()
 def prepare(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Make the data set at data.uri from the source: polar-transformed, resized, in Arrow shards."""
+    from s2s_ray.config import load_config
     from s2s_ray.data.prepare import prepare as run
 
     settings = load_config(config, overrides or ())
@@ -45,13 +49,13 @@ def prepare(config: ConfigOption = "paper", overrides: SetOption = None) -> None
 
 @app.command()
 def verify(
-    uri: Annotated[str, typer.Argument(help="The data set.")],
-    quick: Annotated[bool, typer.Option(help="Checksums and counts only, no image is decoded.")] = False,
-    complete: Annotated[bool, typer.Option(help="Of CVUSA or CVACT: a missing pair is a fault too.")] = False,
+    uri: Annotated[str, typer.Argument(help="URI of the data set.")],
+    quick: Annotated[bool, typer.Option(help="Check sums and counts only; decode no image.")] = False,
+    complete: Annotated[bool, typer.Option(help="Count a missing pair of CVUSA or CVACT as a fault.")] = False,
 ) -> None:
     """Check a data set: counts, checksums, unreadable images. Exit code 1 if anything is wrong.
 
-    Of CVUSA and CVACT the counts are compared with the published ones.
+    The counts of CVUSA and CVACT are compared with the published ones.
     """
     from s2s_ray.data.verify import verify as run
 
@@ -63,10 +67,12 @@ def verify(
 
 @app.command()
 def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
-    """Train on Ray Train's workers; the same train.name goes on where it stopped."""
+    """Train on Ray Train workers; the same train.name resumes where it stopped."""
+    from s2s_ray.config import load_config
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
+        from s2s_ray.model.checkpoint_meta import read_meta
         from s2s_ray.training.ray_train import train as run
 
         try:
@@ -74,13 +80,15 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
         except DivergedError as error:
             typer.echo(f"s2s: training diverged at {error}", err=True)
             raise typer.Exit(1) from None
-    figures = read_meta(result.best)["metrics"]
-    typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * figures['recall_at_1']:.1f}%")
+    recall = read_meta(result.best)["metrics"]["recall_at_1"]
+    typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * recall:.1f}%")
 
 
 @app.command("tune")
 def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
-    """Search tune.space for better settings; the same tune.name goes on, more tune.trials extend it."""
+    """Search tune.space for better settings; the same tune.name resumes, and a higher tune.trials extends it."""
+    from s2s_ray.config import load_config
+
     settings = load_config(config, overrides or ())
     with ray_cluster():
         from s2s_ray.sweep.sweep import describe, sweep
@@ -93,97 +101,66 @@ def run_sweep(config: ConfigOption = "paper", overrides: SetOption = None) -> No
 @app.command("build-index")
 def build_index(
     checkpoint: CheckpointOption,
-    out: Annotated[str, typer.Option(help="Where the index goes.")],
+    out: Annotated[str, typer.Option(help="Output URI of the index.")],
     tiles: Annotated[
         bool,
-        typer.Option("--tiles", help="Index the tiles of the manifest `source` itself: no panoramas, no data set."),
+        typer.Option("--tiles", help="Index the tiles of the manifest `source`, without panoramas and a data set."),
     ] = False,
     parallel: Annotated[
         bool,
-        typer.Option(
-            "--parallel",
-            help="Embed the whole of a data set with Ray Data, in parts; the same command goes on after a stop. "
-            "What --tiles and --extends add is embedded in this process.",
-        ),
+        typer.Option("--parallel", help="Embed with Ray Data, in parts; the same command resumes after a stop."),
     ] = False,
     extends: Annotated[
         str | None,
-        typer.Option(
-            "--extends",
-            help="An index of the same checkpoint: the tiles that are not in it are added, without pictures.",
-        ),
+        typer.Option("--extends", help="Add the tiles that are not in this index of the same checkpoint to it."),
     ] = None,
-    config: ConfigOption = "paper",
+    config: RunConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Embed the satellite tiles of a split (evaluation.split) of data.uri into a reference index."""
-    from s2s_ray.data.dataset import PairDataset
-    from s2s_ray.index import ReferenceIndex
-    from s2s_ray.index.build import build_index as run
+    from s2s_ray import registry, storage
+    from s2s_ray.index import ReferenceIndex, read_info
+    from s2s_ray.index.build import build
+    from s2s_ray.index.parts import Build, build_in_parts
+    from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.run import find_checkpoint
 
-    settings = load_config(config, overrides or ())
-    uri = find_checkpoint(checkpoint)
-    if parallel and not tiles and extends is None:
-        _build_in_parts(settings, uri, out)
-        return
-    model = load_checkpoint(uri, device_of(settings))
-    known = None if extends is None else ReferenceIndex.load(extends)
-    if tiles:
-        _index_tiles(settings, uri, model, out, known)
-        return
-    dataset = PairDataset(settings.data.uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
-    index = run(
-        model,
-        dataset,
-        checkpoint_fingerprint=registry.fingerprint(uri),
-        batch=settings.evaluation.batch,
-        device=device_of(settings),
-        split=settings.evaluation.split,
-        extends=known,
-    )
-    index.save(out)
-    typer.echo(_indexed(index, known, out))
+    settings = run_settings(checkpoint, config, overrides)
+    uri, device = storage.absolute(find_checkpoint(checkpoint)), device_of(settings)
+    source = _tiles(settings, uri, manifest=tiles)
+    known = 0 if extends is None else read_info(extends).count
+    if parallel:
+        base = None if extends is None else storage.absolute(extends)
+        planned = Build(uri, source, storage.absolute(out), settings.evaluation.batch, device, extends=base)
+        index, left_out = build_in_parts(planned, parallel=True)
+    else:
+        index, left_out = build(
+            load_checkpoint(uri, device),
+            source,
+            checkpoint_fingerprint=registry.fingerprint(uri),
+            batch=settings.evaluation.batch,
+            device=device,
+            extends=None if extends is None else ReferenceIndex.load(extends),
+        )
+        index.save(out)
+    for line in left_out:
+        typer.echo(f"left out: {line}", err=True)
+    added = "" if extends is None else f", {len(index) - known} of them new"
+    typer.echo(f"{len(index)} tiles indexed in {out}{added}" + (f"; {len(left_out)} left out" if left_out else ""))
 
 
-def _indexed(index: ReferenceIndex, known: ReferenceIndex | None, out: str) -> str:
-    added = "" if known is None else f", {len(index) - len(known)} of them new"
-    return f"{len(index)} tiles indexed in {out}{added}"
-
-
-def _build_in_parts(settings: Config, checkpoint: str, out: str) -> None:
-    from s2s_ray.index.parts import Build, build_in_parts
-
-    build = Build(
-        storage.absolute(checkpoint),
-        storage.absolute(settings.data.uri),
-        settings.evaluation.split,
-        storage.absolute(out),
-        None if settings.data.cache_dir is None else str(settings.data.cache_dir),
-        settings.evaluation.batch,
-        device_of(settings),
-    )
-    typer.echo(f"{build_in_parts(build, parallel=True)} tiles indexed in {out}")
-
-
-def _index_tiles(settings: Config, checkpoint: str, model: S2S, out: str, known: ReferenceIndex | None) -> None:
+def _tiles(settings: Config, checkpoint: str, *, manifest: bool) -> TileSource:
+    """Return the tiles of the manifest, or those of the data set."""
     from s2s_ray.config import ManifestSourceConfig
     from s2s_ray.data.sources.manifest import ManifestSource
     from s2s_ray.geo.views import ViewGeometry
-    from s2s_ray.index.build import index_tiles
+    from s2s_ray.index.tiles import DatasetTiles, ManifestTiles
+    from s2s_ray.model.checkpoint_meta import model_config, read_meta
 
+    if not manifest:
+        return DatasetTiles(split_of(settings), settings.evaluation.split)
     if not isinstance(settings.source, ManifestSourceConfig):
-        raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles indexes those of a manifest")
-    index, faults = index_tiles(
-        model,
-        ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint)),
-        ManifestSource(settings.source, panoramas=False),
-        checkpoint_fingerprint=registry.fingerprint(checkpoint),
-        batch=settings.evaluation.batch,
-        device=device_of(settings),
-        extends=known,
-    )
-    index.save(out)
-    for fault in faults:
-        typer.echo(f"left out: {fault}", err=True)
-    typer.echo(_indexed(index, known, out) + (f"; {len(faults)} left out" if faults else ""))
+        raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles needs a source of the kind 'manifest'")
+    meta = read_meta(checkpoint)
+    views = ViewGeometry.of_checkpoint(model_config(meta, checkpoint), meta)
+    return ManifestTiles(ManifestSource(settings.source, panoramas=False), views)

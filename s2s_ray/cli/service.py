@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import tempfile
-import threading
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from s2s_ray.errors import OptionError
 
 app = typer.Typer()
 
@@ -22,37 +19,56 @@ def serve(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in the registry.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; beyond loopback give tokens (docs/service.md).")
+        str, typer.Option(help="Address to listen on; give tokens if it is not loopback (docs/service.md).")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     settings: Annotated[
-        Path | None, typer.Option(help="YAML with more of what serve/config.yaml has below `args`.")
+        Path | None, typer.Option(help="YAML file with more settings: those below `args` in serve/config.yaml.")
     ] = None,
     haproxy: Annotated[
-        bool, typer.Option(help="Answer through Ray's HAProxy, which adds less to a request than its Python proxy.")
+        bool, typer.Option(help="Use Ray's HAProxy instead of its Python proxy; it adds less latency.")
     ] = False,
 ) -> None:
-    """Serve the current release of NAME over HTTP, and whichever becomes current."""
-    import yaml
+    """Serve the current release of NAME over HTTP, and follow promotions."""
+    import os
+    import signal
+    import tempfile
+    import threading
+    from contextlib import ExitStack
 
-    tree = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings else None
+    from s2s_ray.service.settings import ServeArgs
+
     given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
+    args = ServeArgs.parse({**(_read(settings) if settings else {}), **given})
     with ExitStack() as stack:
         if haproxy:
             from s2s_ray.service.deploy.haproxy import environment
 
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="s2s-haproxy-"))
-            os.environ.update(environment(Path(folder), free_ports=True))  # before Ray is imported, which reads it once
+            os.environ.update(environment(Path(folder), free_ports=True))  # Ray reads it once, when it is imported
         from s2s_ray.runtime.cluster import ray_cluster
 
         stack.enter_context(ray_cluster())
         from s2s_ray.service.local import serving
-        from s2s_ray.service.settings import ServeArgs
 
-        args = ServeArgs.model_validate({**(tree or {}), **given})
         with serving(args, host, port) as url:
-            typer.echo(f"serving {args.name or args.checkpoint} on {url} (interface: {url}/docs); Ctrl-C ends it")
+            typer.echo(f"serving {args.name or args.checkpoint} on {url} (API: {url}/docs); press Ctrl-C to stop")
             stop = threading.Event()
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             stop.wait()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises OptionError."""
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"--settings {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise OptionError(f"--settings {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict | None):
+        raise OptionError(f"--settings {path} holds {type(tree).__name__}, expected a mapping")
+    return tree or {}

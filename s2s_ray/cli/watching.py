@@ -1,4 +1,4 @@
-"""Verbs that show and export what there is."""
+"""Verbs that show and export the state of runs, sweeps, releases and deployments."""
 
 from __future__ import annotations
 
@@ -7,45 +7,48 @@ from typing import Annotated
 
 import typer
 
+from s2s_ray.errors import OptionError
+
 app = typer.Typer()
 
 
 @app.command()
 def status(
-    roots: Annotated[list[str] | None, typer.Argument(help="Places of runs, sweeps and registries; default: .")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A cluster's dashboard, to list what it serves; default: RAY_DASHBOARD_ADDRESS.")
+    roots: Annotated[
+        list[str] | None, typer.Argument(help="Roots of runs, sweeps and registries; default: the current folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Dashboard of a Ray cluster whose deployments to list; default: RAY_DASHBOARD_ADDRESS."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the runs, sweeps, releases and deployments that there are."""
+    """Show runs, sweeps, releases and deployments."""
     from dataclasses import asdict
-
-    from rich.console import Console
 
     from s2s_ray.monitoring.inventory import take_inventory
     from s2s_ray.monitoring.status import dashboard_address, deployments, show
 
-    found = [take_inventory(root) for root in roots or ["."]]
-    asked = dashboard_address(address)
-    served = deployments(asked) if asked else None
+    inventories = [take_inventory(root) for root in roots or ["."]]
+    dashboard = dashboard_address(address)
+    served = deployments(dashboard) if dashboard else None
     if as_json:
         rows = None if served is None else [asdict(item) for item in served]
-        typer.echo(json.dumps({"roots": [item.as_dict() for item in found], "deployments": rows}, indent=2))
+        typer.echo(json.dumps({"roots": [item.as_dict() for item in inventories], "deployments": rows}, indent=2))
     else:
-        show(found, served, Console())
+        from rich.console import Console
+
+        show(inventories, served, Console())
 
 
 @app.command()
 def exporter(
-    roots: Annotated[list[str], typer.Argument(help="Places of runs, sweeps and registries.")],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; the port has no protection of its own.")
-    ] = "127.0.0.1",
+    roots: Annotated[list[str], typer.Argument(help="Roots of runs, sweeps and registries.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; the port is unauthenticated.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 9105,
-    every_s: Annotated[float, typer.Option(help="Seconds between two looks at the storage.", min=1.0)] = 30.0,
+    every_s: Annotated[float, typer.Option(help="Scan interval in seconds.", min=1.0)] = 30.0,
 ) -> None:
-    """Tell Prometheus of the runs, sweeps, releases and checkpoints at some places, until Ctrl-C."""
+    """Serve metrics of runs, sweeps, releases and checkpoints to Prometheus until Ctrl-C."""
     import signal
     import threading
 
@@ -56,8 +59,8 @@ def exporter(
         signal.signal(number, lambda *_: stop.set())
     try:
         with exporting(roots, host, port) as collector:
-            typer.echo(f"http://{host}:{port}/metrics tells of {', '.join(roots)}; Ctrl-C ends it")
+            typer.echo(f"Serving metrics for {', '.join(roots)} at http://{host}:{port}/metrics; press Ctrl-C to stop")
             while not stop.wait(every_s):
                 collector.scan()
     except OSError as error:
-        raise typer.BadParameter(f"{host}:{port} cannot be listened on: {error}") from None
+        raise OptionError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from None

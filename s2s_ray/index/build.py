@@ -58,8 +58,14 @@ def build_index(
     Raises:
         ReferenceIndexError: a data set without tiles, or an index of another checkpoint.
     """
-    source = DatasetTiles(dataset, split)
-    return _build(model, source, checkpoint_fingerprint, batch, device, extends)[0]
+    return build(
+        model,
+        DatasetTiles(dataset, split),
+        checkpoint_fingerprint=checkpoint_fingerprint,
+        batch=batch,
+        device=device,
+        extends=extends,
+    )[0]
 
 
 def index_tiles(
@@ -87,18 +93,37 @@ def index_tiles(
         ManifestError: a manifest that cannot be used.
         ReferenceIndexError: no tile can be read, or an index of another checkpoint.
     """
-    return _build(model, ManifestTiles(source, views), checkpoint_fingerprint, batch, device, extends)
+    return build(
+        model,
+        ManifestTiles(source, views),
+        checkpoint_fingerprint=checkpoint_fingerprint,
+        batch=batch,
+        device=device,
+        extends=extends,
+    )
 
 
-def _build(
+def build(
     model: S2S,
     source: TileSource,
-    checkpoint: str,
-    batch: int,
-    device: str | torch.device,
-    extends: ReferenceIndex | None,
+    *,
+    checkpoint_fingerprint: str,
+    batch: int = BATCH,
+    device: str | torch.device = "cpu",
+    extends: ReferenceIndex | None = None,
 ) -> tuple[ReferenceIndex, list[str]]:
-    rows = rows_to_embed(source, model.config.descriptor_size, checkpoint, extends)
+    """Embed the tiles of a source in this process and index the descriptors.
+
+    Args:
+        model, checkpoint_fingerprint, batch, extends: as in `build_index`.
+
+    Returns:
+        The index, and one line for each tile that was left out because it cannot be read.
+
+    Raises:
+        ReferenceIndexError: no tile can be read, or an index of another checkpoint.
+    """
+    rows = rows_to_embed(source, model.config.descriptor_size, checkpoint_fingerprint, extends)
     blocks = []
     with progress(len(rows), "index", "tiles") as advance:
         for block in embed(model.to(device), source, rows, batch, device):
@@ -106,7 +131,7 @@ def _build(
             advance(len(block.descriptors) + len(block.faults))
     faults = {row: reason for block in blocks for row, reason in block.faults.items()}
     parts = (block.descriptors for block in blocks)
-    return assemble(source, rows, parts, faults, model.config.descriptor_size, checkpoint, extends)
+    return assemble(source, rows, parts, faults, model.config.descriptor_size, checkpoint_fingerprint, extends)
 
 
 def rows_to_embed(

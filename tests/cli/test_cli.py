@@ -1,4 +1,4 @@
-"""How the commands end where work is cut short: one line on standard error, and an exit code of its own."""
+"""The command line: errors as one line and an exit code, and what the verbs print."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s2s_ray import cli, storage
+from s2s_ray import cli, config, storage
 from s2s_ray.cli import pipeline
 from s2s_ray.config import EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
@@ -27,7 +27,7 @@ from s2s_ray.sweep import sweep
 from s2s_ray.training import ray_train
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ("tune", StoppedError("sweep stopped"), 130, "s2s: sweep stopped\n"),
     ],
 )
-def test_work_cut_short(
+def test_interrupted_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     verb: str,
@@ -46,12 +46,12 @@ def test_work_cut_short(
     code: int,
     line: str,
 ) -> None:
-    def cut_short(config: object) -> None:
+    def interrupted(config: object) -> None:
         raise fault
 
     monkeypatch.setattr(pipeline, "ray_cluster", nullcontext)
-    monkeypatch.setattr(ray_train, "train", cut_short)
-    monkeypatch.setattr(sweep, "sweep", cut_short)
+    monkeypatch.setattr(ray_train, "train", interrupted)
+    monkeypatch.setattr(sweep, "sweep", interrupted)
     with pytest.raises(SystemExit) as ended:
         cli.main([verb, "-c", "tiny"])
     assert (ended.value.code, capsys.readouterr().err) == (code, line)
@@ -60,7 +60,26 @@ def test_work_cut_short(
 def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["config", "-s", "train.batch=none"])
-    assert capsys.readouterr().err.startswith("s2s: train.batch='none': Input should be a valid integer")
+    error = capsys.readouterr().err
+    assert error.startswith("s2s: train.batch='none': ")
+    assert error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback_of_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--debug", "config", "-s", "train.batch=none"])
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):")
+    assert error.splitlines()[-1].startswith("s2s: train.batch='none': ")
+
+
+def test_a_bug_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object) -> None:
+        raise ValueError("not an error of the library")
+
+    monkeypatch.setattr(config, "load_config", broken)
+    with pytest.raises(ValueError, match="not an error of the library"):
+        cli.main(["config"])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +120,7 @@ def test_a_checkpoint_is_measured_again(measured: dict[str, str], capsys: pytest
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_there_is_not(measured: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu(measured: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["evaluate", "--checkpoint", measured["checkpoint"], "--out", "nowhere", "-c", "paper"])
     assert "train.use_gpu=True, but this machine has no CUDA device" in capsys.readouterr().err
@@ -121,9 +140,9 @@ def test_tiles_are_indexed_without_panoramas(
     verb = ["build-index", "--checkpoint", measured["checkpoint"], "--out", str(tmp_path / "index"), "--tiles"]
     with pytest.raises(SystemExit, match="0"):
         cli.main([*verb, *source])
-    told = capsys.readouterr()
-    assert "3 tiles indexed" in told.out
-    assert "left out: tile-2: satellite image is missing" in told.err
+    printed = capsys.readouterr()
+    assert "3 tiles indexed" in printed.out
+    assert "left out: tile-2: satellite image is missing" in printed.err
     embedder, index = Embedder.load(measured["checkpoint"]), ReferenceIndex.load(str(tmp_path / "index"))
     tile = np.asarray(Image.open(tmp_path / "3.png"))
     [[found]] = index.search(embedder.satellite([tile]), 1)
@@ -134,12 +153,11 @@ def test_tiles_are_indexed_without_panoramas(
     verb[4] = str(tmp_path / "longer")
     with pytest.raises(SystemExit, match="0"):
         cli.main([*verb, *source, "--extends", str(tmp_path / "index")])
-    assert "4 tiles indexed" in (told := capsys.readouterr().out)
-    assert "1 of them new" in told
+    assert f"4 tiles indexed in {verb[4]}, 1 of them new\n" == capsys.readouterr().out
     assert {match.id for match in ReferenceIndex.load(verb[4]).search(embedder.satellite([tile]), 2)[0]} == {
         "tile-2",
         "tile-3",
     }
     with pytest.raises(SystemExit, match="2"):
         cli.main([*verb, "-c", "tiny"])
-    assert "source.kind='synthetic': --tiles indexes those of a manifest" in capsys.readouterr().err
+    assert "source.kind='synthetic': --tiles needs a source of the kind 'manifest'" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from s2s_ray.index.tiles import DatasetTiles, ManifestTiles
 from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
-from tests.conftest import PairFolder
+from tests.support.pair_folder import PairFolder
 
 TINY = ModelConfig(
     height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
