@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from s2s_ray.model.released import (
     read_released,
 )
 from s2s_ray.model.s2s import S2S
+from tests.conformance.seeded_checkpoint import layout
 
 NARROW = {"height": 32, "width": 40, "channels": 4, "discriminator_channels": 4, "masks": 2}
 SECTIONS = {
@@ -30,7 +30,7 @@ NON_LOCAL = {"theta": "query", "phi": "key", "g": "value", "o": "output"}
 
 
 def authors_modules() -> dict[str, dict[str, str]]:
-    """The authors' modules of each section, in words of MODEL_SPEC, and ours."""
+    """Return the authors' names of the modules of each section (docs/model.md), and ours."""
     generator = {"begin_conv": "encoder.stem", "begini_e": "encoder.stem_norm", "conv_end.0": "decoder.head"}
     for n in "123":
         for theirs, down, up in (("conv", "encoder.down", "_e"), ("deconv", "decoder.up", "_d")):
@@ -116,13 +116,11 @@ def assert_read(path: Path, model: S2S) -> None:
     assert [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, state[name])] == []
 
 
-@pytest.mark.shared
-def test_the_layout_is_that_of_the_authors(shared: Path) -> None:
+def test_the_layout_is_that_of_the_authors() -> None:
     """Every name of the authors' files, and every shape at full width and resolution."""
-    expected = json.loads((shared / "conformance" / "released_keys.json").read_text())
     tree = in_authors_layout(S2S(ModelConfig(discriminator_variant="released")), prefix="")
     found = {section: {key: list(tensor.shape) for key, tensor in tree[section].items()} for section in SECTIONS}
-    assert found == expected
+    assert found == layout()
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
@@ -246,3 +244,11 @@ def test_a_truncated_file_is_named(model: S2S, tmp_path: Path, new_format: bool)
     with pytest.raises(WeightsError) as error:
         read_released(torn)
     assert str(torn) in str(error.value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_sections_that_are_not_tensors_by_name_are_refused(model: S2S, tmp_path: Path, section: str) -> None:
+    for wrong in ([1], {"module.a": 1.0}, {3: torch.zeros(1)}):
+        tree = {**in_authors_layout(model), section: wrong}
+        with pytest.raises(WeightsError, match=f"{section}: expected tensors by name"):
+            read_released(save(tree, tmp_path / "released.pth"))
