@@ -18,7 +18,7 @@ from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import DownBlock, InstanceNorm2d, SpectralConv2d, UpBlock
 from s2s_ray.model.s2s import S2S
-from s2s_ray.training.step import frozen
+from s2s_ray.training.gradients import frozen
 
 NETWORKS = ("generator", "discriminator", "retrieval")
 

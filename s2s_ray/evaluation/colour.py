@@ -1,4 +1,4 @@
-"""Matching by colour alone: a control that a data set should not let through."""
+"""Matching by colour alone: a control that should fail on a data set."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from s2s_ray.errors import InputError
+
 Images = Sequence[NDArray[np.uint8]]
 
 
 def colour_matching_recall(queries: Images, gallery: Images, bins: int = 8) -> dict[str, float]:
-    """R@1 of finding gallery image k for query k by mean colour and by RGB histograms of `bins` cubed.
+    """Return the R@1 of finding gallery image k for query k by mean colour and by RGB histograms of `bins` cubed.
 
-    Images are H W 3 uint8 of any sizes. Keys: `mean` (L2), `mean_standardised` (each channel of each side brought
-    to mean 0 and deviation 1, so that a tint common to all images does not matter), `histogram_l1`,
-    `histogram_chi2` and `histogram_standardised` (L1 of histograms of images whose own colours are standardised).
-    A tie counts against the match, as in `evaluation.recall`.
+    Images are H W 3 uint8 of any size. Keys of the result: `mean` (L2), `mean_standardised` (each channel of each side
+    has mean 0 and deviation 1, so that a tint common to all images does not matter), `histogram_l1`, `histogram_chi2`
+    and `histogram_standardised` (L1 of histograms of images whose colours were standardised). A tie counts against the
+    match, as in `evaluation.recall`.
 
     Raises:
-        ValueError: different or no numbers of images, or fewer than 2 bins.
+        InputError: different numbers of images or none, or fewer than 2 bins.
     """
     if len(queries) != len(gallery) or not queries:
-        raise ValueError(f"{len(queries)} queries and {len(gallery)} gallery images: each query needs its match")
+        raise InputError(
+            f"{len(queries)} queries and {len(gallery)} gallery images: expected as many, and at least one"
+        )
     if bins < 2:
-        raise ValueError(f"bins={bins}: at least 2")
+        raise InputError(f"bins={bins}: expected at least 2")
     means = [np.stack([image.reshape(-1, 3).mean(0) for image in side]) for side in (queries, gallery)]
     standard = [(side - side.mean(0)) / (side.std(0) + 1e-9) for side in means]
     plain = [_histograms(side, bins) for side in (queries, gallery)]
@@ -40,7 +44,7 @@ def colour_matching_recall(queries: Images, gallery: Images, bins: int = 8) -> d
 
 
 def _histograms(images: Images, bins: int) -> NDArray[np.float64]:
-    """Shares of pixels, N x bins cubed."""
+    """Return the shares of pixels, N x bins cubed."""
     rows = []
     for image in images:
         codes = (image.reshape(-1, 3).astype(np.int64) * bins) >> 8
@@ -50,7 +54,7 @@ def _histograms(images: Images, bins: int) -> NDArray[np.float64]:
 
 
 def _standardised(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image with each channel's mean at 128 and deviation at 64."""
+    """Return the image with a mean of 128 and a deviation of 64 in each channel."""
     pixels = image.reshape(-1, 3).astype(np.float64)
     even = (pixels - pixels.mean(0)) / (pixels.std(0) + 1e-9)
     return np.asarray(np.clip(128 + 64 * even, 0, 255).astype(np.uint8))
@@ -73,6 +77,6 @@ def _rows(distance: Any, queries: NDArray[np.float64], gallery: NDArray[np.float
 
 
 def _recall(distances: NDArray[np.float64]) -> float:
-    """Share of rows whose own column is nearer than every other."""
+    """Return the share of rows whose own column is nearer than every other."""
     own = np.diagonal(distances)[:, None]
     return float(((distances <= own).sum(1) == 1).mean())

@@ -1,4 +1,4 @@
-"""Descriptors of a data set's pairs."""
+"""The descriptors of a data set's pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
 IN_MEMORY_BYTES = 250_000_000
-"""Descriptors of a view up to this size stay in memory; those of CVACT_test are 760 MB."""
+"""Largest size of a view's descriptors that stay in memory; those of CVACT_test take 760 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,16 @@ class Descriptors:
 
     @classmethod
     def empty(cls, model: S2S, count: int, device: torch.device | str) -> Descriptors:
-        """Room for `count` pairs."""
+        """Return uninitialised descriptors of `count` pairs."""
         shape = (count, model.config.descriptor_size)
         return cls(torch.empty(shape, device=device), torch.empty(shape, device=device))
 
 
-def room(model: S2S, count: int, device: torch.device | str) -> Rows:
-    """Room for the descriptors of `count` pairs in one view: in a file where they are many and would fill the memory of
-    this machine rather than a GPU's."""
+def allocate(model: S2S, count: int, device: torch.device | str) -> Rows:
+    """Return uninitialised rows for the descriptors of `count` pairs in one view.
+
+    They are in a file if they are on the CPU and take more than `IN_MEMORY_BYTES`.
+    """
     shape = (count, model.config.descriptor_size)
     if torch.device(device).type != "cpu" or 4 * shape[0] * shape[1] <= IN_MEMORY_BYTES:
         return torch.empty(shape, device=device)
@@ -45,7 +47,7 @@ def room(model: S2S, count: int, device: torch.device | str) -> Rows:
 def embed_dataset(
     model: S2S, dataset: PairDataset, batch: int, device: torch.device | str, *, loader_workers: int = 0
 ) -> Descriptors:
-    """Descriptors of all pairs, in the data set's order, with progress."""
+    """Embed all pairs, in the order of the data set, showing progress."""
     with progress(len(dataset), "embed", "pairs") as advance:
         everything = range(len(dataset))
         return embed_indices(model, dataset, everything, batch, device, loader_workers=loader_workers, advance=advance)
@@ -61,16 +63,19 @@ def embed_indices(
     loader_workers: int = 0,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Descriptors:
-    """Descriptors of some pairs, in the order of `indices`; a worker gives its share of them, maybe none.
+    """Embed some pairs, in the order of `indices`, which may be empty; without augmentation.
 
-    The model is on `device`, computes in evaluation mode and is left in the modes it came in. Only the encoder of
-    the generator runs.
+    The model computes in evaluation mode, and the modes of its modules are restored. Only the encoder of the generator
+    runs.
 
     Args:
-        indices: places in the split, without augmentation.
-        batch: pairs at a time; changes no result but for rounding.
-        loader_workers: decoding processes.
-        advance: called with the number of pairs done after each batch.
+        model: on `device`.
+        dataset: the split.
+        indices: indices of pairs in the split.
+        batch: pairs per batch; it affects results only by rounding.
+        device: device of the model and the result.
+        loader_workers: number of processes that decode images.
+        advance: called with the number of pairs after each batch.
     """
     found, done = Descriptors.empty(model, len(indices), device), 0
     with evaluating(model), torch.inference_mode():
@@ -86,9 +91,9 @@ def embed_indices(
 def batches(
     dataset: PairDataset, indices: Sequence[int], batch: int, device: torch.device | str, loader_workers: int = 0
 ) -> Iterator[Batch]:
-    """Pairs without augmentation, in the order of `indices`, on `device`."""
+    """Yield batches of pairs without augmentation, in the order of `indices`, on `device`."""
     loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]  # the loader's type is the sample's, what it yields is the batch
+        dataset,  # type: ignore[arg-type]  # the type of the loader names the sample, but it yields batches
         batch_size=batch,
         sampler=indices,
         collate_fn=dataset.collate,
@@ -100,7 +105,7 @@ def batches(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module is in the mode it was in."""
+    """Set evaluation mode inside the block and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Everything that is reported about a model on one split: recall both ways, image quality and pictures."""
+"""The evaluation of a model on one split: recall in both directions, image quality and pictures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.evaluation.descriptors import batches, evaluating, room
+from s2s_ray.errors import DatasetError
+from s2s_ray.evaluation.descriptors import allocate, batches, evaluating
 from s2s_ray.evaluation.galleries import (
     Match,
     RetrievalRow,
@@ -37,12 +38,12 @@ from s2s_ray.runtime.progress import progress
 
 METRICS = "metrics.json"
 TOP = 5
-"""Tiles that the retrieval gallery shows of each query (supplement, figures 4 and 5)."""
+"""Tiles that the retrieval gallery shows for each query (supplement, figures 4 and 5)."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """What `evaluate` found. `pictures` are the URIs of the galleries; recall is in fractions."""
+    """The results of `evaluate`. `pictures` are the URIs of the galleries; recall is in fractions."""
 
     split: str
     street_to_satellite: RecallResult
@@ -54,12 +55,12 @@ class EvaluationReport:
 
     @property
     def gallery(self) -> int:
-        """Tiles of the split; every recall is out of so many."""
+        """The number of tiles in the split, which is the size of the gallery."""
         return self.street_to_satellite.gallery
 
     @property
     def synthesis(self) -> dict[str, float]:
-        """Image quality by name; empty of a model that synthesises nothing."""
+        """Image quality by name; empty if the model synthesises nothing."""
         if self.quality is None:
             return {}
         means = {key: value for key, value in self.quality.as_dict().items() if key != "images"}
@@ -67,14 +68,14 @@ class EvaluationReport:
 
     @property
     def protocol(self) -> str:
-        """What counts as found, in words."""
+        """The rule for correct matches, in words."""
         own = "only the pair's own tile is correct"
         if self.radius_m is not None:
             own = f"the pair's own tile and those within {self.radius_m:g} m of it are correct"
         return f"{own}; ties count against; 1% of {self.gallery} tiles are the first {ceil(self.gallery / 100)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON. `chance` is the recall at 1 of a random ranking."""
+        """Return the results for JSON. `chance` is the recall at 1 of a random ranking."""
         return {
             "split": self.split,
             "gallery": self.gallery,
@@ -98,21 +99,28 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure a model on one split and write the report.
 
-    The gallery is the split itself. With `config.radius_m` tiles within that distance are correct too. Synthesis
-    is compared with the real street view at the model's resolution (see `image_quality.measure`).
+    The gallery is the split itself. With `config.radius_m`, tiles within that distance are correct too. Synthesised
+    views are compared with the real street views at the model's resolution (see `image_quality.measure`).
 
     Args:
-        model: on `device`; its modes are left as they are.
+        model: on `device`; the modes of its modules are restored.
         dataset: opened at `config.split`.
+        config: the protocol.
+        device: device of the model.
         out: URI of a directory for `metrics.json`, `queries.parquet` (see `queries_table`), `retrieval.png` and
             `synthesis.png`. None writes nothing.
-        loader_workers: decoding processes.
+        loader_workers: number of processes that decode images.
 
     Raises:
-        DescriptorError: descriptors that are not finite, by the pairs' ids.
-        WeightsError: LPIPS, FID or KID without the weights at hand.
-        ValueError: images of another resolution than the model's, an empty split.
+        DescriptorError: descriptors are not finite; the message names the pairs.
+        WeightsError: the weights of LPIPS, FID or KID are not available.
+        ViewError: images of another resolution than the model's.
+        DatasetError: an empty split.
+        DivergedError: synthesised images are not finite.
+        StorageError: a file cannot be read or written.
     """
+    if not len(dataset):
+        raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
     measured = _measure(model, dataset, config, device, loader_workers)
     for name, found in (("street", measured.street), ("satellite", measured.satellite)):
         require_finite(found, name, dataset.ids)
@@ -120,16 +128,16 @@ def evaluate(
     if config.radius_m is not None:
         places = Places(dataset.positions, dataset.zones)
         nearby = Nearby(places, places, config.radius_m)
-    there = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
-    back = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)
+    to_satellite = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
+    to_street = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)
     pictures: list[str] = []
     if out is not None:
         closest = nearest(measured.street, measured.satellite, TOP, chunk=config.chunk)
-        table = queries_table(dataset, there, back, closest, measured.values)
+        table = queries_table(dataset, to_satellite, to_street, closest, measured.values)
         storage.write_bytes(storage.join(out, QUERIES), parquet_bytes(table))
     if out is not None and config.gallery_rows:
         shown = evenly_spaced(len(dataset), config.gallery_rows)
-        rows = retrieval_rows(dataset, closest[1], there, shown, config.radius_m)
+        rows = retrieval_rows(dataset, closest[1], to_satellite, shown, config.radius_m)
         figures = {"retrieval.png": retrieval_gallery(rows, len(dataset))}
         if model.config.synthesizes:
             views = synthesis_rows(model, dataset, shown, config.batch, device)
@@ -138,7 +146,7 @@ def evaluate(
             pictures.append(storage.join(out, name))
             save(figure, pictures[-1])
     report = EvaluationReport(
-        config.split, there, back, measured.quality, measured.perceptual, config.radius_m, pictures
+        config.split, to_satellite, to_street, measured.quality, measured.perceptual, config.radius_m, pictures
     )
     if out is not None:
         storage.write_json(storage.join(out, METRICS), report.as_dict())
@@ -147,7 +155,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """All pairs of a split: descriptors N D, image quality as means and of each, N."""
+    """All pairs of a split: descriptors N D, and image quality as means and per pair, N."""
 
     street: Rows
     satellite: Rows
@@ -159,10 +167,10 @@ class _Measured:
 def _measure(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device | str, loader_workers: int
 ) -> _Measured:
-    """Descriptors and image quality of all pairs, with one pass of the generator for both."""
+    """Compute descriptors and image quality of all pairs, with one pass of the generator for both."""
     count = len(dataset)
     perceptual = Perceptual(config if model.config.synthesizes else EvaluationConfig(), count, device)
-    street, satellite = room(model, count, device), room(model, count, device)
+    street, satellite = allocate(model, count, device), allocate(model, count, device)
     done, quality, parts = 0, ImageQuality(), []
     with evaluating(model), torch.inference_mode(), progress(count, "evaluate", "pairs") as advance:
         for pairs in batches(dataset, range(count), config.batch, device, loader_workers):
@@ -187,7 +195,7 @@ def _measure(
 def retrieval_rows(
     dataset: PairDataset, closest: Tensor, recall: RecallResult, shown: Sequence[int], radius_m: float | None
 ) -> list[RetrievalRow]:
-    """Rows of a retrieval gallery: the queries `shown` with their `closest` tiles (indices, N k)."""
+    """Return the rows of a retrieval gallery: the queries `shown` with their `closest` tiles (indices, N k)."""
     rows = []
     for query in shown:
         tiles = closest[query].cpu().numpy()
@@ -206,7 +214,7 @@ def retrieval_rows(
 def synthesis_rows(
     model: S2S, dataset: PairDataset, shown: Sequence[int], batch: int, device: torch.device | str
 ) -> list[SynthesisRow]:
-    """Rows of a synthesis gallery."""
+    """Return the rows of a synthesis gallery."""
     rows = []
     for index, image in zip(shown, synthesised_views(model, dataset, shown, batch, device), strict=True):
         sample = dataset[index]
@@ -218,7 +226,7 @@ def synthesis_rows(
 def synthesised_views(
     model: S2S, dataset: PairDataset, shown: Sequence[int], batch: int, device: torch.device | str = "cpu"
 ) -> list[Pixels]:
-    """What a model synthesises of some pairs' satellite images."""
+    """Return the views that a model synthesises from the satellite images of some pairs."""
     views: list[Pixels] = []
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, shown, batch, device):
@@ -227,6 +235,6 @@ def synthesised_views(
 
 
 def satellite_tile(dataset: PairDataset, index: int) -> Pixels:
-    """The north-up tile of a pair, rolled up from its polar image where the data set does not keep tiles."""
+    """Return the north-up tile of a pair, rolled up from its polar image if the data set does not keep tiles."""
     tile = dataset.tile(index)
     return rolled_up(pixels(dataset[index].polar)) if tile is None else tile

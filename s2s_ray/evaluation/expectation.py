@@ -1,4 +1,4 @@
-"""Whether a checkpoint's recall is what was said of it."""
+"""The expected recall of a checkpoint, measured again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from pydantic import ValidationError
 
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.errors import ExpectationError
+from s2s_ray.errors import CheckpointError, ExpectationError
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
 from s2s_ray.geo.views import ViewGeometry
@@ -26,14 +27,14 @@ _TREATMENT = ("panorama_rows", "polar_size", "polar_contrast", "resize")
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """A recall that a checkpoint should reach: a key of `KEYS`, and percent."""
+    """A recall that a checkpoint should reach: a key of `KEYS` and a percentage."""
 
     key: str
     percent: float
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`r1=92.5` and the like. Raises `ExpectationError`."""
+        """Parse an expectation such as `r1=92.5`. Raises ExpectationError."""
         key, _, number = text.lower().partition("=")
         try:
             percent = float(number.removesuffix("%"))
@@ -41,12 +42,12 @@ class Expectation:
             percent = math.nan
         if key not in KEYS or not 0 <= percent <= 100:
             raise ExpectationError(
-                f"--expect {text!r}: expected one of {', '.join(KEYS)} and a recall in percent, as in r1=92.5"
+                f"--expect {text!r}: expected one of {', '.join(KEYS)} and a recall in percent, such as r1=92.5"
             )
         return cls(key, percent)
 
     def missed(self, result: RecallResult, tolerance: float) -> str | None:
-        """What to say where the measured recall lies more than `tolerance` points below, else None."""
+        """Return a message if the measured recall is more than `tolerance` points lower, else None."""
         measured = 100 * result.recall[KEYS[self.key]]
         if measured >= self.percent - tolerance:
             return None
@@ -59,7 +60,7 @@ class Expectation:
 def measure_recall(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device | str
 ) -> RecallResult:
-    """Street-to-satellite recall of a split by the configured protocol, as `evaluate` has it, without synthesis."""
+    """Measure the street-to-satellite recall of a split by the configured protocol, as `evaluate` does."""
     found = embed_dataset(model, dataset, config.batch, device)
     for name, rows in (("street", found.street), ("satellite", found.satellite)):
         require_finite(rows, name, dataset.ids)
@@ -69,11 +70,18 @@ def measure_recall(
 
 
 def check_geometry(uri: str, meta: Mapping[str, Any], found: ViewGeometry) -> None:
-    """Warn where a data set treats images in another way than that which the checkpoint was trained on."""
-    told = (meta.get("dataset") or {}).get("geometry")
-    if told is None:
+    """Log a warning for each way in which a data set treats images unlike the one a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: the metadata's `dataset.geometry` is damaged.
+    """
+    stored = (meta.get("dataset") or {}).get("geometry")
+    if stored is None:
         return
-    trained = ViewGeometry.parse(told)
+    try:
+        trained = ViewGeometry.parse(stored)
+    except (ValidationError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {uri}: dataset.geometry={stored!r} is damaged: {error}") from None
     for key in _TREATMENT:
         if getattr(trained, key) != getattr(found, key):
             log.warning(

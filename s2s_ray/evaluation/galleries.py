@@ -1,6 +1,6 @@
-"""Pictures to look at: retrieved tiles, synthesised views and the curves of a run (supplement, figures 4 to 8).
+"""Galleries of retrieved tiles and synthesised views, and the curves of a run (supplement, figures 4 to 8).
 
-Each function returns a matplotlib figure that was never part of pyplot; `save` writes it as PNG or PDF.
+Each function returns a matplotlib figure that pyplot does not manage; `save` writes it as PNG or PDF.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.views import to_pixels
 
 TRUE = "#12934a"
-"""Frame of a correct tile."""
+"""Colour of the frame of a correct tile."""
 
 _NEUTRAL, _INK, _FAINT = "#c4c4c4", "#222222", "#6b6b6b"
-_WIDTH = 1200  # layouts are in pixels of a page this wide
+_WIDTH = 1200  # of a page, in pixels, the unit of all layouts
 _DPI = 160
 _MARGIN, _GAP, _LINE = 16.0, 10.0, 24.0
 _FONT = 7.5
@@ -43,7 +43,7 @@ _COLOURS = ("#0b5fa5", "#d1701a", "#6a8f2a", "#8a5aa8")
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One retrieved tile, S S 3 uint8, and how far from the query it is (None: unknown, or in another zone)."""
+    """A retrieved tile, S S 3 uint8, and its distance from the query (None if unknown, or in another zone)."""
 
     tile: Pixels
     correct: bool
@@ -52,7 +52,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalRow:
-    """A query panorama h w 3 uint8 and its closest tiles, closest first; `rank` is the best correct tile's."""
+    """A query panorama h w 3 uint8 and its closest tiles, closest first; `rank` is that of the best correct tile."""
 
     id: str
     street: Pixels
@@ -72,17 +72,17 @@ class SynthesisRow:
 
 
 def evenly_spaced(count: int, rows: int) -> list[int]:
-    """At most `rows` of `count` indices, evenly over all: what a gallery shows is not chosen by its result."""
+    """Return at most `rows` of `count` indices, evenly spaced, so that a gallery is not chosen by its results."""
     rows = min(rows, count)
     return [(2 * i + 1) * count // (2 * rows) for i in range(rows)]
 
 
 def retrieval_gallery(rows: Sequence[RetrievalRow], gallery: int) -> Figure:
-    """Query panoramas with their closest tiles, as the supplement's figures 4 and 5.
+    """Draw query panoramas with their closest tiles, like the supplement's figures 4 and 5.
 
-    Correct tiles have a green frame, the others a thin grey one; below each is its distance in metres, where
-    known. `gallery` is the number of tiles that were searched. Give `evenly_spaced` queries: hits and misses then
-    appear as often as they happen.
+    Correct tiles have a green frame, the others a thin grey one; below each is its distance in metres, if known.
+    `gallery` is the number of tiles that were searched. Pass `evenly_spaced` queries, so that hits and misses appear as
+    often as they occur.
     """
     assert rows, "a gallery needs a row"
     columns = max(len(row.matches) for row in rows)
@@ -115,7 +115,7 @@ def retrieval_gallery(rows: Sequence[RetrievalRow], gallery: int) -> Figure:
 
 
 def synthesis_gallery(rows: Sequence[SynthesisRow]) -> Figure:
-    """Satellite tile, its polar image, the synthesised and the real street view, as figures 6 and 7."""
+    """Draw satellite tiles, their polar images, synthesised and real street views, like figures 6 and 7."""
     assert rows, "a gallery needs a row"
     rows_of, columns_of = rows[0].real.shape[:2]
     tile = 84.0
@@ -138,10 +138,12 @@ def synthesis_gallery(rows: Sequence[SynthesisRow]) -> Figure:
 def comparison_gallery(
     views: Mapping[str, Sequence[Pixels]], tiles: Sequence[Pixels], real: Sequence[Pixels]
 ) -> Figure:
-    """The same places synthesised by several models, as the supplement's figure 8: a column a place, a row a model.
+    """Draw the same places synthesised by several models, like the supplement's figure 8.
+
+    Each place is a column, each model a row.
 
     Args:
-        views: by the model's title, one h w 3 for each place.
+        views: views by the title of the model, one h w 3 for each place.
         tiles, real: satellite tiles S S 3 and real street views h w 3 of the places.
     """
     assert tiles, "a comparison needs a place"
@@ -165,11 +167,11 @@ def comparison_gallery(
 
 
 def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Losses and validation recall over the epochs of a run.
+    """Draw losses and validation recall over the epochs of a run.
 
-    Each entry has `epoch` (0-based) and the losses by the names of the training step (`r_loss`, `l1_weighted`,
-    `gan`, `d_loss`), those of validation also `recall_at_1`, ... . A dotted line marks where `discard` (the
-    percentage of triplets that mining leaves out) changes. Names that no entry has are left out.
+    Each entry has `epoch` (0-based) and the losses of the training step (`r_loss`, `l1_weighted`, `gan`, `d_loss`);
+    entries with a validation also have `recall_at_1` and so on. Dotted lines mark changes of `discard`, the percentage
+    of triplets that mining leaves out. Names that no entry has are left out.
     """
     assert history, "curves need an epoch"
     figure = Figure(figsize=(_WIDTH / _DPI, 480 / _DPI), dpi=_DPI, layout="constrained")
@@ -203,16 +205,16 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def save(figure: Figure, uri: str) -> None:
-    """Write a figure to any URI; its suffix, .png or .pdf, is the format."""
+    """Write a figure to a URI whose suffix, .png or .pdf, is the format."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=uri.rpartition(".")[2], dpi=_DPI)
     storage.write_bytes(uri, buffer.getvalue())
 
 
 def rolled_up(polar: Pixels) -> Pixels:
-    """A polar image h w 3 back as a north-up disc, 2h 2h 3 on white, for data sets without the raw tiles.
+    """Turn a polar image h w 3 into a north-up disc, 2h 2h 3 on white, for data sets without the raw tiles.
 
-    The inverse of `geometry.polar_transform`, to the nearest pixel.
+    It is the inverse of `geo.polar.polar_transform`, to the nearest pixel.
     """
     height, width = polar.shape[:2]
     down, right = np.meshgrid(*[np.arange(2 * height) - height] * 2, indexing="ij")
@@ -224,14 +226,14 @@ def rolled_up(polar: Pixels) -> Pixels:
 
 
 def pixels(image: Tensor) -> Pixels:
-    """3 H W, uint8 or in [-1, 1] -> H W 3 uint8."""
+    """Convert 3 H W, uint8 or in [-1, 1], to H W 3 uint8."""
     planes = image if image.dtype == torch.uint8 else to_pixels(image)
     interleaved: Pixels = planes.permute(1, 2, 0).cpu().numpy()
     return interleaved
 
 
 class _Page:
-    """A figure laid out in pixels from its top left corner."""
+    """A figure whose layout is in pixels from its top left corner."""
 
     def __init__(self, height: float) -> None:
         self.height = height
@@ -280,7 +282,7 @@ def _decorate(axes: Axes, title: str, history: Sequence[Mapping[str, float]], *,
 
 
 def _mining(history: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    """Where the percentage of discarded triplets changes, between two epochs, and to what."""
+    """Return where the percentage of discarded triplets changes, between two epochs, and the new percentage."""
     discards = [(entry["epoch"] + 0.5, entry.get("discard", 0.0)) for entry in history]
     return [now for before, now in pairwise([(0.0, 0.0), *discards]) if now[1] != before[1]]
 
@@ -291,5 +293,5 @@ def _metres(distance: float) -> str:
     return f"{distance:,.0f} m" if distance < 9_999.5 else f"{distance / 1000:,.0f} km"
 
 
-def _shortened(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
+def _shortened(text: str, length: int = 24) -> str:
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"

@@ -1,4 +1,4 @@
-"""How close synthesised street views are to the real ones: L1, PSNR, SSIM and sharpness, averaged per image."""
+"""The quality of synthesised street views: L1, PSNR, SSIM and sharpness against the real ones, averaged over images."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from s2s_ray.errors import DivergedError, InputError
+
 PSNR_CEILING = 100.0
-"""Decibels that stand for an exact copy, whose ratio would be infinite."""
+"""Decibels of an exact copy, whose ratio would be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over images: `l1` on the [-1, 1] scale of the loss, `psnr` and `sharpness` (difference) in dB, `ssim` (1:
-    equal)."""
+    """Means over images: `l1` on the [-1, 1] scale of the loss, `psnr` and `sharpness` difference in dB, and `ssim`."""
 
     l1: float
     psnr: float
@@ -27,7 +28,7 @@ class Quality:
 
 
 class ImageQuality:
-    """Adds up batches of image pairs, so that no two batches need to be in memory together."""
+    """A running mean over batches of image pairs, which need not be in memory together."""
 
     def __init__(self) -> None:
         self._images = 0
@@ -36,7 +37,7 @@ class ImageQuality:
     def update(self, synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
         """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM).
 
-        Returns: its values, as `measure`.
+        Returns: the values of each image, see `measure`.
         """
         measured = measure(synthesised, real)
         for name, values in measured.items():
@@ -45,33 +46,36 @@ class ImageQuality:
         return measured
 
     def mean(self) -> Quality:
-        """Means over all images so far.
+        """Return the means over all images so far.
 
         Raises:
-            ValueError: no images, or values that are not finite.
+            InputError: no images.
+            DivergedError: values that are not finite.
         """
         if not self._images:
-            raise ValueError("no images were measured: the split is empty")
+            raise InputError("no images were measured: the split is empty")
         means = {name: total / self._images for name, total in self._totals.items()}
         if not all(torch.tensor(list(means.values())).isfinite()):
-            raise ValueError(f"synthesised images hold NaN or infinity ({means}): the generator has diverged")
+            raise DivergedError(f"synthesised images hold NaN or infinity ({means}): the generator has diverged")
         return Quality(images=self._images, **means)
 
 
 @torch.inference_mode()
 def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
-    """Values of each image: B numbers by name.
+    """Return the quality of each image, B numbers by name.
 
-    l1 is the mean absolute difference on the [-1, 1] scale, the term of the loss. psnr (at most `PSNR_CEILING`)
-    is the same on either scale; ssim is taken on [0, 1], as is usual, for it depends on where black lies. It has a
-    Gaussian window of 11 x 11 with sigma 1.5 on each colour channel; at the border it sees the image reflected.
-    sharpness is the sharpness difference of Mathieu et al. (ICLR 2016) on [0, 1], in dB and at most `PSNR_CEILING`:
-    10 log10 of one over the mean absolute difference between both images' sums of absolute steps down and to the right.
+    - `l1` is the mean absolute difference on the [-1, 1] scale, the term of the loss.
+    - `psnr`, at most `PSNR_CEILING`, is the same on either scale.
+    - `ssim` is computed on [0, 1], as is usual, because it depends on the value of black. Its window is Gaussian,
+      11 x 11 with sigma 1.5, on each colour channel; images are reflected at the border.
+    - `sharpness` is the sharpness difference of Mathieu et al. (ICLR 2016) on [0, 1], in dB and at most `PSNR_CEILING`:
+      10 log10 of one over the mean absolute difference between the two images' sums of absolute steps down and to the
+      right.
 
     Args:
         synthesised, real: B 3 H W in [-1, 1].
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio  # seconds, which training workers do not need
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds, and training may not need it
 
     fake, true = synthesised.float(), real.float()
     ssim = [_ssim(*pair) for pair in zip(torch.split(fake, 8), torch.split(true, 8), strict=True)]
@@ -85,7 +89,7 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
 
 
 def _steps_apart(fake: Tensor, true: Tensor) -> Tensor:
-    """Mean absolute difference of the images' steps from pixel to pixel, on [0, 1]; B."""
+    """Return the mean absolute difference of the images' steps from pixel to pixel, on [0, 1]; B."""
     sums = []
     for image in ((fake + 1) / 2, (true + 1) / 2):
         down = (image[..., 1:, 1:] - image[..., :-1, 1:]).abs()
@@ -97,7 +101,7 @@ def _steps_apart(fake: Tensor, true: Tensor) -> Tensor:
 def _ssim(fake: Tensor, true: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # in float64, since variances are differences of means: float32 is off by 3e-4 on flat images
+    # float64, because variances are differences of means: the error of float32 is 3e-4 on flat images
     unit_fake, unit_true = (fake.double() + 1) / 2, (true.double() + 1) / 2
     ssim = structural_similarity_index_measure(unit_fake, unit_true, data_range=1.0, reduction="none")
     assert isinstance(ssim, Tensor)

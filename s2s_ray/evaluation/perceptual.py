@@ -1,7 +1,7 @@
 """LPIPS, FID and KID of synthesised street views, with pretrained backbones through torchmetrics.
 
-All compare whole views at the model's resolution: nothing is cropped, and what a backbone wants to have resized it
-resizes itself (FID and KID: bilinear, to 299 x 299 for inception and to 224 x 224 for the ResNets).
+All compare whole views at the model's resolution: nothing is cropped, and a backbone resizes its input itself (FID and
+KID: bilinear, to 299 x 299 for inception and to 224 x 224 for the ResNets).
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _FID_FILES = {
     "resnet34": "resnet34-b627a593.pth",
     "resnet50": "resnet50-0676ba61.pth",
 }
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which the ResNets were trained with
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, on which the ResNets were trained
 _KID_SUBSET = 1000
 _UNREACHABLE = (URLError, OSError, RuntimeError)
 
 
 class Perceptual:
-    """The configured ones of LPIPS, FID and KID over batches of image pairs; none by default, and then it is free.
+    """The configured metrics among LPIPS, FID and KID, over batches of image pairs; by default none, at no cost.
 
     Results are keyed by metric and backbone: `lpips_alex`, `fid_inception`, `kid_inception`.
 
     Raises:
-        WeightsError: weights that are neither at hand nor can be fetched, or a package that is not installed.
+        WeightsError: weights that are neither stored locally nor can be downloaded, or a package that is not installed.
     """
 
     def __init__(self, config: EvaluationConfig, images: int, device: torch.device | str) -> None:
@@ -65,7 +65,7 @@ class Perceptual:
                 metric.update(to_pixels(synthesised), real=False)
 
     def result(self) -> dict[str, float]:
-        """The values over all images; KID is the mean of 100 random subsets of at most 1000, always the same ones."""
+        """Return the metrics over all images; KID is the mean of 100 subsets of at most 1000 from a fixed seed."""
         found = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -76,7 +76,7 @@ class Perceptual:
 
 
 class _Features(nn.Module):
-    """Pooled features of a torchvision ResNet: uint8 B 3 h w -> B D."""
+    """The pooled features of a torchvision ResNet: uint8 B 3 h w -> B D."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def _lpips(backbone: str, weights: str | None) -> Any:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     file = _LPIPS_FILES[backbone]
-    _bring(file, weights)
+    _provide(file, weights)
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type=backbone)  # type: ignore[arg-type]
     except _UNREACHABLE as error:
@@ -105,7 +105,7 @@ def _lpips(backbone: str, weights: str | None) -> Any:
 
 def _backbone(name: str, weights: str | None) -> Any:
     file = _FID_FILES[name]
-    _bring(file, weights)
+    _provide(file, weights)
     if name == "inception":
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
@@ -131,25 +131,26 @@ def _distances(backbone: Any, subset: int) -> dict[str, Any]:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*save all extracted features in buffer")  # 2048 numbers an image
+        # the features of an image are 2048 numbers
+        warnings.filterwarnings("ignore", message=".*save all extracted features in buffer")
         kid = KernelInceptionDistance(feature=backbone, subset_size=subset)
     return {"fid": FrechetInceptionDistance(feature=backbone).set_dtype(torch.float64), "kid": kid}
 
 
-def _bring(file: str, weights: str | None) -> None:
-    """Copy a weight file from `evaluation.weights` to where PyTorch looks for it, unless it is there."""
+def _provide(file: str, weights: str | None) -> None:
+    """Copy a weight file from `evaluation.weights` to PyTorch's cache, unless it is there already."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file
     if weights is not None and not cached.exists():
         try:
             storage.download(storage.join(weights, file), cached)
         except NotFoundError:
-            raise WeightsError(f"evaluation.weights={weights!r} holds no {file}") from None
+            raise WeightsError(f"evaluation.weights={weights!r} does not contain {file}") from None
 
 
 def _absent(key: str, backbone: str, file: str, error: Exception) -> str:
     place = Path(torch.hub.get_dir()) / "checkpoints"
     return (
-        f"evaluation.{key}={backbone!r}: the weights {file} are not in {place} and cannot be fetched here ({error}); "
-        "put them there, name a folder or an object-store prefix that has them with evaluation.weights, or leave "
-        f"evaluation.{key} out"
+        f"evaluation.{key}={backbone!r}: the weights {file} are not in {place} and cannot be downloaded ({error}); "
+        "copy them there, set evaluation.weights to a folder or an object-store prefix that has them, or leave "
+        f"evaluation.{key} unset"
     )

@@ -1,4 +1,4 @@
-"""The results of an evaluation query by query, as a Parquet table."""
+"""The results of an evaluation for each query, as a Parquet table."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ QUERIES = "queries.parquet"
 
 def queries_table(
     dataset: PairDataset,
-    there: RecallResult,
-    back: RecallResult,
+    to_satellite: RecallResult,
+    to_street: RecallResult,
     nearest: tuple[Tensor, Tensor],
     values: Mapping[str, Tensor],
 ) -> pa.Table:
-    """One row a pair, in the order of the split.
+    """Return one row per pair, in the order of the split.
 
-    `id` and its place; `rank_street_to_satellite` and `rank_satellite_to_street` (see `RecallResult`),
-    `correct_tiles`; of the closest tiles, closest first, `top_ids`, `top_descriptor_distances` (squared) and
-    `top_metres` (null where a position is unknown or in another zone); and the quality of the synthesised view.
+    Columns: `id` and the position; `rank_street_to_satellite` and `rank_satellite_to_street` (see `RecallResult`);
+    `correct_tiles`; `top_ids`, `top_descriptor_distances` (squared) and `top_metres` (null if a position is unknown or
+    in another zone) of the closest tiles, closest first; and the quality of the synthesised view.
 
     Args:
+        dataset: the split.
+        to_satellite, to_street: recall in both directions.
         nearest: squared distances and gallery indices of the closest tiles, N k each.
         values: image quality by name, N each.
     """
@@ -40,9 +42,9 @@ def queries_table(
     ids, places = np.array(dataset.ids, dtype=object), entries_table(dataset)
     columns = {
         **dict(zip(places.column_names, places.columns, strict=True)),
-        "rank_street_to_satellite": there.ranks.numpy(),
-        "rank_satellite_to_street": back.ranks.numpy(),
-        "correct_tiles": there.correct.numpy(),
+        "rank_street_to_satellite": to_satellite.ranks.numpy(),
+        "rank_satellite_to_street": to_street.ranks.numpy(),
+        "correct_tiles": to_satellite.correct.numpy(),
         "top_ids": pa.array(ids[tiles].tolist(), pa.list_(pa.string())),
         "top_descriptor_distances": pa.array(list(distances.clip(0)), pa.list_(pa.float64())),
         "top_metres": pa.array(
@@ -54,14 +56,14 @@ def queries_table(
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """The table as a Parquet file."""
+    """Return the content of a Parquet file of the table."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
 
 
 def metres_between(dataset: PairDataset, queries: NDArray[np.int64], tiles: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Metres between pairs of a data set, indices broadcast; NaN where unknown or in different UTM zones."""
+    """Return the metres between pairs of a data set (indices broadcast); NaN if unknown or in different UTM zones."""
     offsets = dataset.positions[queries] - dataset.positions[tiles]
     same = (dataset.zones[queries] == dataset.zones[tiles]) & (dataset.zones[queries] != 0)
     metres: NDArray[np.float64] = np.where(same, np.hypot(offsets[..., 0], offsets[..., 1]), np.nan)

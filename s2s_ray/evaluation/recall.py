@@ -1,4 +1,4 @@
-"""Retrieval recall: for each query descriptor, at which rank the gallery holds its correct tile."""
+"""Retrieval recall: the rank in the gallery of each query's correct tile."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.errors import DescriptorError
+from s2s_ray.errors import DescriptorError, InputError
 from s2s_ray.evaluation.rows import Rows
 
 TIE = 16 * 2.0**-23
-"""Squared distances this close are a tie: 16 float32 ulps of 1, for unit descriptors.
+"""Difference of squared distances up to which they tie: 16 float32 ulps of 1, for unit descriptors.
 
-Dot products are taken in float64, so exact copies tie whatever the blocking; the tolerance covers the rounding
-of the descriptors themselves, which the model computes in float32.
+Dot products are computed in float64, so exact copies tie for any blocking. The tolerance covers the rounding of the
+descriptors, which the model computes in float32.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where rows were taken.
+    """The places of descriptors.
 
-    `positions` are easting and northing in metres, float64 N 2, NaN where unknown; `zones` int64 N, 0 unknown.
+    `positions` are easting and northing in metres, float64 N 2, NaN if unknown; `zones` are EPSG codes of UTM zones,
+    int64 N, 0 if unknown.
     """
 
     positions: NDArray[np.float64]
@@ -41,7 +42,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Nearby:
-    """The rule that tiles within `radius_m` of the query are correct too (CVACT_test: 5 m), never across zones."""
+    """The rule that tiles within `radius_m` of the query are also correct (CVACT_test: 5 m), never across zones."""
 
     queries: Places
     gallery: Places
@@ -52,10 +53,10 @@ class Nearby:
 class RecallResult:
     """Recall of one direction, as fractions in [0, 1].
 
-    `recall` is keyed "1", "5", "10" and "1%"; p percent of a gallery of M are its first ceil(p * M / 100)
-    ranks (repositories differ). `ranks` int64 N are 1-based: 1 plus the incorrect tiles at least as close as the
-    best correct one, so ties count against the model. A query without any correct tile has rank M + 1 and counts
-    as missed at every k. `correct` int64 N counts each query's correct tiles.
+    `recall` is keyed "1", "5", "10" and "1%"; p percent of a gallery of M are its first ceil(p * M / 100) ranks
+    (repositories differ). `ranks` int64 N are 1-based: 1 plus the number of incorrect tiles at least as close as the
+    best correct one, so ties count against the model. A query without any correct tile has rank M + 1 and counts as
+    missed at every k. `correct` int64 N is the number of correct tiles of each query.
     """
 
     recall: dict[str, float]
@@ -65,19 +66,21 @@ class RecallResult:
 
     @property
     def queries(self) -> int:
+        """The number of queries."""
         return len(self.ranks)
 
     @property
     def median_rank(self) -> float:
+        """The median of the ranks."""
         return float(np.median(self.ranks.numpy()))
 
     @property
     def chance(self) -> float:
-        """Recall at 1 of a random ranking: 1 / gallery where each query has one correct tile."""
+        """Recall at 1 of a random ranking: 1 / gallery if each query has one correct tile."""
         return float(self.correct.double().mean()) / self.gallery
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON: `recall_at_1`, ..., `recall_at_1_percent`, `median_rank`, `queries`, `gallery`."""
+        """Return `recall_at_1`, ..., `recall_at_1_percent`, `median_rank`, `queries` and `gallery` for JSON."""
         named = {f"recall_at_{key.replace('%', '_percent')}": value for key, value in self.recall.items()}
         return {**named, "median_rank": self.median_rank, "queries": self.queries, "gallery": self.gallery}
 
@@ -94,25 +97,26 @@ def recall_at_k(
     chunk: int = 4096,
     gallery_chunk: int = 1024,
 ) -> RecallResult:
-    """Rank the gallery by squared L2 distance for each query; count the queries whose tile is near the top.
+    """Rank the gallery by squared L2 distance for each query, and return the recall at several ranks.
 
-    Ties, within `TIE` (times the largest squared norm; 1 for unit descriptors), count against the model: a
-    collapsed one, whose descriptors are all alike, gets zero and not luck. A query counts at k when any of its
-    correct tiles is among the first k; a correct tile never pushes another one down. Runs where the descriptors
-    are, in float64, with chunk x gallery_chunk distances at a time: memory grows with the chunks alone where the
-    descriptors are `StoredRows`.
+    Ties, within `TIE` (times the largest squared norm, which is 1 for unit descriptors), count against the model: a
+    collapsed model, whose descriptors are all equal, has a recall of zero instead of luck. A query counts at k if any
+    of its correct tiles is among the first k; a correct tile never displaces another. The computation is in float64 on
+    the device of the descriptors, with chunk x gallery_chunk distances at a time; with `StoredRows`, memory depends on
+    the chunks alone.
 
     Args:
         queries: N D descriptors.
         gallery: M D descriptors.
-        truth: N gallery indices of the queries' own tiles. Default: query i's is i (N = M), or with `nearby`
-            and N != M those of the radius alone.
-        nearby: further correct tiles, by metres.
-        ks, percent: ranks, and percentages of the gallery, at which recall is taken.
+        truth: N gallery indices of the queries' own tiles. Default: i for query i (N = M); with `nearby` and N != M,
+            only the radius counts.
+        nearby: rule for further correct tiles.
+        ks, percent: ranks, and percentages of the gallery, at which recall is measured.
+        chunk, gallery_chunk: rows of both at a time; they affect no result.
 
     Raises:
-        DescriptorError: NaN or infinite values, or nothing to rank.
-        ValueError: shapes that do not fit together, a `truth` outside the gallery.
+        DescriptorError: shapes that do not fit together, NaN or infinite values, or nothing to rank.
+        InputError: `truth` or places that do not fit the descriptors.
     """
     _check(queries, gallery, nearby)
     truth = _own_tiles(len(queries), len(gallery), truth, radius=nearby is not None)
@@ -139,10 +143,12 @@ def recall_at_k(
 def nearest(
     queries: Rows, gallery: Rows, k: int, *, chunk: int = 4096, gallery_chunk: int = 1024
 ) -> tuple[Tensor, Tensor]:
-    """The k closest gallery rows of each query, closest first; of a tie, the first rows.
+    """Return the k closest gallery rows of each query, closest first; the first rows of a tie.
 
-    Returns: squared distances N k (float64) and gallery indices N k, on the descriptors' device; at most M of
-    them where k is more.
+    (`faiss.knn` computes in float32 and orders ties differently.)
+
+    Returns: squared distances N k (float64) and gallery indices N k, on the device of the descriptors; M of them if k
+    is larger.
     """
     parts = [
         _nearest(queries[start : start + chunk].double(), gallery, k, gallery_chunk)
@@ -163,7 +169,7 @@ def _nearest(queries: Tensor, gallery: Rows, k: int, gallery_chunk: int) -> tupl
 
 
 def _first(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k least values of each row with their columns, least first; of equal ones the first columns."""
+    """Return the k smallest values of each row with their columns, smallest first; the first columns of equal ones."""
     if distances.shape[1] <= k:
         order = torch.argsort(distances, dim=1, stable=True)
         return distances.gather(1, order), order
@@ -172,7 +178,7 @@ def _first(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     least = least.gather(1, by_column)
     order = torch.argsort(least, dim=1, stable=True)
     least, columns = least.gather(1, order), columns.gather(1, order)
-    # more values than k up to the last one: `topk` took any of the equal ones
+    # more than k values up to the last one: `topk` chose arbitrarily among equal ones
     tied = ((distances <= least[:, -1:]).sum(1) > k).nonzero().flatten()
     if len(tied):
         order = torch.argsort(distances[tied], dim=1, stable=True)[:, :k]
@@ -181,8 +187,8 @@ def _first(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def require_finite(descriptors: Rows, what: str, ids: Sequence[str] | None = None) -> None:
-    """Raise `DescriptorError` naming the first rows (by id, if given) that hold NaN or infinity."""
-    # sums show it, without a mask as large as the descriptors
+    """Raise DescriptorError naming the first rows (by id, if given) that hold NaN or infinity."""
+    # sums are enough to detect them, without a mask as large as the descriptors
     sums = torch.cat([part.sum(1) for part in _parts(descriptors, 4096)])
     bad = (~sums.isfinite()).nonzero().flatten().tolist()
     if bad:
@@ -196,14 +202,14 @@ def require_finite(descriptors: Rows, what: str, ids: Sequence[str] | None = Non
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """A chunk of queries (n D, float64) with the rule that says which tiles are correct."""
+    """A chunk of queries (n D, float64) with the rule for correct tiles."""
 
     descriptors: Tensor
     truth: Tensor | None
     nearby: Nearby | None
 
     def best_correct(self, gallery: Rows, gallery_chunk: int) -> tuple[Tensor, Tensor]:
-        """Squared distance to the closest correct tile (infinite: there is none), and how many are correct."""
+        """Return the squared distance to the closest correct tile (infinite without one), and the number of them."""
         n = len(self.descriptors)
         best = self.descriptors.new_full((n,), torch.inf)
         count = torch.zeros(n, dtype=torch.int64, device=best.device)
@@ -218,7 +224,7 @@ class _Queries:
         return best, count
 
     def incorrect_within(self, bound: Tensor, gallery: Rows, gallery_chunk: int) -> Tensor:
-        """How many incorrect tiles of the gallery lie within each query's `bound`."""
+        """Return the number of incorrect tiles of the gallery within each query's `bound`."""
         closer = torch.zeros(len(bound), dtype=torch.int64, device=bound.device)
         for start in range(0, len(gallery), gallery_chunk):
             block = gallery[start : start + gallery_chunk].double()
@@ -228,16 +234,16 @@ class _Queries:
         return closer
 
     def _correct(self, start: int, size: int) -> Tensor:
-        """n x size: which of the gallery's rows from `start` on are correct."""
+        """Return which of the `size` gallery rows from `start` are correct, n x size."""
         device = self.descriptors.device
         if self.nearby is None:
             mask = torch.zeros(len(self.descriptors), size, dtype=torch.bool, device=device)
         else:
-            near, there = self.nearby, self.nearby.gallery[slice(start, start + size)]
-            # differences are taken in float64: float32 northings have steps of half a metre
-            east, north = (near.queries.positions[:, None, i] - there.positions[None, :, i] for i in (0, 1))
+            near, tiles = self.nearby, self.nearby.gallery[slice(start, start + size)]
+            # differences in float64: float32 northings have steps of half a metre
+            east, north = (near.queries.positions[:, None, i] - tiles.positions[None, :, i] for i in (0, 1))
             zones = near.queries.zones[:, None]
-            same_zone = (zones == there.zones[None, :]) & (zones != 0)
+            same_zone = (zones == tiles.zones[None, :]) & (zones != 0)
             mask = torch.from_numpy((east * east + north * north <= near.radius_m**2) & same_zone).to(device)
         if self.truth is not None:
             rows = ((self.truth >= start) & (self.truth < start + size)).nonzero().flatten()
@@ -250,7 +256,7 @@ class _Queries:
 
 
 def _distances(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Squared L2, n x m; 2 - 2 s.s' for unit descriptors."""
+    """Return the squared L2 distances, n x m; 2 - 2 s.s' for unit descriptors."""
     squares = queries.square().sum(1)[:, None] + gallery.square().sum(1)[None]
     return torch.addmm(squares, queries, gallery.T, alpha=-2)
 
@@ -265,15 +271,15 @@ def _parts(rows: Rows, chunk: int) -> Iterator[Tensor]:
 
 def _check(queries: Rows, gallery: Rows, nearby: Nearby | None) -> None:
     if len(queries.shape) != 2 or len(gallery.shape) != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries {[*queries.shape]} and gallery {[*gallery.shape]}: expected N x D and M x D")
+        raise DescriptorError(f"queries {[*queries.shape]} and gallery {[*gallery.shape]}: expected N x D and M x D")
     if not len(queries) or not len(gallery):
         raise DescriptorError(f"{len(queries)} queries and a gallery of {len(gallery)}: nothing to rank")
     require_finite(queries, "query")
     require_finite(gallery, "gallery")
     if nearby is not None and (len(nearby.queries), len(nearby.gallery)) != (len(queries), len(gallery)):
-        raise ValueError(
-            f"{len(nearby.queries)} and {len(nearby.gallery)} places of {len(queries)} queries and "
-            f"{len(gallery)} gallery rows: each row needs one (NaN where unknown)"
+        raise InputError(
+            f"{len(nearby.queries)} and {len(nearby.gallery)} places for {len(queries)} queries and "
+            f"{len(gallery)} gallery rows: expected one for each row (NaN if unknown)"
         )
 
 
@@ -283,7 +289,7 @@ def _own_tiles(queries: int, gallery: int, truth: Tensor | None, *, radius: bool
             return torch.arange(queries)
         if radius:
             return None
-        raise ValueError(f"{queries} queries and a gallery of {gallery}: give each query's index as truth")
+        raise InputError(f"{queries} queries and a gallery of {gallery}: pass the index of each query's tile as truth")
     if truth.shape != (queries,) or int(truth.min()) < 0 or int(truth.max()) >= gallery:
-        raise ValueError(f"truth {[*truth.shape]} of {queries} queries: expected one index below {gallery} each")
+        raise InputError(f"truth {[*truth.shape]} for {queries} queries: expected one index below {gallery} for each")
     return truth

@@ -36,10 +36,10 @@ class NonLocalBlock(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q.k) v without the matrix of all pairs of positions in memory: B n d, B m d, B m e -> B n e.
+    """Compute softmax(q.k) v without the matrix of all pairs of positions in memory: B n d, B m d, B m e -> B n e.
 
-    PyTorch's fused kernels take heads, of which there is one here; the one for CPUs also wants d = e, and zeros
-    that are appended to query and key change no product.
+    PyTorch's fused kernels expect a dimension of heads, here one. The kernel for CPUs also needs d = e; appending zeros
+    to query and key changes no product.
     """
     if query.device.type == "cpu" and query.shape[2] < value.shape[2]:
         missing = value.shape[2] - query.shape[2]
@@ -51,9 +51,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class SpatialAttention(nn.Module):
     """Spatial-aware feature aggregation: local features B C h w -> unit descriptors B (C*k), float32.
 
-    For each of k masks a two-layer linear map n -> n//2 -> n of the channel-wise maximum, n = h*w; a descriptor is
-    the mask-weighted sum of the features over positions, flattened channel-major and L2-normalised. n is fixed
-    by the resolution. Source: the main paper's SA module as MODEL_SPEC states it (Shi et al. 2019).
+    Each of the k masks is a two-layer linear map n -> n//2 -> n of the channel-wise maximum, n = h*w. A descriptor is
+    the mask-weighted sum of the features over positions, flattened channel-major and L2-normalised. n is fixed by the
+    resolution. Source: docs/model.md, "Retrieval" (the main paper's SA module; Shi et al. 2019).
     """
 
     def __init__(self, height: int, width: int, masks: int) -> None:
@@ -70,10 +70,10 @@ class SpatialAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         if tuple(features.shape[-2:]) != self.shape:
-            raise ValueError(f"features are {tuple(features.shape[-2:])}, this attention was built for {self.shape}")
+            raise ValueError(f"features have size {tuple(features.shape[-2:])}, this attention expects {self.shape}")
         with torch.autocast(features.device.type, enabled=False):
             local = at_least_float32(features).flatten(2)
-            # not by einsum, which would copy w1 into another order
+            # einsum would copy w1 into another memory order
             hidden = (local.amax(dim=1) @ self.w1.flatten(1)).view(len(local), *self.w1.shape[1:]) + self.b1
             masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
             return F.normalize((local @ masks).flatten(1), dim=1)

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, on CPUs and GPUs alike (PyTorch's own raises on CPU tensors)."""
+"""Batch normalisation over the global batch, on CPUs and GPUs (PyTorch's SyncBatchNorm refuses CPU tensors)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics are those of all workers' images together.
+    """An nn.BatchNorm2d whose training statistics are those of the images of all workers.
 
-    In training mode it normalises with batch statistics; the running statistics move only while `tracking` is
-    set (`track_statistics`), so that repeated forwards of one cycle count once. With `frozen` it always uses the
-    running statistics and never moves them. State dict and affine parameters are nn.BatchNorm2d's.
+    In training mode it normalises with batch statistics. The running statistics are updated only while `tracking` is
+    set (`track_statistics`), so that repeated forward passes of one cycle count once. With `frozen` it always uses the
+    running statistics and never updates them. State dict and affine parameters are those of nn.BatchNorm2d.
     """
 
     tracking = False
@@ -28,7 +28,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        """B C h w -> B C h w. B may be 0 on some workers, if others have images."""
+        """Normalise B C h w. B may be 0 on some workers if others have images."""
         self._check_input_dim(input)
         if not self.training or self.frozen:
             return F.batch_norm(
@@ -54,10 +54,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 class _GlobalBatchNorm(torch.autograd.Function):
-    """Batch normalisation with the moments of all ranks, in PyTorch's own fused kernels, forward and backward.
+    """Batch normalisation with the moments of all ranks, forward and backward, using PyTorch's fused kernels.
 
-    With given moments its kernels normalise an image in one pass, and sum the gradients of weight and bias in
-    another. The gradient of the input is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
+    With given moments the kernels normalise an image in one pass and sum the gradients of weight and bias in another.
+    The gradient of the input is that of Ioffe and Szegedy 2015, section 3, with sums over all ranks.
     """
 
     @staticmethod
@@ -66,7 +66,9 @@ class _GlobalBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, float, Tensor, Tensor]:
         count, mean, variance = _global_moments(x)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.mark_non_differentiable(mean, variance)  # else the running statistics would keep every step's graph alive
+        ctx.mark_non_differentiable(
+            mean, variance
+        )  # or the running statistics would keep the graph of every step alive
         ctx.count, ctx.eps = count, eps  # type: ignore[attr-defined]
         return _normalise(x, mean, variance, weight, bias, eps), count, mean, variance
 
@@ -81,11 +83,11 @@ class _GlobalBatchNorm(torch.autograd.Function):
             _, at_weight, at_bias = torch.ops.aten.native_batch_norm_backward(
                 gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
             )
-        of_all = torch.stack([at_weight, at_bias])  # those of each rank are added up with the other gradients
-        sum_over_ranks(of_all)
+        totals = torch.stack([at_weight, at_bias])  # the returned ones are summed over ranks with the other gradients
+        sum_over_ranks(totals)
         scale = weight * torch.rsqrt(variance + eps)
-        of_weight, of_bias = -scale / count * of_all
-        at_input = _normalise(x, mean, variance, of_weight, of_bias, eps)
+        total_weight, total_bias = -scale / count * totals
+        at_input = _normalise(x, mean, variance, total_weight, total_bias, eps)
         at_input.addcmul_(gradient, scale[:, None, None])
         return at_input, at_weight, at_bias, None
 
@@ -95,9 +97,9 @@ def _normalise(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: 
 
 
 def _global_moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Count, mean and biased variance of each channel over all ranks.
+    """Return the count, mean and biased variance of each channel over all ranks.
 
-    The ranks' moments are merged around the common mean (Chan et al. 1983): summing squares would cancel.
+    The moments of the ranks are merged around the common mean (Chan et al. 1983); sums of squares would cancel.
     """
     count = x.numel() // x.shape[1]
     own_mean = own_variance = x.new_zeros(x.shape[1])
@@ -114,7 +116,7 @@ def _global_moments(x: Tensor) -> tuple[float, Tensor, Tensor]:
 
 @contextmanager
 def track_statistics(network: nn.Module) -> Iterator[None]:
-    """Let the running statistics of a network's batch norms follow the forwards inside the block."""
+    """Let forward passes inside the block update the running statistics of a network's batch norms."""
     norms = [module for module in network.modules() if isinstance(module, GlobalBatchNorm2d)]
     for norm in norms:
         norm.tracking = True

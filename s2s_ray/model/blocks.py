@@ -17,10 +17,9 @@ from s2s_ray.model.precision import at_least_float32
 class SpectralConv2d(nn.Conv2d):
     """A convolution whose weight is divided by an estimate of its largest singular value.
 
-    The estimate is u . W v with the stored vectors. They move only when `power_iterate` is called, never in
-    forward: the training cycle decides when. A bias whose effect the following instance norm removes
-    (`idle_bias`) is kept for published checkpoints but not trained: its gradient is rounding noise, which Adam
-    would turn into full steps.
+    The estimate is u . W v with the stored vectors. Only `power_iterate` updates them, never the forward pass: the
+    training cycle decides when. A bias whose effect the following instance norm removes (`idle_bias`) exists for
+    published checkpoints but is not trained: its gradient is rounding noise, which Adam would turn into full steps.
     """
 
     EPS = 1e-12
@@ -52,22 +51,22 @@ class SpectralConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def power_iterate(self) -> None:
-        """One step of the power iteration on the stored singular vectors."""
+        """Perform one step of the power iteration on the stored singular vectors."""
         matrix = self.weight.flatten(1)
         self.weight_v.copy_(F.normalize(matrix.T @ self.weight_u, dim=0, eps=self.EPS))
         self.weight_u.copy_(F.normalize(matrix @ self.weight_v, dim=0, eps=self.EPS))
 
     def normalised_weight(self) -> Tensor:
-        """The weight divided by the estimate, in its own precision."""
+        """Return the weight divided by the estimate, in the precision of the weight."""
         if self.folded:
             return self.weight
         with torch.autocast(self.weight.device.type, enabled=False):
-            # The vectors are cloned so that a later power iteration does not change what backward reads.
+            # The vectors are cloned so that a later power iteration does not change the inputs of the backward pass.
             sigma = self.weight_u.clone() @ (self.weight.flatten(1) @ self.weight_v.clone())
             return self.weight / sigma
 
     def fold(self) -> None:
-        """Keep the weight as it is after the division; there is no way back."""
+        """Replace the weight by the divided one, irreversibly."""
         self.weight = nn.Parameter(self.normalised_weight().detach(), requires_grad=False)
         self.folded = True
 
@@ -77,17 +76,17 @@ class SpectralConv2d(nn.Conv2d):
 
 
 def power_iterate(network: nn.Module) -> None:
-    """One power iteration of every spectrally normalised convolution of a network in training mode."""
+    """Perform one power iteration in every spectrally normalised convolution of a network in training mode."""
     for module in network.modules():
         if isinstance(module, SpectralConv2d) and module.training:
             module.power_iterate()
 
 
 def conv_then_pool(conv: SpectralConv2d, x: Tensor) -> Tensor:
-    """`avg_pool2d(conv(x), 2)` for a 3x3 convolution with padding 1, as one 4x4 convolution with stride 2.
+    """Compute `avg_pool2d(conv(x), 2)` for a 3x3 convolution with padding 1 as one 4x4 convolution with stride 2.
 
-    Each output is the mean of the convolution at four neighbours, so the kernel is the mean of the 3x3 one at four
-    offsets. 16 instead of 36 products an output.
+    Each output is the mean of the convolution at four neighbours, so the kernel is the mean of the 3x3 kernel at four
+    offsets. An output takes 16 products instead of 36.
 
     Args:
         x: B C h w, h and w even.
@@ -99,18 +98,18 @@ def conv_then_pool(conv: SpectralConv2d, x: Tensor) -> Tensor:
 
 
 def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
-    """`conv(interpolate(x, scale_factor=2))`, nearest, for a 3x3 convolution with padding 1, as a transposed 4x4 one.
+    """Compute `conv(interpolate(x, scale_factor=2))`, nearest, for a 3x3 convolution with padding 1.
 
-    A pixel of x is four equal ones in the upsampled image, so what it gives to its neighbourhood is the sum of the
-    flipped 3x3 kernel at four offsets. 4 instead of 9 products an output. Reflecting the upsampled image at its
-    border repeats the border of x (with zero padding it is zero).
+    It is one transposed 4x4 convolution: a pixel of x becomes four equal pixels in the upsampled image, so its
+    contribution to its neighbourhood is the sum of the flipped 3x3 kernel at four offsets. An output takes 4 products
+    instead of 9. Reflecting the upsampled image at its border repeats the border of x (with zero padding it is zero).
 
     Args:
         x: B C h w.
 
     Returns: B out 2h 2w.
     """
-    if x.shape[0] == 0:  # a worker's share may be empty; PyTorch does not pad nothing
+    if x.shape[0] == 0:  # a worker's share may be empty, and PyTorch does not pad an empty batch
         return cast(Tensor, conv(F.interpolate(x, scale_factor=2, mode="nearest")))
     kernel = _over_four_pixels(conv.normalised_weight().flip(2, 3).transpose(0, 1))
     bordered = _bordered(x, "replicate" if conv.padding_mode == "reflect" else conv.padding_mode)
@@ -123,15 +122,15 @@ def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
 
 
 def _over_four_pixels(kernel: Tensor) -> Tensor:
-    """The sum of a kernel at the four offsets of a 2x2 square: a b 3 3 -> a b 4 4."""
+    """Return the sum of a kernel at the four offsets of a 2x2 square: a b 3 3 -> a b 4 4."""
     return sum(F.pad(kernel, (right, 1 - right, down, 1 - down)) for down in (0, 1) for right in (0, 1))  # type: ignore[return-value]
 
 
 class _Upsampling(torch.autograd.Function):
-    """A transposed 4x4 convolution of stride 2 without its outer three pixels: B C h+2 w+2 -> B out 2h 2w.
+    """A transposed 4x4 convolution with stride 2 without its outer three pixels: B C h+2 w+2 -> B out 2h 2w.
 
-    The gradients are those of the strided convolution that it is the adjoint of. PyTorch's own ones of a transposed
-    convolution with padding are the same, and on CPUs five times slower (channels last).
+    Its gradients are computed by the strided convolution that it is the adjoint of. Those that PyTorch computes for a
+    transposed convolution with padding are equal, but five times slower on CPUs (channels last).
     """
 
     @staticmethod
@@ -153,17 +152,17 @@ class _Upsampling(torch.autograd.Function):
 
 
 def _bordered(x: Tensor, mode: str) -> Tensor:
-    if mode == "replicate" and torch.compiler.is_compiling():  # whose replication_pad2d has no backward of its own
+    if mode == "replicate" and torch.compiler.is_compiling():  # which has no backward for replication_pad2d
         rows = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
         return torch.cat([rows[..., :1], rows, rows[..., -1:]], 3)
     return F.pad(x, (1, 1, 1, 1), mode="constant" if mode == "zeros" else mode)
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's, also for no images at all: a worker's share of a short batch may be empty.
+    """PyTorch's instance norm that also accepts an empty batch: a worker's share of a short batch may be empty.
 
-    On CPUs PyTorch's own brings channels-last images into its order by slow strided copies; the batch norm of each
-    image is the same and takes them as they are.
+    On CPUs PyTorch's own converts channels-last images with slow strided copies; a batch norm of each image computes
+    the same and reads them directly.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         return super().forward(input)
 
     def _by_its_moments(self, x: Tensor) -> Tensor:
-        """As it is defined, in float32 at least: what a compiler fuses with its neighbours, in either memory order."""
+        """Compute the definition, at least in float32; a compiler fuses it with its neighbours in any memory order."""
         images = at_least_float32(x)
         variance, mean = torch.var_mean(images, (2, 3), correction=0, keepdim=True)
         normalised = (images - mean) * torch.rsqrt(variance + self.eps)
@@ -186,12 +185,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether B C h w lies in memory as B h w C."""
+    """Return whether B C h w is stored as B h w C."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def instance_norm(channels: int) -> nn.InstanceNorm2d:
-    """The model's instance norm: affine, eps 1e-5, no running statistics."""
+    """Return the model's instance norm: affine, eps 1e-5, no running statistics."""
     return InstanceNorm2d(channels, eps=1e-5, affine=True, track_running_stats=False)
 
 

@@ -11,11 +11,11 @@ from s2s_ray.model.blocks import SpectralConv2d
 
 
 class Discriminator(nn.Module):
-    """Patch logits of B 6 H W (satellite, street): no sigmoid. 2,788,290 parameters at full width.
+    """A PatchGAN that returns patch logits without a sigmoid; 2,788,290 parameters at full width.
 
-    The `paper` variant pads the two stride-1 convolutions by one more row below, which gives table 2's shapes
-    (14 x 75 logits at 112 x 616) and normalises every convolution but the last. `released` is the public code:
-    one row all round (12 x 75), and no spectral norm on the first convolution.
+    The `paper` variant pads the two stride-1 convolutions by one more row below, which gives the shapes of table 2
+    (14 x 75 logits at 112 x 616), and normalises every convolution but the last. `released` is the variant of the
+    authors' code: a padding of one on all sides (12 x 75), and no spectral norm on the first convolution.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -31,7 +31,7 @@ class Discriminator(nn.Module):
         self.conv5 = _plain_conv(8 * c, 1, stride=1)
 
     def forward(self, pair: Tensor) -> Tensor:
-        """B 6 H W, satellite and street views stacked, in [-1, 1] -> patch logits B 1 h w."""
+        """Return the patch logits B 1 h w of B 6 H W, satellite and street views stacked, in [-1, 1]."""
         x = _activate(self.conv1(pair))
         x = self.attention(_activate(self.conv2(x)))
         x = _activate(self.conv3(x))

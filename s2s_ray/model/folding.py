@@ -1,4 +1,4 @@
-"""Networks for inference: what every pass would compute from the weights alone is computed once."""
+"""Networks for inference: results that depend on the weights alone are computed once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
 
 _NORMALISED = (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1"))
-"""A convolution and the batch norm of its output, by the names a residual network gives them."""
+"""Pairs of a convolution and the batch norm of its output, by their names in a residual network."""
 
 
 @torch.no_grad()
 def fold(network: nn.Module) -> None:
-    """Divide spectrally normalised weights for good, and fold batch norms into the convolutions before them.
+    """Divide spectrally normalised weights once, and fold batch norms into the convolutions before them.
 
-    The function stays what it is in evaluation mode, to rounding. The weights do not: a folded network can be neither
-    trained nor saved as a checkpoint.
+    The network computes the same as in evaluation mode up to rounding. Its weights differ: a folded network can be
+    neither trained nor saved as a checkpoint.
     """
-    assert not network.training, "batch norms would fold statistics that training does not use"
+    assert not network.training, "a network in training mode does not use the statistics that would be folded"
     for module in network.modules():
         if isinstance(module, SpectralConv2d):
             module.fold()

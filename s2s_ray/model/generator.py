@@ -1,6 +1,6 @@
 """The generator G (supplement, table 1): polar satellite image -> street panorama.
 
-Its encoder's output, the sixth residual block's, is the satellite's local feature map that retrieval uses.
+The output of its encoder, that of the sixth residual block, is the satellite's local feature map for retrieval.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from s2s_ray.model.blocks import DownBlock, ResidualBlock, SpectralConv2d, UpBlo
 
 
 class Encoded(NamedTuple):
-    """What the encoder gives, each after its instance norm (c: `channels`)."""
+    """The outputs of the encoder, each after its instance norm (c: `channels`)."""
 
     features: Tensor  # B 8c H/8 W/8, the bottleneck
     enc1: Tensor  # B 2c H/2 W/2
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         self.bottleneck = nn.Sequential(*(ResidualBlock(8 * c) for _ in range(config.residual_blocks)))
 
     def forward(self, satellite: Tensor) -> Encoded:
-        """B 3 H W in [-1, 1] -> the local features and the three skip connections."""
+        """Return the local features and the three skip connections of B 3 H W in [-1, 1]."""
         enc1 = self.down1_norm(self.down1(self.stem_norm(self.stem(satellite))))
         enc2 = self.down2_norm(self.down2(enc1))
         enc3 = self.down3_norm(self.down3(enc2))
@@ -54,7 +54,7 @@ class Decoder(nn.Module):
         self.up3, self.up3_norm = UpBlock(16 * c, 4 * c), instance_norm(4 * c)
         self.attention = NonLocalBlock(8 * c)
         self.up2, self.up2_norm = UpBlock(8 * c, 2 * c), instance_norm(2 * c)
-        # Both ways on from here end in an instance norm before anything nonlinear: as idle as such a conv bias.
+        # Both paths from here reach an instance norm before anything nonlinear, so the bias has no effect either.
         self.up2_norm.bias.requires_grad_(False)
         self.up1, self.up1_norm = UpBlock(4 * c, 2 * c), instance_norm(2 * c)
         self.head = nn.Conv2d(2 * c, 3, 3, padding=1)
@@ -63,7 +63,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, encoded: Encoded) -> Tensor:
-        """-> B 3 H W in [-1, 1]."""
+        """Return the synthesised street view, B 3 H W in [-1, 1]."""
         x = self.up3_norm(self.up3(torch.cat([encoded.features, encoded.enc3], 1)))
         x = self.attention(torch.cat([x, encoded.enc2], 1))
         x = self.up2_norm(self.up2(x))
@@ -80,6 +80,6 @@ class Generator(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, satellite: Tensor) -> tuple[Tensor, Tensor]:
-        """B 3 H W -> the synthesised street view B 3 H W and the local features B 8c H/8 W/8."""
+        """Return the synthesised street view B 3 H W and the local features B 8c H/8 W/8 of B 3 H W."""
         encoded = self.encoder(satellite)
         return self.decoder(encoded), encoded.features

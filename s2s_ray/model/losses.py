@@ -1,6 +1,6 @@
 """The losses: soft-margin triplet with hard-negative mining, GAN and L1 (supplement, section B).
 
-Each returns this worker's share: the shares of all workers add up to the loss of the global batch.
+Each function returns this worker's share; the shares of all workers add up to the loss of the global batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Triplets(NamedTuple):
-    """The triplet loss of a batch: its mean over `kept` of the `valid` triplets; kept 0 is nothing to learn from."""
+    """The triplet loss of a batch: its mean over `kept` of the `valid` triplets; without information if `kept` is 0."""
 
     loss: Tensor
     kept: int
@@ -22,27 +22,27 @@ class Triplets(NamedTuple):
 
 
 def squared_distances(satellite: Tensor, street: Tensor) -> Tensor:
-    """Squared L2 distances of unit descriptors, N D and M D -> N M: d = 2 - 2 s.s'."""
+    """Return the squared L2 distances of unit descriptors, N D and M D -> N M: d = 2 - 2 s.s'."""
     return 2 - 2 * satellite @ street.T
 
 
 def triplet_loss(
     satellite: Tensor, street: Tensor, *, alpha: float, discard: float = 0.0, negatives: Tensor | None = None
 ) -> Triplets:
-    """Soft-margin triplet loss, exhaustive over both directions: mean of log(1 + exp(alpha * (d_pos - d_neg))).
+    """Compute the exhaustive soft-margin triplet loss, the mean of log(1 + exp(alpha * (d_pos - d_neg))).
 
-    All 2B(B-1) triplets of the batch: each satellite descriptor against the other pairs' street descriptors and
-    the reverse. `discard` percent of them, those with the smallest loss, are left out before the mean
+    It is over all 2B(B-1) triplets of the batch: each satellite descriptor with the street descriptors of the other
+    pairs, and the reverse. `discard` percent of them, those with the smallest loss, are left out of the mean
     (hard-negative mining): kept = max(1, ceil((1 - discard/100) * valid)).
 
     Args:
         satellite, street: B D unit descriptors; row i of both is one pair.
-        alpha: sharpness; the paper has 10.
+        alpha: sharpness; 10 in the paper.
         discard: percentage, 0 to below 100.
-        negatives: B B bool, whether pair j may be pair i's negative (the diagonal is ignored); default all. The
-            triplets of a pair that may not are dropped after the loss: they neither count nor take a place.
+        negatives: B B bool, true if pair j may be a negative of pair i (the diagonal is ignored); default all. Triplets
+            of other pairs are dropped after the loss: they neither count nor take the place of another.
 
-    Returns: the mean, and how many triplets it is over. With no valid triplet the loss is a zero that carries no
+    Returns: the mean and the numbers of triplets. Without a valid triplet the loss is a zero that carries no
     information, and `kept` is 0.
 
     Source: supplement, section B (exhaustive mini-batch strategy of Vo and Hays 2016).
@@ -69,31 +69,35 @@ def triplet_loss(
 
 
 def allowed_negatives(positions: Tensor, zones: Tensor, min_distance_m: float) -> Tensor:
-    """Which pairs are far enough apart to be each other's negatives, B B bool.
+    """Return which pairs are far enough apart to be negatives of each other, B B bool.
 
     Args:
         positions: B 2 easting and northing in metres, float64; NaN where unknown.
-        zones: B UTM zones; pairs of different zones are never compared and count as far apart, and so do pairs
-            without coordinates.
-        min_distance_m: pairs closer than this are no negatives.
+        zones: B UTM zones; pairs of different zones, and pairs without coordinates, count as far apart.
+        min_distance_m: pairs closer than this are not negatives.
     """
-    # Differences in float64, never through a matrix product: northings of 6e6 m would cancel.
+    # Differences in float64 and never by a matrix product, in which northings of 6e6 m would cancel.
     near = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") < min_distance_m
     return ~(near & (zones[:, None] == zones[None, :]))
 
 
 def adversarial_loss(logits: Tensor, label: float, count: int) -> Tensor:
-    """Binary cross-entropy of patch logits against a constant label, this worker's share.
+    """Compute this worker's share of the binary cross-entropy of patch logits against a constant label.
 
     Args:
         logits: patch logits of this worker's images.
-        label: 0 for synthesised; 1, or less with label smoothing, for real.
-        count: patch logits of the global batch.
+        label: 0 for synthesised views; 1, or less with label smoothing, for real ones.
+        count: number of patch logits in the global batch.
     """
     target = torch.full_like(logits, label)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count
 
 
 def reconstruction_loss(fake: Tensor, real: Tensor, count: int) -> Tensor:
-    """Mean absolute difference of pixels in [-1, 1], this worker's share; `count`: values in the global batch."""
+    """Compute this worker's share of the mean absolute difference of pixels in [-1, 1].
+
+    Args:
+        fake, real: synthesised and real street views of this worker.
+        count: number of values in the global batch.
+    """
     return F.l1_loss(fake, real, reduction="sum") / count

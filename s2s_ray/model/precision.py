@@ -1,4 +1,4 @@
-"""Where half precision has to end."""
+"""Leaving half precision where it is not precise enough."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; what is more precise stays as it is."""
+    """Convert half precision to float32; return other tensors unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,7 +1,7 @@
-"""Reading the authors' published checkpoints: their names and layout, mapped to ours.
+"""The authors' published checkpoints: their names and layout, mapped to ours.
 
-Such a file is a pickle (`torch.save` of a dict, PyTorch 1.5): it is only ever read with `weights_only`.
-Layout: MODEL_SPEC, "Released checkpoints".
+Such a file is a pickle (`torch.save` of a dict, PyTorch 1.5) and is only ever read with `weights_only`.
+Layout: docs/model.md, "Released checkpoints".
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ SECTIONS = {
     "retriebal_model_dict": "retrieval",
 }
 
-# What reading a damaged pickle raises, besides its own error: torch.load lets them through.
-_DAMAGED = (
+DAMAGED_PICKLE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
@@ -35,6 +34,7 @@ _DAMAGED = (
     AttributeError,
     AssertionError,
 )
+"""Errors that `torch.load` raises for a damaged file."""
 
 _SPECTRAL = {"weight_orig": "weight"}
 _DOWN = {"conv_r1.conv2d": "conv1", "conv_r2.conv2d": "conv2", "conv_l.conv2d": "skip"}
@@ -68,22 +68,24 @@ def _discriminator_modules() -> dict[str, str]:
 
 
 def read_released(path: str | Path) -> tuple[S2S, list[str]]:
-    """A model with the weights of one of the authors' files, in evaluation mode, and the keys it did not use.
+    """Return a model in evaluation mode with the weights of one of the authors' files, and the unused keys.
 
-    The discriminator is the released variant. Keys may carry the prefix `module.`; keys of the generator that the
-    model has no place for are left out and listed, as the authors' `strict=False` does.
+    The discriminator is the released variant. Keys may have the prefix `module.`. Unknown keys of the generator are
+    ignored and listed, as with the authors' `strict=False`.
 
     Raises:
-        WeightsError: not such a file, anything but tensors and plain values in the pickle, a missing
-            key, or a shape of another resolution or width.
+        WeightsError: not such a file, anything but tensors and plain values in the pickle, a missing key, or the shapes
+            of another resolution or width.
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise WeightsError(f"{path} cannot be read as a checkpoint of plain tensors: {error}") from None
+    except DAMAGED_PICKLE as error:
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {error}") from None
     missing = [section for section in SECTIONS if not isinstance(tree, dict) or section not in tree]
     if missing:
-        raise WeightsError(f"{path} is not one of the authors' checkpoints: no {', '.join(missing)}")
+        raise WeightsError(f"{path} is not one of the authors' checkpoints: it has no {', '.join(missing)}")
+    if wrong := [section for section in SECTIONS if not _is_state(tree[section])]:
+        raise WeightsError(f"{path}: {', '.join(wrong)}: expected tensors by name")
     model = S2S(ModelConfig(discriminator_variant="released"))
     unused: list[str] = []
     for section, network in SECTIONS.items():
@@ -96,8 +98,12 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     return model.eval(), unused
 
 
+def _is_state(tree: object) -> bool:
+    return isinstance(tree, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
+
+
 def _rename(network: str, state: dict[str, Tensor], known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our names for the authors' keys of one network, and the keys that have none."""
+    """Return the state of one network under our names, and the keys that have none."""
     renamed, extra = {}, []
     for key, tensor in state.items():
         name = _street_name(key) if network == "retrieval" else _module_name(network, key)
@@ -126,12 +132,12 @@ def _street_name(key: str) -> str | None:
 def _fill(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
     own = network.state_dict()
     if missing := sorted(set(own) - set(state)):
-        raise WeightsError(f"{where}: missing keys (ours): {', '.join(missing)}")
+        raise WeightsError(f"{where} lacks the keys that this project names {', '.join(missing)}")
     wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
         for name, tensor in state.items()
         if name in own and tensor.shape != own[name].shape
     ]
     if wrong:
-        raise WeightsError(f"{where}: of another resolution or width: {'; '.join(wrong)}")
+        raise WeightsError(f"{where} has another resolution or width: {'; '.join(wrong)}")
     network.load_state_dict(state, strict=False)

@@ -13,8 +13,8 @@ from s2s_ray.model.generator import Encoder
 class StreetEncoder(nn.Module):
     """A ResNet without its max-pool, cut after layer3: B 3 H W -> B 8c H/8 W/8.
 
-    Its parts are named as torchvision's ResNet's, so that a ResNet34 state dict fits (without layer4 and fc).
-    `street_blocks` 3, 4, 6 and 32 channels are ResNet34.
+    Its parts have the names of torchvision's ResNet, so that a ResNet34 state dict fits (without layer4 and fc).
+    `street_blocks` 3, 4, 6 with 32 channels is ResNet34.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -34,17 +34,17 @@ class StreetEncoder(nn.Module):
                 module.frozen = config.street_batchnorm == "frozen"
 
     def forward(self, street: Tensor) -> Tensor:
-        """B 3 H W in [-1, 1] -> B 8c H/8 W/8."""
+        """Return the local features B 8c H/8 W/8 of B 3 H W in [-1, 1]."""
         stem = self.relu(self.bn1(self.conv1(street)))
         features: Tensor = self.layer3(self.layer2(self.layer1(stem)))
         return features
 
 
 class BasicBlock(nn.Module):
-    """A ResNet's block of two 3x3 convolutions: B in h w -> B out h/stride w/stride. Source: He et al. 2016.
+    """A residual block of two 3x3 convolutions: B in h w -> B out h/stride w/stride. Source: He et al. 2016.
 
-    Written out because importing torchvision's costs every serving replica seconds of start-up; a test holds the
-    encoder equal to torchvision's ResNet34.
+    It is written out because importing torchvision would add seconds to the start-up of every serving replica; a test
+    checks that the encoder equals torchvision's ResNet34.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -70,8 +70,8 @@ class BasicBlock(nn.Module):
 class _Projection(nn.Conv2d):
     """A 1x1 convolution with a stride.
 
-    On CPUs it is one without a stride, of the pixels that it keeps. PyTorch 2.12's weight gradient of a strided
-    one writes beyond its memory there, where channels are last and few (8 and less), with several threads.
+    On CPUs it is computed without a stride on the pixels that it keeps: PyTorch 2.12's weight gradient of a strided one
+    writes out of bounds for channels-last images with few channels (8 or less) and several threads.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,9 +87,9 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.
 
 
 class Retrieval(nn.Module):
-    """Local features of both views -> unit descriptors B x (8c*k). 26,789,520 parameters at full width.
+    """The network from the local features of both views to unit descriptors B x (8c*k); 26,789,520 parameters.
 
-    `satellite_encoder` is None but in the ablations whose R does not use the generator's features.
+    `satellite_encoder` is None except in ablations whose R does not use the features of the generator.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -98,15 +98,15 @@ class Retrieval(nn.Module):
         height, width = config.height // 8, config.width // 8
         self.satellite_attention = SpatialAttention(height, width, config.masks)
         self.street_attention = SpatialAttention(height, width, config.masks)
-        # last, so that the other weights of a seed are the same with and without it
+        # last, so that a seed gives the other weights the same values with and without it
         self.satellite_encoder = Encoder(config) if config.separate_encoder else None
 
     def embed_satellite(self, features: Tensor) -> Tensor:
-        """Local satellite features B 8c H/8 W/8 (the generator's bottleneck, or `satellite_encoder`'s) -> B D."""
+        """Embed local satellite features B 8c H/8 W/8 (of the generator or `satellite_encoder`) as B D."""
         descriptor: Tensor = self.satellite_attention(features)
         return descriptor
 
     def embed_street(self, street: Tensor) -> Tensor:
-        """Street panoramas B 3 H W in [-1, 1] -> B D."""
+        """Embed street panoramas B 3 H W in [-1, 1] as B D."""
         descriptor: Tensor = self.street_attention(self.street_encoder(street))
         return descriptor

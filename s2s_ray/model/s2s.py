@@ -1,4 +1,4 @@
-"""`S2S`: the three networks as one bundle, with the calls that users make."""
+"""The model: `S2S` combines the three networks and has the methods that users call."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import NoSynthesisError
+from s2s_ray.errors import NoSynthesisError, ViewError
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.generator import Generator
 from s2s_ray.model.retrieval import Retrieval
 
 
 class S2S(nn.Module):
-    """Generator, discriminator and retrieval of one configuration.
+    """The generator, discriminator and retrieval networks of one configuration.
 
-    An ablation has all three too; the networks that it does not train keep their starting weights and are not used.
+    An ablation has all three as well; networks that it does not train keep their starting weights and are unused.
 
-    Images are B 3 H W, either uint8 in [0, 255] or floating point in [-1, 1], at the configuration's resolution.
-    In evaluation mode results do not depend on the batch they are in. The calls keep gradients; wrap them in
-    `torch.inference_mode()` to go without.
+    Images are B 3 H W, either uint8 in [0, 255] or floating point in [-1, 1], at the configured resolution. In
+    evaluation mode a result does not depend on the other images of its batch. The methods keep gradients; wrap them in
+    `torch.inference_mode()` to avoid that.
     """
 
     channels_last = True
-    """Whether images, and with them all that the networks make of them, lie in memory as B H W 3: convolutions are
-    faster that way."""
+    """True to store images, and therefore all activations, as B H W 3: convolutions are faster in this layout."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,22 +33,22 @@ class S2S(nn.Module):
         self.retrieval = Retrieval(config)
 
     def embed_satellite(self, polar: Tensor) -> Tensor:
-        """Polar satellite images -> unit descriptors B x D. Runs the encoder only, never the decoder."""
+        """Embed polar satellite images as unit descriptors B x D, with the encoder alone and never the decoder."""
         encoder = self.retrieval.satellite_encoder or self.generator.encoder
         return self.retrieval.embed_satellite(encoder(self.normalise(polar)).features)
 
     def embed_street(self, street: Tensor) -> Tensor:
-        """Street panoramas, north in the middle column -> unit descriptors B x D."""
+        """Embed street panoramas, north in the middle column, as unit descriptors B x D."""
         return self.retrieval.embed_street(self.normalise(street))
 
     def synthesize(self, polar: Tensor) -> Tensor:
-        """Polar satellite images -> street views B 3 H W in [-1, 1]. Raises `NoSynthesisError`."""
+        """Synthesise street views B 3 H W in [-1, 1] from polar satellite images. Raises NoSynthesisError."""
         self._require_synthesis()
         views: Tensor = self.generator(self.normalise(polar))[0]
         return views
 
     def synthesize_and_embed(self, polar: Tensor) -> tuple[Tensor, Tensor]:
-        """What `synthesize` and `embed_satellite` give, with one pass of an encoder where they share it."""
+        """Return the results of `synthesize` and `embed_satellite`, running a shared encoder only once."""
         self._require_synthesis()
         images = self.normalise(polar)
         views, features = self.generator(images)
@@ -60,20 +59,20 @@ class S2S(nn.Module):
     def _require_synthesis(self) -> None:
         if not self.config.synthesizes:
             raise NoSynthesisError(
-                f"the model was trained with model.ablation={self.config.ablation!r}: it synthesises no street views"
+                f"the model was trained with model.ablation={self.config.ablation!r} and synthesises no street views"
             )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); floating point is taken as it is, in the model's memory order.
+        """Convert uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); return floating-point images in the model's layout.
 
         Raises:
-            ValueError: another shape than B 3 H W at the model's resolution, or another dtype.
+            ViewError: another shape than B 3 H W at the model's resolution, or another dtype.
         """
         expected = (3, self.config.height, self.config.width)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(f"images have shape {tuple(images.shape)}: this model takes B x {expected}")
+            raise ViewError(f"images have shape {tuple(images.shape)}, this model expects B x {expected}")
         if images.dtype == torch.uint8:
             images = images.to(next(self.parameters()).dtype) / 127.5 - 1
         if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}: expected uint8 or floating point")
+            raise ViewError(f"images have dtype {images.dtype}, expected uint8 or floating point")
         return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)

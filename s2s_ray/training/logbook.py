@@ -1,4 +1,4 @@
-"""What a run tells: progress lines, TensorBoard files and the history of its epochs."""
+"""The log of a run: progress lines, TensorBoard files and the history of its epochs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tensorboardX import SummaryWriter
 
 from s2s_ray import storage
 from s2s_ray.training.history import write_history
@@ -24,7 +22,8 @@ SHOWN = ("d_loss", "r_loss", "gan", "l1_weighted", "g_loss")
 class Logbook:
     """The log of one run, kept by its first worker below the run's URI.
 
-    `history.json`, `tensorboard/`, and `diverged.json` where the newest start ended so; the trackers are told too.
+    It consists of `history.json`, `tensorboard/` and, if the latest attempt diverged, `diverged.json`. Trackers receive
+    the same epochs.
     """
 
     def __init__(self, run: str, epochs: int, every_s: float, trackers: Sequence[Tracker] = ()) -> None:
@@ -33,24 +32,27 @@ class Logbook:
         self.every_s = every_s
         self.trackers = trackers
         self._local = tempfile.TemporaryDirectory(prefix="s2s-tensorboard-")
+        from tensorboardX import SummaryWriter  # of the extra `train`; monitoring reads runs without it
+
         self._events = SummaryWriter(self._local.name)
         self._started = self._last_line = time.monotonic()
         self._pairs = 0
 
-    def begun(self) -> None:
-        """What an earlier start left is of the past."""
+    def start(self) -> None:
+        """Remove the divergence marker of an earlier attempt."""
         storage.delete(storage.join(self.run, DIVERGED_FILE))
 
     def diverged(self, reason: str) -> None:
-        """Note why training cannot go on."""
+        """Record why training cannot continue."""
         storage.write_json(storage.join(self.run, DIVERGED_FILE), {"reason": reason, "time": time.time()})
 
-    def epoch_began(self) -> None:
+    def start_epoch(self) -> None:
+        """Start counting pairs and time."""
         self._started = self._last_line = time.monotonic()
         self._pairs = 0
 
     def step(self, global_step: int, epoch: int, done: int, total: int, pairs: int, losses: dict[str, float]) -> None:
-        """One cycle: `done` of `total` in this epoch, over `pairs` pairs."""
+        """Record one cycle over `pairs` pairs, the `done`th of `total` in this epoch."""
         self._pairs += pairs
         for name, value in losses.items():
             self._events.add_scalar(f"train/{name}", value, global_step)
@@ -59,18 +61,18 @@ class Logbook:
             self._last_line = now
             rate = self.pairs_per_second()
             left = (total - done + (self.epochs - epoch - 1) * total) * pairs / rate
-            figures = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN if name in losses)
+            shown = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN if name in losses)
             logger.info(
                 "epoch %d/%d step %d/%d %s %.1f pairs/s, about %s left",
-                *(epoch + 1, self.epochs, done, total, figures, rate, _duration(left)),
+                *(epoch + 1, self.epochs, done, total, shown, rate, _duration(left)),
             )
 
     def pairs_per_second(self) -> float:
-        """Rate of this epoch so far, of this process's start."""
+        """Return the rate of this epoch so far, counted from the start of this process."""
         return self._pairs / max(time.monotonic() - self._started, 1e-9)
 
-    def epoch_ended(self, history: list[dict[str, Any]]) -> None:
-        """Log the newest entry of the history and store it all."""
+    def end_epoch(self, history: list[dict[str, Any]]) -> None:
+        """Log the newest entry of the history and store all of it."""
         entry = history[-1]
         for name, value in entry.items():
             if isinstance(value, float):
@@ -86,7 +88,7 @@ class Logbook:
             tracker.epoch(entry)
 
     def close(self, *, complete: bool = True) -> None:
-        """The end of this start, `complete` where it was the last epoch's."""
+        """End this attempt; `complete` if the run is."""
         for tracker in self.trackers:
             tracker.close(complete=complete)
         self._events.close()

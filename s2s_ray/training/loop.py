@@ -1,6 +1,6 @@
-"""The training loop: epochs of cycles, a validation after each, checkpoints that resume at any step.
+"""The training loop: epochs of cycles, validation after each epoch, and checkpoints that resume at any step.
 
-Runs without Ray: `s2s_ray.training.ray_train` starts it on workers.
+It runs without Ray; `s2s_ray.training.ray_train` starts it on workers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,8 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.mining import MiningSchedule
-from s2s_ray.training.run import (
-    check_resumable,
-    checkpoint_store,
-    run_uri,
-    save_config,
-)
-from s2s_ray.training.step import (
-    TrainingStep,
-)
+from s2s_ray.training.run import check_resumable, checkpoint_store, run_uri, save_config
+from s2s_ray.training.step import TrainingStep
 from s2s_ray.training.telemetry import Gauges, Telemetry
 from s2s_ray.training.trackers import check_installed, open_trackers
 from s2s_ray.training.validation import validation_quality, validation_recall
@@ -49,7 +42,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """One worker's trainer of one run. Every worker builds it alike and calls `fit`."""
+    """The trainer of one run on one worker. Every worker builds the same and calls `fit`."""
 
     def __init__(self, config: Config, device: str | torch.device = "cpu") -> None:
         self.config = config
@@ -70,20 +63,24 @@ class Trainer:
     def fit(
         self, report: Report = lambda metrics: None, *, repeat: bool = False, gauges: Gauges | None = None
     ) -> list[dict[str, Any]]:
-        """Train to the last epoch, from the newest checkpoint of the run if there is one.
+        """Train to the last epoch, starting from the newest checkpoint of the run if it has one.
 
-        `report` gets each epoch's figures, on every worker, and on the first the newest `checkpoint` that is stored,
-        which is not yet this epoch's own; with `repeat` first those of the epochs that were done before. Returns the
-        history: one entry an epoch. `gauges` gets the figures of the training under way.
+        Args:
+            report: receives the metrics of each epoch on every worker. On the first worker they include the newest
+                stored `checkpoint`, which is not yet the one of this epoch.
+            repeat: report the epochs that were finished before this attempt first.
+            gauges: receives the state of the training while it runs.
+
+        Returns: the history, one entry per epoch.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite, on every worker alike. No checkpoint of that state is
-                written.
-            RunError, CheckpointError: the run was started with settings that do not go with these.
+            DivergedError: a loss or a gradient is not finite, on every worker at the same step. No checkpoint of that
+                state is written.
+            RunError, CheckpointError: the run was started with settings that are incompatible with these.
         """
         self._resume()
-        for figures in self.history if repeat else ():
-            report(figures)
+        for metrics in self.history if repeat else ():
+            report(metrics)
         if rank() == 0:
             save_config(self.config)
         train = self.config.train
@@ -92,12 +89,12 @@ class Trainer:
         telemetry = Telemetry(gauges, self.device, train.epochs)
         try:
             if rank() == 0:
-                logbook.begun()
+                logbook.start()
             while self.epoch < train.epochs:
                 self._train_epoch(logbook, telemetry)
-                figures = self._end_epoch(logbook)
-                telemetry.epoch(figures)
-                report(figures)
+                metrics = self._end_epoch(logbook)
+                telemetry.epoch(metrics)
+                report(metrics)
         except DivergedError as error:
             if rank() == 0:
                 logbook.diverged(str(error))
@@ -108,7 +105,7 @@ class Trainer:
         return self.history
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the model that the rest of the run depends on."""
+        """Return everything besides the model that the remainder of the run depends on."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.cycle.optimizers.items()},
             "mining": self.mining.state_dict(),
@@ -121,7 +118,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the saved position. Learning rates and betas stay the configured ones: they may be changed between."""
+        """Restore a saved position. Learning rates and betas stay as configured: a user may change them in between."""
         for name, optimizer in self.cycle.optimizers.items():
             configured = [_hyperparameters(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
@@ -134,7 +131,7 @@ class Trainer:
         torch.set_rng_state(state["rng"])
 
     def _resume(self) -> None:
-        """Go on from the newest sound checkpoint, the same one on every worker; else fill in starting weights."""
+        """Resume from the newest sound checkpoint, the same on every worker, or else load the starting weights."""
         saved = self.store.newest() if rank() == 0 else None
         step = torch.tensor([0], device=self.device)
         if rank() == 0:
@@ -151,13 +148,13 @@ class Trainer:
         logger.info("resumed %s: epoch %d, step %d", saved.uri, self.epoch + 1, self.global_step)
 
     def _train_epoch(self, logbook: Logbook, telemetry: Telemetry) -> None:
-        """The cycles of one epoch that are not done yet."""
+        """Run the remaining cycles of the current epoch."""
         train = self.config.train
         order = epoch_order(self.train_set.shard_sizes, train.seed, self.epoch, self.config.data.window)
         steps = math.ceil(len(order) / train.batch)
         discard = self.mining.discard(self.epoch)
         self.model.train()
-        logbook.epoch_began()
+        logbook.start_epoch()
         for batch in telemetry.waiting_for(self._batches()):
             pairs = order[self.batches_done * train.batch :][: train.batch]
             try:
@@ -173,7 +170,7 @@ class Trainer:
                 raise DivergedError(f"step {self.global_step + 1}: {error} (pairs {ids})") from None
             self.batches_done += 1
             self.global_step += 1
-            self._add_up(losses, len(pairs))
+            self._accumulate(losses, len(pairs))
             if rank() == 0:
                 logbook.step(self.global_step, self.epoch, self.batches_done, steps, len(pairs), losses)
             telemetry.step(self.global_step, self.epoch, len(pairs), losses, self.store.stored_at)
@@ -182,7 +179,7 @@ class Trainer:
                 self._save({})
 
     def _batches(self) -> Iterable[Batch]:
-        """This worker's shares of the epoch's batches that are not done yet."""
+        """Yield this worker's shares of the epoch's remaining batches."""
         sampler = GlobalBatchSampler(
             self.train_set.shard_sizes,
             seed=self.config.train.seed,
@@ -199,13 +196,13 @@ class Trainer:
             collate_fn=self.train_set.collate,
             num_workers=self.config.train.loader_workers,
             pin_memory=self.device.type == "cuda",
-            # of its own: else each start of an epoch, also in its middle, would move the run's random state
+            # a separate generator: otherwise starting an epoch, even halfway, would advance the run's random state
             generator=torch.Generator().manual_seed(self.config.train.seed),
         )
         return (batch.to(self.device) for batch in loader)
 
     def _negatives(self, pairs: NDArray[np.int64]) -> Tensor | None:
-        """Which pairs of the global batch may be each other's negatives, None for all."""
+        """Return which pairs of the global batch may be each other's negatives, B B; None if all may."""
         distance = self.config.loss.negative_min_distance_m
         if distance is None:
             return None
@@ -214,27 +211,27 @@ class Trainer:
         return allowed_negatives(positions, zones, distance).to(self.device)
 
     def _end_epoch(self, logbook: Logbook) -> dict[str, Any]:
-        """Validate, note the epoch, save. Returns the epoch's figures."""
-        figures = self._means()
-        figures |= {"epoch": self.epoch, "step": self.global_step, "discard": self.mining.discard(self.epoch)}
-        figures["pairs_per_second"] = logbook.pairs_per_second()
+        """Validate, record the epoch and save a checkpoint; return the metrics of the epoch."""
+        metrics = self._means()
+        metrics |= {"epoch": self.epoch, "step": self.global_step, "discard": self.mining.discard(self.epoch)}
+        metrics["pairs_per_second"] = logbook.pairs_per_second()
         last = self.epoch + 1 == self.config.train.epochs
         if last or (self.epoch + 1) % self.config.train.validate_every == 0:
             split = (self.validation_set, self.config.evaluation, self.device)
-            figures |= validation_recall(self.model, *split)
+            metrics |= validation_recall(self.model, *split)
             if self.config.train.validate_synthesis:
-                figures |= validation_quality(self.model, *split)
-        self.history.append(figures)
-        self.mining.epoch_ended(self.epoch, figures["r_loss"], figures.get("recall_at_1"))
+                metrics |= validation_quality(self.model, *split)
+        self.history.append(metrics)
+        self.mining.epoch_ended(self.epoch, metrics["r_loss"], metrics.get("recall_at_1"))
         self.epoch, self.batches_done, self._sums = self.epoch + 1, 0, {}
         if rank() == 0:
-            logbook.epoch_ended(self.history)
-        self._save(figures)
-        # What is told as saved is saved: this epoch's own checkpoint is still on its way.
-        return {**figures, "checkpoint": self.store.committed}
+            logbook.end_epoch(self.history)
+        self._save(metrics)
+        # The checkpoint of this epoch may still be uploading, so the last one that is stored is reported.
+        return {**metrics, "checkpoint": self.store.committed}
 
-    def _add_up(self, losses: dict[str, float], pairs: int) -> None:
-        """Sums over the epoch's pairs. A batch without a triplet is left out of the retrieval losses and counted."""
+    def _accumulate(self, losses: dict[str, float], pairs: int) -> None:
+        """Add to the epoch's sums; retrieval losses omit batches without a triplet, which are counted."""
         no_triplet = losses["kept"] == 0
         sums = {"pairs": float(pairs), "batches_without_triplets": float(no_triplet)}
         sums["pairs_with_triplets"] = 0.0 if no_triplet else float(pairs)
@@ -243,7 +240,7 @@ class Trainer:
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def _means(self) -> dict[str, Any]:
-        """The epoch's figures a pair."""
+        """Return the means over the epoch's pairs."""
         sums = dict(self._sums)
         pairs, with_triplets = sums.pop("pairs"), max(sums.pop("pairs_with_triplets"), 1.0)
         skipped = sums.pop("batches_without_triplets")
@@ -251,7 +248,7 @@ class Trainer:
         return {**means, "batches_without_triplets": skipped}
 
     def _save(self, metrics: dict[str, Any]) -> None:
-        """Give the state to the store; the first worker writes for all."""
+        """Pass the state to the store; only the first worker writes."""
         if rank() == 0:
             data = self.train_set.info
             meta = {
@@ -272,11 +269,14 @@ class Trainer:
 
 
 def check_ready(config: Config) -> None:
-    """Refuse what the workers would refuse, before any is started.
+    """Refuse a run that the workers would refuse, before any of them is started.
 
     Raises:
-        StorageError, ValueError: no data set, an empty split, another resolution, a run of other settings, a
-            tracker that is not installed.
+        ConfigError: a tracker that is not installed, or too small a cache.
+        DatasetError: no data set, or an empty split.
+        RunError: another resolution, or a run that was started with incompatible settings.
+        CheckpointError: a checkpoint of another model.
+        StorageError: a file cannot be read.
     """
     check_installed(config)
     data = _open(config, "train", flip=0.0).info

@@ -1,6 +1,6 @@
-"""When hard-negative mining starts and how much it discards: a fine-tuning step once the loss has converged.
+"""The schedule of hard-negative mining, a fine-tuning step once the loss has converged.
 
-Source: supplement, section B; MODEL_SPEC, "Losses".
+Source: supplement, section B; docs/model.md, "Losses".
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from s2s_ray.config import MiningConfig
 
 @dataclass
 class MiningSchedule:
-    """The discarded percentage of each epoch. Its fields besides `config` are what a checkpoint keeps.
+    """The percentage of triplets discarded in each epoch. A checkpoint keeps all fields except `config`.
 
-    `epoch_ended` is told every epoch's figures; a plateau is `patience` epochs without a relative improvement of
+    `epoch_ended` receives the metrics of every epoch; a plateau is `patience` epochs without a relative improvement of
     `min_gain` over the best so far.
     """
 
@@ -25,7 +25,7 @@ class MiningSchedule:
     started_at: int | None = None
 
     def discard(self, epoch: int) -> float:
-        """Percentage of triplets left out in a 0-based epoch; 0 before mining starts."""
+        """Return the percentage of triplets to discard in a 0-based epoch; 0 before mining starts."""
         start = self.config.start if isinstance(self.config.start, int) else self.started_at
         if start is None or epoch < start:
             return 0.0
@@ -33,7 +33,7 @@ class MiningSchedule:
         return self.config.discard[min(stage, len(self.config.discard) - 1)]
 
     def epoch_ended(self, epoch: int, triplet_loss: float, recall: float | None) -> None:
-        """Look for the plateau. `recall` is None where the epoch had no validation."""
+        """Detect the plateau. `recall` is None if the epoch had no validation."""
         if self.config.start != "plateau" or self.started_at is not None:
             return
         score = recall if self.config.metric == "recall" else -triplet_loss
@@ -47,10 +47,12 @@ class MiningSchedule:
                 self.started_at = epoch + 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint keeps."""
         state = asdict(self)
         del state["config"]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state of a checkpoint."""
         self.best, self.epochs_without_gain = state["best"], state["epochs_without_gain"]
         self.started_at = state["started_at"]

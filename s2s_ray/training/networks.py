@@ -1,4 +1,4 @@
-"""The networks as a training cycle calls them: the model's modules, or what torch.compile makes of them."""
+"""The networks as a training cycle calls them: the model's modules, plain or compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s2s_ray.runtime.collectives import world_size
 
 @dataclass(frozen=True)
 class Networks:
-    """Shapes are those of the modules of the same names; without an encoder of R's own, `satellite_encoder` is None."""
+    """Callables with the shapes of the modules of the same names; `satellite_encoder` is None if R has none."""
 
     generator: Callable[[Tensor], tuple[Tensor, Tensor]]
     discriminator: Callable[[Tensor], Tensor]
@@ -25,26 +25,27 @@ class Networks:
 
     @classmethod
     def of(cls, model: S2S) -> Networks:
-        """The modules as they are."""
+        """Return the modules themselves."""
         retrieval = model.retrieval
         return cls(model.generator, model.discriminator, retrieval.street_encoder, retrieval.satellite_encoder)
 
     @classmethod
     def compiled(cls, model: S2S) -> Networks:
-        """Compiled on their first calls, for each size of batch, on a GPU to CUDA graphs; the model stays as it is.
+        """Return compiled networks; the model itself is unchanged.
 
-        The spatial attentions are left as they are. The gradient of their channel-wise maximum asks which values are
-        equal to it, and a compiler that makes the values again, without rounding them to bfloat16 as before, finds
-        none. So is a street encoder whose batch norms talk to other workers. Where images lie channels last in memory,
-        all convolutions take and give them so; the compiler's own choice turns many of them round and back.
+        They are compiled on their first call for each batch size, on a GPU to CUDA graphs. Two parts stay eager: the
+        spatial attentions, because the gradient of their channel-wise maximum compares values with the maximum, and a
+        compiler that recomputes the values without the earlier rounding to bfloat16 finds none equal; and a street
+        encoder whose batch norm synchronises across workers. With channels-last images all convolutions are forced to
+        that layout; the compiler's own choice would transpose many of them back and forth.
         """
         networks = cls.of(model)
         options = {"triton.cudagraphs": True, "force_layout_optimization": model.channels_last}
         fast = partial(torch.compile, dynamic=False, options=options)
-        talks = world_size() > 1 and model.config.street_batchnorm == "live"
+        synchronised = world_size() > 1 and model.config.street_batchnorm == "live"
         return cls(
             fast(networks.generator),
             fast(networks.discriminator),
-            networks.street_encoder if talks else fast(networks.street_encoder),
+            networks.street_encoder if synchronised else fast(networks.street_encoder),
             None if networks.satellite_encoder is None else fast(networks.satellite_encoder),
         )

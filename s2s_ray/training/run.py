@@ -1,4 +1,4 @@
-"""A run by its name: where its files are, and whether a configuration may go on with it."""
+"""A run: the URIs of its files, its configuration, and whether another configuration may resume it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.config import Config, load_stored
-from s2s_ray.errors import RunError
+from s2s_ray.errors import CheckpointError, RunError
 from s2s_ray.model.checkpoint_meta import META_FILE, check_fits, read_meta
 from s2s_ray.training.checkpoint_store import CheckpointStore
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 
-# What a position in the run means: with another value the step number would name other pairs.
+# With another value of these a step number would mean other pairs.
 _FIXED = ("train.batch", "train.seed", "data.window", "data.flip")
 
 
 def located(config: Config) -> Config:
-    """The same configuration with absolute URIs: workers have another working directory."""
+    """Return the same configuration with absolute URIs: workers have another working directory."""
     data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
     train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
     tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
@@ -30,35 +30,44 @@ def located(config: Config) -> Config:
 
 
 def run_uri(config: Config) -> str:
-    """`STORAGE/NAME`, the pair that is the identity of a run."""
+    """Return `STORAGE/NAME`, which identifies a run."""
     return storage.join(config.train.storage, config.train.name)
 
 
 def checkpoint_store(config: Config) -> CheckpointStore:
-    """The checkpoints of the configured run."""
+    """Return the checkpoints of the configured run."""
     return CheckpointStore(storage.join(run_uri(config), CHECKPOINTS), config.train.keep_checkpoints)
 
 
 def save_config(config: Config) -> None:
-    """Write the resolved configuration beside the run's checkpoints."""
+    """Write the resolved configuration to the run's `config.yaml`."""
     storage.write_bytes(storage.join(run_uri(config), CONFIG_FILE), config.to_yaml().encode())
 
 
 def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_digest: str) -> None:
-    """Refuse to resume a checkpoint under a configuration that gives its step another meaning.
+    """Refuse to resume a checkpoint with a configuration that gives its step another meaning.
+
+    Args:
+        uri: the checkpoint, for messages.
+        meta: its metadata.
+        config: the configuration to resume with.
+        dataset_digest: digest of the configured data set.
 
     Raises:
-        CheckpointError: another model. RunError: another data set, batch, seed or order of pairs.
+        CheckpointError: another model, or a checkpoint that no run has saved.
+        RunError: another data set, batch, seed or order of pairs.
     """
+    if meta.get("config") is None or meta.get("dataset") is None:
+        raise CheckpointError(f"checkpoint {uri} was not saved by a run, so none can be resumed from it")
     saved = Config.from_stored(meta["config"], storage.join(uri, META_FILE))
     check_fits(uri, saved.model, config.model)
-    theirs, ours = saved.model_dump(), config.model_dump()
+    before, now = saved.model_dump(), config.model_dump()
     for key in _FIXED:
         section, field = key.split(".")
-        if theirs[section][field] != ours[section][field]:
+        if before[section][field] != now[section][field]:
             raise RunError(
-                f"run {config.train.name!r} was started with {key}={theirs[section][field]!r}, now it is "
-                f"{ours[section][field]!r}: keep it, or choose another train.name"
+                f"run {config.train.name!r} was started with {key}={before[section][field]!r}, now it is "
+                f"{now[section][field]!r}: keep it, or choose another train.name"
             )
     if meta["dataset"]["digest"] != dataset_digest:
         raise RunError(
@@ -66,10 +75,10 @@ def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_dige
             f"data.uri={config.data.uri!r}: choose another train.name"
         )
     changed = [
-        f"{section}.{field}: {theirs[section][field]!r} -> {value!r}"
+        f"{section}.{field}: {before[section][field]!r} -> {value!r}"
         for section in ("loss", "mining", "train")
-        for field, value in ours[section].items()
-        if theirs[section][field] != value
+        for field, value in now[section].items()
+        if before[section][field] != value
     ]
     if changed:
         logger.info("resuming %s with changes: %s", uri, "; ".join(changed))
@@ -107,7 +116,12 @@ def config_of(uri: str) -> Config | None:
 
 
 def find_checkpoint(uri: str) -> str:
-    """The checkpoint at a URI: one itself, or the best of a run. Raises RunError where it is neither."""
+    """Return the URI of a checkpoint: `uri` itself, or the best of the run at `uri`.
+
+    Raises:
+        RunError: it is neither a checkpoint nor a run with a validated one.
+        StorageError: it cannot be read.
+    """
     if storage.is_complete(uri):
         return uri
     store = CheckpointStore(storage.join(uri, CHECKPOINTS))

@@ -1,21 +1,20 @@
 """One training cycle in the paper's order: forward G; discriminator step; retrieval step; generator step.
 
-With `micro_batch` each network's gradients are those of the whole batch all the same, made piece by piece: forward
-passes are repeated with a graph when their turn comes, and the triplet loss reaches them through its gradient at the
-descriptors, which is made once (Gao et al. 2021, "Scaling deep contrastive learning batch size").
+With `micro_batch` the gradients of each network are still those of the whole batch, accumulated piece by piece. Forward
+passes are repeated with a graph for each piece in turn, and the triplet loss reaches them through its gradient with
+respect to the descriptors, which is computed once (Gao et al. 2021, "Scaling deep contrastive learning batch size").
 
-Source: supplement, section B; MODEL_SPEC, "Optimisation".
+Source: supplement, section B; docs/model.md, "Optimisation".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.errors import NotFiniteError
@@ -24,20 +23,21 @@ from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
 from s2s_ray.model.precision import at_least_float32
 from s2s_ray.model.s2s import S2S
-from s2s_ray.runtime.collectives import gather_rows, start_sum, sum_over_ranks, world_size
+from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
+from s2s_ray.training.gradients import Gradients, frozen, trained_parameters
 from s2s_ray.training.networks import Networks
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
 
 Descriptors = tuple[Tensor, Tensor]
-"""Of some pairs' satellite and street views, each b x D."""
+"""Descriptors of the satellite and street views of some pairs, b x D each."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Pairs of this worker and what G makes of them; with the graph only where they are all its pairs.
+    """Pairs of this worker with the output of G, which has a graph only if these are all pairs of the worker.
 
-    Without a generator (`retrieval_only`) it makes nothing: `fake` and `features` are empty.
+    Without a generator (`retrieval_only`) `fake` and `features` are empty.
     """
 
     satellite: Tensor
@@ -48,7 +48,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What all workers know of the batch they share."""
+    """The batch that the workers share: each worker's number of pairs, the negatives and the mining percentage."""
 
     shares: Sequence[int]
     negatives: Tensor | None
@@ -56,16 +56,17 @@ class GlobalBatch:
 
     @property
     def pairs(self) -> int:
+        """The pairs of all workers."""
         return sum(self.shares)
 
 
 class TrainingStep:
-    """The three networks' optimisers and one alternating update of each per call.
+    """The optimisers of the three networks, and one alternating update of each per call.
 
-    Every worker calls it with its share of the global batch; the gradients are those of the global batch,
-    whatever the shares. `optimizers` maps generator, discriminator and retrieval to their Adam. An ablation
-    (`model.ablation`; supplement, section C) leaves out the updates of networks and the terms of losses that it is
-    without. With `train.compile` batches of `train.batch` pairs go through compiled networks, others as they are.
+    Every worker calls it with its share of the global batch; the gradients are those of the global batch for any
+    shares. `optimizers` maps generator, discriminator and retrieval to their Adam. An ablation (`model.ablation`;
+    supplement, section C) omits the updates of the networks and the terms of the losses that it lacks. With
+    `train.compile`, batches of exactly `train.batch` pairs use compiled networks, all others eager ones.
     """
 
     def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
@@ -85,7 +86,7 @@ class TrainingStep:
         idle = {"generator": not model.config.synthesizes, "discriminator": not model.config.adversarial}
         self.optimizers = {
             name: torch.optim.Adam(
-                _trained(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8, fused=True
+                trained_parameters(model.get_submodule(name)), lr=rate, betas=train.betas, eps=1e-8, fused=True
             )
             for name, rate in rates.items()
             if not idle.get(name, False)
@@ -103,23 +104,23 @@ class TrainingStep:
         """Update D, R and G once.
 
         Args:
-            satellite, street: this worker's b 3 H W, polar and panorama, in [-1, 1].
-            shares: pairs of every worker, b of this one among them; None for a single worker.
+            satellite, street: this worker's polar images and panoramas, b 3 H W, in [-1, 1].
+            shares: number of pairs of every worker, b of this one among them; None for a single worker.
             negatives: B B bool over the *global* batch in rank order, see `losses.triplet_loss`.
             discard: mining percentage.
 
         Returns: losses of the global batch by name (`LOSS_NAMES`), `kept` and `valid` triplets, and the norms of the
-        three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`); an ablation's are fewer.
+        three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`); an ablation has fewer of them.
 
         Raises:
-            NotFiniteError: on every worker alike. What the forward pass makes of a bad pair or of bad weights is
-                seen before any optimiser has moved, what only the new D and R make of it before G's has.
+            NotFiniteError: a loss or a gradient norm is not finite, on every worker alike. Bad pairs and bad weights
+                are detected before any optimiser steps; values that only the updated D and R produce, before G does.
         """
         batch = GlobalBatch([len(satellite)] if shares is None else shares, negatives, discard)
         assert len(batch.shares) == world_size(), (shares, world_size())
         model = self.model
         self._networks = self._eager
-        if self._compiled is not None and batch.pairs == self._batch:  # not an epoch's last: each size takes minutes
+        if self._compiled is not None and batch.pairs == self._batch:  # not a short last one: each size takes minutes
             self._networks = self._compiled
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -146,14 +147,14 @@ class TrainingStep:
         return {**values, "kept": float(found.kept), "valid": float(found.valid)}
 
     def _discriminator_gradients(self, pieces: Sequence[Piece], pairs: int) -> tuple[Gradients, dict[str, Tensor]]:
-        """D's gradients and its loss."""
+        """Return the gradients of D, and its loss."""
         power_iterate(self.model.discriminator)
         parts: list[Tensor] = []
         gradients = Gradients(self.model.discriminator, self._discriminator_losses(pieces, pairs, parts))
         return gradients, {"d_loss": torch.stack(parts).sum()}
 
     def _update_generator(self, pieces: Sequence[Piece], batch: GlobalBatch) -> dict[str, float]:
-        """G's step through the updated D and R, which receive no gradient. Returns its losses and its norm."""
+        """Step G through the updated D and R, which receive no gradient; return its losses and gradient norm."""
         model = self.model
         terms: dict[str, Tensor] = {}
         with frozen(model.discriminator, model.retrieval):
@@ -174,7 +175,7 @@ class TrainingStep:
         return values
 
     def _generate(self, satellite: Tensor, street: Tensor) -> list[Piece]:
-        """G's forward pass, with a graph only where one piece is everything."""
+        """Run the forward pass of G, with a graph only if there is a single piece."""
         size = self.micro_batch or max(1, len(satellite))
         parts = list(zip(torch.split(satellite, size), torch.split(street, size), strict=True))
         if not self.model.config.synthesizes:
@@ -183,7 +184,7 @@ class TrainingStep:
             return [Piece(polar, panorama, *self._networks.generator(polar)) for polar, panorama in parts]
 
     def _discriminator_losses(self, pieces: Sequence[Piece], pairs: int, parts: list[Tensor]) -> Iterator[Tensor]:
-        """Half the sum of both cross-entropies, piece by piece; each is also appended to `parts`.
+        """Yield half the sum of both cross-entropies for each piece; it is also appended to `parts`.
 
         Real and synthesised pairs go through D in one pass.
         """
@@ -199,7 +200,7 @@ class TrainingStep:
             yield 0.5 * loss
 
     def _embed(self, pieces: Sequence[Piece], *, graph: bool) -> list[Descriptors]:
-        """Both views' descriptors of each piece; a graph leads to R's weights and not to G's."""
+        """Return the descriptors of both views of each piece; a graph reaches the weights of R and not those of G."""
         retrieval = self.model.retrieval
         with torch.set_grad_enabled(graph):
             return [
@@ -211,14 +212,17 @@ class TrainingStep:
             ]
 
     def _features(self, piece: Piece) -> Tensor:
-        """The satellite's local features as R sees them: without a way back to G, or of an encoder of its own."""
+        """Return the satellite's local features for R: detached from G, or from R's separate encoder."""
         if self._networks.satellite_encoder is None:
             return piece.features.detach()
-        own: Tensor = self._networks.satellite_encoder(piece.satellite).features
-        return own
+        features: Tensor = self._networks.satellite_encoder(piece.satellite).features
+        return features
 
     def _triplets(self, embedded: Sequence[Descriptors], batch: GlobalBatch) -> tuple[Triplets, list[Descriptors]]:
-        """The triplet loss of the global batch, alike on every worker, and its gradient at its own descriptors."""
+        """Return the triplet loss of the global batch and its gradients with respect to this worker's descriptors.
+
+        The loss is the same on every worker; the gradients are listed by piece.
+        """
         rows = [torch.cat(view).detach().requires_grad_() for view in zip(*embedded, strict=True)]
         with torch.autocast(rows[0].device.type, enabled=False):
             found = triplet_loss(
@@ -234,7 +238,7 @@ class TrainingStep:
     def _retrieval_losses(
         self, pieces: Sequence[Piece], embedded: Sequence[Descriptors], gradients: Sequence[Descriptors]
     ) -> Iterator[Tensor]:
-        """A loss of each piece whose gradient in R's weights is the piece's part of the triplet loss's."""
+        """Yield for each piece a loss whose gradient is the piece's part of the triplet loss's in the weights of R."""
         for piece, descriptors, (at_satellite, at_street) in zip(pieces, embedded, gradients, strict=True):
             satellite, street = descriptors if len(pieces) == 1 else self._embed([piece], graph=True)[0]
             yield (satellite * at_satellite).sum() + (street * at_street).sum()
@@ -242,9 +246,9 @@ class TrainingStep:
     def _generator_losses(
         self, pieces: Sequence[Piece], gradients: Sequence[Descriptors] | None, pairs: int, parts: list[Tensor]
     ) -> Iterator[Tensor]:
-        """The same in G's weights and for G's loss; each piece's GAN and L1 terms are also appended to `parts`.
+        """Yield the like for the loss of G and its weights; the GAN and L1 terms are also appended to `parts`.
 
-        Without `gradients` there is no retrieval term, and in an ablation without D the GAN term is nought.
+        Without `gradients` there is no retrieval term; in an ablation without D the GAN term is zero.
         """
         for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
@@ -263,49 +267,15 @@ class TrainingStep:
             yield loss
 
 
-class Gradients:
-    """The gradient of the global batch in a network's trained weights, left in their `grad`.
-
-    Made from this worker's losses one after the other, and added up over the workers while others are computed:
-    it is there once `norm` was asked for.
-    """
-
-    def __init__(self, network: nn.Module, losses: Iterable[Tensor]) -> None:
-        parameters = _trained(network)
-        for parameter in parameters:
-            parameter.grad = None  # of the step before: room for this one's
-        sums: list[Tensor | None] = [None] * len(parameters)
-        for loss in losses:
-            for k, gradient in enumerate(torch.autograd.grad(loss, parameters, allow_unused=True)):
-                if gradient is not None:
-                    total = sums[k]
-                    # a copy: autograd may hand the same tensor out twice
-                    sums[k] = (
-                        gradient.clone(memory_format=torch.contiguous_format) if total is None else total.add_(gradient)
-                    )
-        self._totals = [
-            torch.zeros_like(parameter) if total is None else total
-            for parameter, total in zip(parameters, sums, strict=True)
-        ]
-        for parameter, total in zip(parameters, self._totals, strict=True):
-            parameter.grad = total
-        self._wait = start_sum(*self._totals)
-
-    def norm(self) -> Tensor:
-        """L2 norm over all the weights."""
-        self._wait()
-        return torch.nn.utils.get_total_norm(self._totals)
-
-
 def _summed(**losses: Tensor) -> dict[str, Tensor]:
-    """Losses of the global batch from each worker's shares."""
+    """Sum each worker's shares of the losses to those of the global batch."""
     totals = torch.stack([loss.detach().double() for loss in losses.values()])
     sum_over_ranks(totals)
     return dict(zip(losses, totals, strict=True))
 
 
 def _finite(**values: Tensor) -> dict[str, float]:
-    """The values as numbers, alike on every worker. Raises NotFiniteError."""
+    """Return the values as numbers. Raises NotFiniteError, on every worker alike."""
     numbers = torch.stack([value.double() for value in values.values()]).tolist()
     for name, number in zip(values, numbers, strict=True):
         if not math.isfinite(number):
@@ -313,24 +283,6 @@ def _finite(**values: Tensor) -> dict[str, float]:
     return dict(zip(values, numbers, strict=True))
 
 
-@contextmanager
-def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Parameters of the networks receive no gradient inside the block."""
-    parameters = [parameter for network in networks for parameter in _trained(network)]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-def _trained(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters that are trained: a convolution's bias before an instance norm is not."""
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
 def _count(local: Tensor, pairs: int) -> int:
-    """Values of the global batch, from this worker's tensor of some pairs."""
+    """Return the number of values in the global batch, given this worker's tensor of some pairs."""
     return pairs * math.prod(local.shape[1:])

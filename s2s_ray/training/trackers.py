@@ -1,8 +1,9 @@
-"""Experiment trackers that are told what `history.json` has: MLflow and Weights & Biases, where a run asks for them.
+"""Experiment trackers, MLflow and Weights & Biases: they receive the entries of `history.json`.
 
-They are set up as their own documentation says (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; WANDB_API_KEY,
-WANDB_PROJECT, WANDB_MODE), in the environment of the workers. A run that goes on is the same run there. A tracker that
-cannot be reached when the run starts is an error; one that is lost later costs warnings and not the run.
+A run uses those in `train.trackers`. They are set up in the environment of the workers as their own documentation
+describes (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME; WANDB_API_KEY, WANDB_PROJECT, WANDB_MODE). A resumed run
+continues the same tracker run. A tracker that cannot be reached when the run starts is an error; one that is lost
+later is logged and does not stop the run.
 """
 
 from __future__ import annotations
@@ -16,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from s2s_ray.config import (
-    Config,
-)
+from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError
 from s2s_ray.training.run import run_uri
 
@@ -26,41 +25,41 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "s2s"
 RUN_TAG = "s2s.run"
-_LONGEST = 500  # characters of a parameter's value that every version of MLflow's server takes
+_MAX_LENGTH = 500  # characters of a parameter's value that every version of MLflow's server accepts
 
 
 class Tracker(Protocol):
-    """What the logbook tells a tracker."""
+    """The interface of a tracker, called by the logbook."""
 
-    def epoch(self, figures: Mapping[str, Any]) -> None:
-        """The figures of an epoch; those that are numbers are logged at `figures["step"]`."""
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Log the numeric metrics of an epoch at `metrics["step"]`."""
 
     def close(self, *, complete: bool) -> None:
-        """This start is over; `complete` where the run is."""
+        """End this attempt; `complete` if the run is."""
 
 
 def check_installed(config: Config) -> None:
-    """Raises ConfigError where a tracker that the run asks for is not installed."""
+    """Raise ConfigError if a tracker in `train.trackers` is not installed."""
     for name in config.train.trackers:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"train.trackers={name!r}: it is not installed: pip install 's2s-ray[{name}]'")
+            raise ConfigError(f"train.trackers={name!r} is not installed: pip install 's2s-ray[{name}]'")
 
 
 def open_trackers(config: Config) -> list[Tracker]:
-    """The trackers that a run asks for. Raises ConfigError where one is not installed or cannot be reached."""
+    """Return the trackers in `train.trackers`. Raises ConfigError if one is not installed or cannot be reached."""
     kinds: dict[str, Callable[[Config], Tracker]] = {"mlflow": MlflowTracker, "wandb": WandbTracker}
     found: list[Tracker] = []
     check_installed(config)
     for name in config.train.trackers:
         try:
             found.append(kinds[name](config))
-        except Exception as error:  # whatever a tracker's client raises
+        except Exception as error:  # clients of trackers raise anything
             raise ConfigError(f"train.trackers={name!r} cannot be used: {error}") from None
     return found
 
 
 class MlflowTracker:
-    """A run of MLflow, found again by the tag `s2s.run`."""
+    """A run of MLflow, identified by its tag `s2s.run`."""
 
     def __init__(self, config: Config) -> None:
         from mlflow import MlflowClient
@@ -69,8 +68,8 @@ class MlflowTracker:
         self._client = MlflowClient()
         uri = run_uri(config)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-        there = self._client.get_experiment_by_name(name)
-        experiment = there.experiment_id if there is not None else self._client.create_experiment(name)
+        known = self._client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known is not None else self._client.create_experiment(name)
         runs = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{uri}'", max_results=1)
         if runs:
             self._run = runs[0].info.run_id
@@ -78,15 +77,15 @@ class MlflowTracker:
         else:
             created = self._client.create_run(experiment, run_name=config.train.name, tags={RUN_TAG: uri})
             self._run = created.info.run_id
-            for key, value in parameters(config):  # what a run was begun with; MLflow's parameters never change
-                self._client.log_batch(self._run, params=[Param(key, str(value)[:_LONGEST])])
+            for key, value in parameters(config):  # those the run was started with: MLflow's parameters never change
+                self._client.log_batch(self._run, params=[Param(key, str(value)[:_MAX_LENGTH])])
 
-    def epoch(self, figures: Mapping[str, Any]) -> None:
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
 
         with _warning("MLflow"):
-            now, step = int(time.time() * 1000), int(figures["step"])
-            self._client.log_batch(self._run, [Metric(key, value, now, step) for key, value in numbers(figures)])
+            now, step = int(time.time() * 1000), int(metrics["step"])
+            self._client.log_batch(self._run, [Metric(key, value, now, step) for key, value in numbers(metrics)])
 
     def close(self, *, complete: bool) -> None:
         with _warning("MLflow"):
@@ -94,7 +93,7 @@ class MlflowTracker:
 
 
 class WandbTracker:
-    """A run of Weights & Biases, with an id that is a function of the run's place."""
+    """A run of Weights & Biases, whose id is a hash of the run's URI."""
 
     def __init__(self, config: Config) -> None:
         import wandb
@@ -108,24 +107,24 @@ class WandbTracker:
             config=dict(parameters(config)),
         )
 
-    def epoch(self, figures: Mapping[str, Any]) -> None:
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
         with _warning("Weights & Biases"):
-            self._run.log(dict(numbers(figures)), step=int(figures["step"]))
+            self._run.log(dict(numbers(metrics)), step=int(metrics["step"]))
 
     def close(self, *, complete: bool) -> None:
         with _warning("Weights & Biases"):
             self._run.finish(exit_code=0 if complete else 1)
 
 
-def numbers(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures that are numbers."""
-    for key, value in figures.items():
+def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the metrics that are numbers."""
+    for key, value in metrics.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield key, float(value)
 
 
 def parameters(config: Config) -> Iterator[tuple[str, Any]]:
-    """Every value of the configuration under its dotted key."""
+    """Yield every value of the configuration with its dotted key."""
 
     def below(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
@@ -139,8 +138,8 @@ def parameters(config: Config) -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def _warning(tracker: str) -> Iterator[None]:
-    """A tracker that is lost while training goes on is told of, and not more."""
+    """Log errors inside the block instead of raising them: training continues without the tracker."""
     try:
         yield
-    except Exception as error:  # whatever its client raises
-        logger.warning("%s was not told: %s", tracker, error)
+    except Exception as error:  # its client raises anything
+        logger.warning("could not log to %s: %s", tracker, error)

@@ -1,4 +1,4 @@
-"""Validation during training, shared among the workers: recall, and how good the synthesis is."""
+"""Validation during training, shared among the workers: recall and the quality of the synthesis."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from s2s_ray.runtime.collectives import gather_rows, rank, sum_over_ranks, world
 def validation_recall(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Street-to-satellite recall of a split: each worker embeds its share, all know the result.
+    """Measure the street-to-satellite recall of a split; each worker embeds its share, and all return the same.
 
-    Leaves the model in training mode. Returns `recall_at_1`, ... and `gallery`.
+    The model is left in training mode.
+
+    Returns: `recall_at_1` and so on, and `gallery`.
     """
     shares = [share(np.arange(len(dataset)), worker, world_size()) for worker in range(world_size())]
     counts = [len(part) for part in shares]
@@ -37,9 +39,9 @@ def validation_recall(
 def validation_quality(
     model: S2S, dataset: PairDataset, config: EvaluationConfig, device: torch.device
 ) -> dict[str, float]:
-    """Mean `l1`, `psnr`, `ssim` and `sharpness` of a split's synthesised views.
+    """Measure the mean `l1`, `psnr`, `ssim` and `sharpness` of a split's synthesised views.
 
-    Each worker draws its share, all know the result. Leaves the model in the mode it came in.
+    Each worker synthesises its share, and all return the same. The mode of the model is restored.
     """
     own = share(np.arange(len(dataset)), rank(), world_size()).tolist()
     names = ("l1", "psnr", "ssim", "sharpness")

@@ -17,7 +17,7 @@ from PIL import Image
 from s2s_ray.config import Config, EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import DescriptorError, ExpectationError
+from s2s_ray.errors import DescriptorError, ExpectationError, ViewError
 from s2s_ray.evaluation import evaluate as evaluation
 from s2s_ray.evaluation.descriptors import embed_dataset, embed_indices, evaluating
 from s2s_ray.evaluation.evaluate import evaluate
@@ -302,5 +302,5 @@ def spoil() -> Callable[[S2S, str], None]:
 
 def test_another_resolution_is_refused(dataset: PairDataset) -> None:
     other = S2S(ModelConfig.model_validate(SMALL | {"width": 80}))
-    with pytest.raises(ValueError, match="this model takes"):
+    with pytest.raises(ViewError, match="this model expects"):
         evaluate(other, dataset, EvaluationConfig(batch=7))

@@ -27,7 +27,7 @@ from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 SMALL = {"height": 32, "width": 40, "channels": 4, "residual_blocks": 1, "street_blocks": [1, 1, 1], "masks": 2}
 HISTORY = [{"epoch": k, "r_loss": 1.0 / (k + 1), "recall_at_1": 0.1 * k, "gallery": 9} for k in range(3)]

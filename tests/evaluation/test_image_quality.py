@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2s_ray.errors import DivergedError, InputError
 from s2s_ray.evaluation.image_quality import ImageQuality, measure
 
 
@@ -92,8 +93,8 @@ def test_means_are_per_image_whatever_the_batches(pair: tuple[Tensor, Tensor]) -
 
 def test_nothing_measured_and_nan_are_refused(pair: tuple[Tensor, Tensor]) -> None:
     quality = ImageQuality()
-    with pytest.raises(ValueError, match="the split is empty"):
+    with pytest.raises(InputError, match="the split is empty"):
         quality.mean()
     quality.update(pair[0] * math.nan, pair[1])
-    with pytest.raises(ValueError, match="the generator has diverged"):
+    with pytest.raises(DivergedError, match="the generator has diverged"):
         quality.mean()

@@ -82,7 +82,7 @@ def test_nothing_is_measured_by_default() -> None:
 
 @pytest.mark.parametrize(("key", "backbone"), [("fid", "resnet34"), ("lpips", "alex")])
 def test_weights_that_cannot_be_had(weights: Path, monkeypatch: pytest.MonkeyPatch, key: str, backbone: str) -> None:
-    with pytest.raises(WeightsError, match=r"evaluation.weights='.*' holds no (resnet34|alexnet)-"):
+    with pytest.raises(WeightsError, match=r"evaluation.weights='.*' does not contain (resnet34|alexnet)-"):
         Perceptual(EvaluationConfig.model_validate({key: backbone, "weights": str(weights)}), 4, "cpu")
 
     def offline(*arguments: object, **options: object) -> None:

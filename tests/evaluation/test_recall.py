@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2s_ray.errors import DescriptorError, DiskFullError
+from s2s_ray.errors import DescriptorError, DiskFullError, InputError
 from s2s_ray.evaluation.recall import (
     Nearby,
     Places,
@@ -207,15 +207,15 @@ def test_descriptors_that_are_not_finite_are_named(bad: float) -> None:
 
 def test_what_does_not_fit_together_is_refused() -> None:
     unit = torch.eye(3)
-    with pytest.raises(ValueError, match="3 queries and a gallery of 2"):
+    with pytest.raises(InputError, match="3 queries and a gallery of 2"):
         recall_at_k(unit, unit[:2])
-    with pytest.raises(ValueError, match=r"\[3, 3\] and gallery \[3, 2\]"):
+    with pytest.raises(DescriptorError, match=r"\[3, 3\] and gallery \[3, 2\]"):
         recall_at_k(unit, unit[:, :2])
-    with pytest.raises(ValueError, match="one index below 2 each"):
+    with pytest.raises(InputError, match="one index below 2 for each"):
         recall_at_k(unit, unit[:2], truth=torch.tensor([0, 1, 2]))
     with pytest.raises(DescriptorError, match="nothing to rank"):
         recall_at_k(unit[:0], unit)
-    with pytest.raises(ValueError, match="each row needs one"):
+    with pytest.raises(InputError, match="expected one for each row"):
         recall_at_k(unit, unit, nearby=Nearby(places(5, 0), places(4, 0), 5.0))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet34
 
 from s2s_ray.config import ModelConfig
+from s2s_ray.errors import ViewError
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
@@ -233,13 +234,13 @@ def test_images_lie_in_memory_as_chosen(last: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(1, 3, 40, 32), (3, 32, 40), (1, 6, 32, 40), (1, 3, 32, 48)])
 def test_images_of_another_shape_are_refused(tiny: S2S, shape: tuple[int, ...]) -> None:
     for call in (tiny.embed_satellite, tiny.embed_street, tiny.synthesize):
-        with pytest.raises(ValueError, match="32, 40") as error:
+        with pytest.raises(ViewError, match="32, 40") as error:
             call(torch.zeros(shape))
         assert str(shape) in str(error.value)
 
 
 def test_images_of_another_dtype_are_refused(tiny: S2S) -> None:
-    with pytest.raises(ValueError, match="int64"):
+    with pytest.raises(ViewError, match="int64"):
         tiny.synthesize(torch.zeros(1, 3, 32, 40, dtype=torch.int64))
 
 

@@ -171,7 +171,7 @@ def test_descriptors_come_from_the_encoder_of_their_own(ablation: Ablation) -> N
         torch.testing.assert_close(descriptors, model.embed_satellite(satellite))
         torch.testing.assert_close(views, model.synthesize(satellite))
         return
-    with pytest.raises(NoSynthesisError, match=r"model.ablation='retrieval_only': it synthesises no street views"):
+    with pytest.raises(NoSynthesisError, match=r"model.ablation='retrieval_only' and synthesises no street views"):
         model.synthesize(satellite)
 
 

@@ -30,7 +30,7 @@ PAIRS = 11  # batches of 4, 4 and 3
 
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 
 class ProcessEndedError(Exception):

@@ -16,11 +16,8 @@ from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.s2s import S2S
-from s2s_ray.training.step import (
-    LOSS_NAMES,
-    TrainingStep,
-    frozen,
-)
+from s2s_ray.training.gradients import frozen
+from s2s_ray.training.step import LOSS_NAMES, TrainingStep
 
 TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
 TRAIN = TrainConfig(lr_generator=1e-3, lr_discriminator=2e-3, lr_retrieval=5e-4)
