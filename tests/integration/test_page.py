@@ -21,7 +21,7 @@ from s2s_ray.geo.images import encode
 from s2s_ray.index.build import build_index
 from s2s_ray.service.http.page import VENDOR
 from s2s_ray.service.settings import ServeArgs
-from tests.conftest import PairFolder
+from tests.support.pair_folder import PairFolder
 from tests.support.in_process_service import application, listening
 from tests.support.served import save_tiny
 
@@ -123,7 +123,7 @@ def wait_for_pictures(page: Page, selector: str) -> None:
 def test_an_example_is_found_and_shown_on_the_map(page: Page) -> None:
     page.locator("#panorama-examples button").first.click()
     expect(page.locator("#matches li")).to_have_count(TILES)
-    expect(page.locator("#matches li").first).to_contain_text("from the true place")
+    expect(page.locator("#matches li").first).to_contain_text("from the true position")
     expect(page.locator("#map .pin")).to_have_count(TILES)
     expect(page.locator("#map .truth")).to_have_count(1)
     expect(page.locator("#localize-status")).to_contain_text(f"of {TILES} tiles")
@@ -227,7 +227,7 @@ def test_without_the_map_library_it_says_so_and_works(browser: Browser, url: str
 def test_a_service_that_does_not_answer_is_said_in_words(page: Page) -> None:
     page.route("**/v1/localize*", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, body="Busy"))
     upload(page, "panorama-file", panorama())
-    expect(page.locator("#localize-error")).to_contain_text("answered 503: Busy. (In 2 s it may go.)")
+    expect(page.locator("#localize-error")).to_contain_text("responded with 503: Busy. Try again in 2 s.")
 
 
 def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
@@ -238,7 +238,7 @@ def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
     with listening(application(closed)) as address:
         page = browser.new_page(viewport=DESKTOP)
         page.goto(address)
-        expect(page.locator("#served")).to_contain_text("A token is needed")
+        expect(page.locator("#served")).to_contain_text("A token is required")
         page.locator("#access summary").click()
         page.locator("#token").fill(SECRET)
         page.locator("#use-token").click()
