@@ -12,7 +12,6 @@ from torch import Tensor
 
 from s2s_ray import cli
 from s2s_ray.config import LossConfig, TrainConfig
-from s2s_ray.geo.polar import polar_transform
 from s2s_ray.inference import Embedder
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.released import read_released
@@ -121,13 +120,6 @@ def test_every_recorded_number_is_compared() -> None:
     recorded = expected("cycles")
     assert [set(cycle) for cycle in recorded["cycles"]] == [{*LOSS_NAMES, *GRADIENT_NORMS}] * 3
     assert set(expected("outputs")) == {"salt", "fake_std", "d_shape", *FORWARDS}
-
-
-def test_the_polar_transform() -> None:
-    recorded = np.array(expected("polar")["values"])
-    tile = np.random.RandomState(SEED + 13).randint(0, 256, (256, 256, 3)).astype(np.uint8)
-    polar = polar_transform(torch.tensor(tile).permute(2, 0, 1).double(), 112, 616)
-    assert np.abs(picked(polar.permute(1, 2, 0), len(recorded)) - recorded).max() < 1e-6
 
 
 @pytest.mark.parametrize(("prefix", "zipped"), [("module.", False), ("", True)])
