@@ -1,4 +1,4 @@
-# `make demo` and `make test` do everything on a fresh machine; each target fills .venv when it has to.
+# A fresh machine needs only Python 3.11 to 3.13 and make: every target creates or updates .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,8 +9,8 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# pip installs uv in the version and with the hashes of the lock; uv installs the rest, and removes what the lock does
-# not name. setuptools is in the lock, so building the project downloads nothing.
+# pip installs the uv that the lock pins; uv installs the rest and removes what is not in the lock. Every hash is
+# verified. setuptools is in the lock too, so building the project downloads nothing.
 $(STAMP): requirements.lock pyproject.toml s2s_ray/service/deploy/vendor.py
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "s2s-ray needs Python 3.11 to 3.13, %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, v[0], v[1]))'
 	$(PYTHON) -m venv $(VENV)
@@ -20,38 +20,40 @@ $(STAMP): requirements.lock pyproject.toml s2s_ray/service/deploy/vendor.py
 	$(BIN)/python -m s2s_ray.service.deploy.vendor
 	touch $@
 
-lock: ## pin the dependencies of all extras and groups, for every Python and platform; LOCK=--upgrade renews all versions
+lock: ## pin all extras and groups for every supported Python and platform; LOCK=--upgrade also upgrades versions
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --group bench --generate-hashes --no-annotate --custom-compile-command "make lock" $(LOCK) -o requirements.lock pyproject.toml
 
-demo: $(STAMP) ## a city, a trained model and a service that says where you are, below ./demo
+demo: $(STAMP) ## a procedural city, a trained model and a service that localises its panoramas, in ./demo
 	$(BIN)/python -m jobs.demo
 
-serve: $(STAMP) ## the demo's release over HTTP on 127.0.0.1:8000, until Ctrl-C
+serve: $(STAMP) ## serve the demo's release on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/python -m serve --registry demo/registry --name demo
 
-# Two processes, a file to each at a time, the long ones first; PyTorch's own threads would only get in each other's way.
+# Two processes, one test file each at a time, long files first. PyTorch runs single-threaded to avoid contention.
 UNIT := $(filter-out tests/integration/ tests/chaos/ tests/gpu/ tests/support/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP) ## everything
+test: $(STAMP) ## all tests
 	$(PYTEST)
 
-test-fast: $(STAMP) ## unit tests but the slowest, and one end-to-end run
+test-fast: $(STAMP) ## unit tests except the slowest, and one end-to-end run
 	$(PYTEST) -m "not slow" tests/integration/test_end_to_end.py $(UNIT)
 
-fuzz: $(STAMP) ## 20,000 damaged uploads against the application in process
+fuzz: $(STAMP) ## send 20,000 damaged uploads to the application in process
 	S2S_FUZZ=20000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
 
-audit: $(STAMP) ## known vulnerabilities of the locked dependencies; asks an online database
+audit: $(STAMP) ## look up known vulnerabilities of the locked dependencies in an online database
 	$(UV) pip install --quiet --python $(BIN)/python --target $(VENV)/audit pip-audit
 	PYTHONPATH=$(VENV)/audit $(BIN)/python -m pip_audit --no-deps --disable-pip -r requirements.lock
 
-check: $(STAMP) docs
+check: $(STAMP) docs ## linters, spelling, import contracts, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-docs: $(STAMP) ## the pages and the reference in build/site; a dead link or a name that is gone is an error
+docs: $(STAMP) ## build the documentation in build/site; dead links and missing names are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(STAMP)
@@ -59,4 +61,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache s2s_ray.egg-info
+	rm -rf $(VENV) demo build .import_linter_cache .mypy_cache .pytest_cache .ruff_cache s2s_ray.egg-info

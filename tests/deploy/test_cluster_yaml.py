@@ -1,4 +1,4 @@
-"""The cluster launcher's files: against Ray's own schema, and what must hold for a cluster to be closed."""
+"""The cluster launcher's files: valid by Ray's schema, and closed to strangers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tree(request: pytest.FixtureRequest) -> Tree:
 
 
 def prepared(tree: Tree) -> Tree:
-    """What Ray makes of a file. Raises what `ray up` would print."""
+    """Return the file as Ray completes it; raise what `ray up` would print."""
     whole: Tree = prepare_config(copy.deepcopy(tree))
     validate_config(whole)
     return whole
@@ -61,8 +61,8 @@ def test_ray_refuses_mistakes(tree: Tree, name: str) -> None:
         prepared(tree)
 
 
-def test_it_is_closed(tree: Tree) -> None:
-    """A token wherever Ray starts, loopback for the dashboard, no security group that Ray would open to the world."""
+def test_the_cluster_is_closed(tree: Tree) -> None:
+    """Ray starts with a token, the dashboard listens on loopback, and Ray creates no security group open to the world."""
     starts = [line for key in ("head", "worker") for line in tree[f"{key}_start_ray_commands"] if "ray start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN_PATH=" in line for line in starts)
@@ -73,7 +73,7 @@ def test_it_is_closed(tree: Tree) -> None:
         assert network.get("SecurityGroupIds") or (network["networkInterfaces"] and network["tags"]["items"] == ["s2s"])
 
 
-def test_nodes_reach_the_storage_by_role_and_hold_no_secret(tree: Tree) -> None:
+def test_nodes_access_the_storage_by_role_and_hold_no_secret(tree: Tree) -> None:
     for node in tree["available_node_types"].values():
         assert node["node_config"].get("IamInstanceProfile") or node["node_config"]["serviceAccounts"]
     secret = re.compile(r"AKIA|ASIA|aws_secret|BEGIN [A-Z ]*PRIVATE|ghp_|hf_[A-Za-z]|password", re.IGNORECASE)
@@ -81,7 +81,7 @@ def test_nodes_reach_the_storage_by_role_and_hold_no_secret(tree: Tree) -> None:
     assert tree["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-def test_gpus_train_on_spot_and_preparation_has_nodes_of_its_own(tree: Tree) -> None:
+def test_gpus_train_on_spot_and_preparation_has_separate_nodes(tree: Tree) -> None:
     nodes = tree["available_node_types"]
     for name in ("train", "general"):
         config = nodes[name]["node_config"]
@@ -93,14 +93,14 @@ def test_gpus_train_on_spot_and_preparation_has_nodes_of_its_own(tree: Tree) -> 
     assert nodes["general"]["resources"]["preparation"] == nodes["general"]["resources"]["CPU"]
 
 
-def test_the_environment_is_that_of_the_lock_file(tree: Tree) -> None:
+def test_nodes_install_the_lock(tree: Tree) -> None:
     assert any(line.startswith("make -C ~/s2s-ray setup") for line in tree["setup_commands"])
     assert "requirements.lock" in (ROOT / "Makefile").read_text()
     assert tree["file_mounts"]["/home/ubuntu/s2s-ray"] == "."
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_policies_of_the_roles_are_narrow(name: str) -> None:
+def test_policies_are_narrow(name: str) -> None:
     statements = json.loads((ROOT / name).read_text())["Statement"]
     for statement in statements:
         actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests and the image: their schema, that every mistake in them would be found, what they run."""
+"""The Kubernetes manifests and the image: the schema, that it finds every mistake, and the commands they run."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def validator(schema: Tree, manifest: Tree) -> Draft202012Validator:
 
 
 def cluster(manifest: Tree) -> Tree:
-    """The Ray cluster that any of the kinds describes."""
+    """Return the Ray cluster that a manifest of any kind describes."""
     spec: Tree = manifest["spec"]
     found: Tree = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
     return found
 
 
 def groups(manifest: Tree) -> list[Tree]:
-    """The head and the groups of workers."""
+    """Return the head group and the worker groups."""
     return [cluster(manifest)["headGroupSpec"], *cluster(manifest)["workerGroupSpecs"]]
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the keys and the entries of lists are, maps with free keys left out."""
+    """Yield the path of every key and list entry, except in maps with free keys."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield (*path, key)
@@ -144,11 +144,13 @@ def test_pods_are_limited_probed_and_closed(manifest: Tree) -> None:
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
         assert all("value" not in variable for variable in container.get("env", [])), "secrets by reference only"
-        assert group["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "s2s", "the policy finds it so"
+        assert group["template"]["metadata"]["labels"]["app.kubernetes.io/part-of"] == "s2s", (
+            "the policy selects by this label"
+        )
     assert groups(manifest)[0]["resources"] == {"CPU": "0"}, "no work on the head"
 
 
-def test_what_ray_is_told_is_what_kubernetes_gives(manifest: Tree) -> None:
+def test_resources_of_ray_match_those_of_the_pods(manifest: Tree) -> None:
     for group in cluster(manifest)["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         assert group["resources"]["CPU"] == limits["cpu"]
@@ -160,7 +162,7 @@ def test_what_ray_is_told_is_what_kubernetes_gives(manifest: Tree) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("rayjob-")])
-def test_entry_commands_can_be_read(name: str) -> None:
+def test_entry_commands_are_valid(name: str) -> None:
     words = shlex.split(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())["spec"]["entrypoint"])
     assert words[0] == "python"
     assert words[1] == f"jobs/{name.removeprefix('rayjob-')}.py"
@@ -192,10 +194,10 @@ def test_accounts_and_policy_belong_to_the_pods(manifest: Tree) -> None:
         account["metadata"]["name"]
     }
     assert policy["spec"]["podSelector"]["matchLabels"] == {"app.kubernetes.io/part-of": "s2s"}
-    assert all(rule["from"] for rule in policy["spec"]["ingress"]), "an empty rule lets everybody in"
+    assert all(rule["from"] for rule in policy["spec"]["ingress"]), "an empty rule admits everyone"
 
 
-def test_the_image_holds_what_it_copies() -> None:
+def test_files_that_the_image_copies_exist() -> None:
     lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") and "--from" not in line for word in line.split()[1:-1]]
     assert copied

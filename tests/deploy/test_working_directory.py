@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends."""
+"""The package that `ray job submit --working-dir .` sends."""
 
 from __future__ import annotations
 
