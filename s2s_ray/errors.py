@@ -1,7 +1,7 @@
 """Every error that the library raises on purpose, in one tree.
 
     S2SError
-    ├── InputError                   what the user gave is wrong: the message names the field and the value
+    ├── InputError                   invalid input: the message names the field and the value
     │   ├── ConfigError              a configuration
     │   ├── OptionError              an option of the command line
     │   ├── ManifestError            a list of images
@@ -14,7 +14,7 @@
     │   ├── WeightsError             a file of weights
     │   ├── ExpectationError         a file of expected results
     │   └── RequestError             an HTTP request
-    ├── StateError                   what is stored, or the cluster, does not fit what was asked
+    ├── StateError                   stored data, or the cluster, does not fit the request
     │   ├── CheckpointError, RunError, SweepError, AblationError
     │   ├── DatasetError, ReferenceIndexError
     │   ├── RegistryError
@@ -23,18 +23,18 @@
     ├── StorageError                 a file cannot be read or written
     │   ├── NotFoundError, DamagedError, ConflictError, DiskFullError
     ├── ServiceError                 the HTTP service
-    │   ├── NotReadyError            it does not become ready
+    │   ├── NotReadyError            the service does not become ready
     │   ├── ReleaseNotLoadedError    a replica cannot load a release
     │   ├── ClusterError             a Ray cluster's dashboard cannot be reached
     │   └── VendorError              a package from npm cannot be fetched
     │       └── TamperedError        a package from npm is not the pinned one
-    ├── DivergedError                a training whose losses are no longer finite
-    │   └── NotFiniteError           the first step at which that happened
+    ├── DivergedError                a run whose losses are no longer finite
+    │   └── NotFiniteError           a step whose losses or gradients are not finite
     └── StoppedError                 the user stopped the work
 
-An `InputError` is a `ValueError` as well. `exit_code` is what the command line ends with, `http_status` what the
-service responds with. Anything else that is raised is a bug and shows its traceback. Nothing here imports another
-module of the package, and every class survives pickling, so that Ray hands the original through.
+An `InputError` is a `ValueError` as well. `exit_code` is the exit code of the command line, `http_status` the status
+with which the service responds. Any other exception is a bug and shows its traceback. This module imports no other
+module of the package, and every class can be pickled, so that Ray passes on the original error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class S2SError(Exception):
 
 
 class InputError(S2SError, ValueError):
-    """Something that the user gave is wrong; the message names the field and the value."""
+    """Invalid input from the user; the message names the field and the value."""
 
     http_status = 422
 
@@ -68,7 +68,7 @@ class ManifestError(InputError):
 
 
 class ArchiveError(InputError):
-    """A published data set that is not laid out as its authors distribute it."""
+    """A published data set whose files are not arranged as its authors distribute them."""
 
 
 class UnreadableImageError(InputError):
@@ -78,7 +78,7 @@ class UnreadableImageError(InputError):
 
 
 class TooManyPixelsError(UnreadableImageError):
-    """An image that was not decoded because of its size."""
+    """An image that was not decoded because it has too many pixels."""
 
     http_status = 413
 
@@ -94,7 +94,7 @@ class PriorError(InputError):
 
 
 class DescriptorError(InputError):
-    """Descriptors that cannot be compared: the wrong shape, or not finite."""
+    """Descriptors that cannot be compared: they have the wrong shape or are not finite."""
 
 
 class WeightsError(InputError):
@@ -110,7 +110,7 @@ class RequestError(InputError):
 
     Args:
         status: HTTP status of the response.
-        sentence: what is wrong, for the caller.
+        sentence: the explanation for the caller.
         headers: further headers of the response.
     """
 
@@ -123,7 +123,7 @@ class RequestError(InputError):
 
 
 class StateError(S2SError):
-    """What is stored, or what the cluster has, does not fit what was asked."""
+    """Stored data, or the state of the cluster, that does not fit the request."""
 
     http_status = 409
 
@@ -159,7 +159,7 @@ class RegistryError(StateError):
 
 
 class NoSynthesisError(StateError):
-    """The model was trained without a generator, so it synthesises nothing."""
+    """A model that was trained without a generator, so it cannot synthesise views."""
 
 
 class PlacementError(StateError):
@@ -173,27 +173,27 @@ class StorageError(S2SError):
 
 
 class NotFoundError(StorageError):
-    """There is no such file, directory or bucket."""
+    """A file, directory or bucket that does not exist."""
 
 
 class DamagedError(StorageError):
-    """A file is not what was written: it fails its checksum or cannot be parsed."""
+    """A file that is not as it was written: it fails its checksum or cannot be parsed."""
 
 
 class ConflictError(StorageError):
-    """Somebody else has written the file since it was read; read it again."""
+    """A file that another process has changed since it was read; read it again."""
 
 
 class DiskFullError(StorageError):
-    """There is no room for a local file."""
+    """A local disk without room for a file."""
 
 
 class ServiceError(S2SError):
-    """The HTTP service cannot be reached, or responds with an error.
+    """An HTTP service that cannot be reached, or that responds with an error.
 
     Args:
-        message: the service's own sentence, or why there was no response.
-        status: HTTP status of the response; 0 where there was none.
+        message: the explanation in the response, or the reason why there was none.
+        status: HTTP status of the response; 0 if there was none.
     """
 
     http_status = 502
@@ -207,21 +207,21 @@ class ServiceError(S2SError):
 
 
 class NotReadyError(ServiceError):
-    """A service whose deployments run but which does not become ready; the message says why."""
+    """A service whose deployments are running but which does not become ready; the message says why."""
 
 
 class ReleaseNotLoadedError(ServiceError):
-    """A replica does not hold the release of a request and cannot load it."""
+    """A replica that neither holds the release of a request nor can load it."""
 
     http_status = 503
 
 
 class ClusterError(ServiceError):
-    """A Ray cluster's dashboard cannot be reached; the message names its address."""
+    """A Ray cluster whose dashboard cannot be reached; the message names its address."""
 
 
 class VendorError(ServiceError):
-    """A package from npm cannot be fetched."""
+    """A package that cannot be fetched from npm."""
 
 
 class TamperedError(VendorError):
@@ -229,7 +229,7 @@ class TamperedError(VendorError):
 
 
 class DivergedError(S2SError):
-    """A training whose losses are no longer finite."""
+    """A run whose losses are no longer finite."""
 
 
 class NotFiniteError(DivergedError):
@@ -237,6 +237,6 @@ class NotFiniteError(DivergedError):
 
 
 class StoppedError(S2SError):
-    """The user stopped the work; what was finished is stored, and the same command resumes it."""
+    """Work that the user stopped; everything finished is stored, and the same command resumes it."""
 
     exit_code = 130

@@ -46,13 +46,13 @@ def progress(total: int, label: str, unit: str = "items") -> Iterator[Advance]:
 
             yield draw
     else:
-        lines = _Lines(total, label, unit)
+        lines = ProgressLogger(total, label, unit)
         yield lines.advance
         lines.write()
 
 
-class _Lines:
-    """Progress as log lines."""
+class ProgressLogger:
+    """Progress as log lines: one every `LINE_EVERY_S` seconds."""
 
     def __init__(self, total: int, label: str, unit: str) -> None:
         self.total, self.label, self.unit = total, label, unit
@@ -60,11 +60,13 @@ class _Lines:
         self.started = self.written = time.monotonic()
 
     def advance(self, count: int) -> None:
+        """Count finished items, and log a line if it is time."""
         self.done += count
         if time.monotonic() - self.written >= LINE_EVERY_S:
             self.write()
 
     def write(self) -> None:
+        """Log the count, the rate and the time left."""
         self.written = time.monotonic()
         seconds = self.written - self.started
         rate = self.done / seconds if seconds > 0 else 0.0

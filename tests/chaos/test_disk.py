@@ -1,4 +1,4 @@
-"""A disk of the shard cache that fills up: a small one of its own is mounted, so this needs root."""
+"""A disk of the shard cache that fills up. The tests mount a small disk, so they need root."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PAGE = 4096
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3://local stands for this machine's directories, so that the data set has to go through the cache."""
+    """Map s3://local to this machine's directories, so that the data set is read through the cache."""
     monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3://local")))
     monkeypatch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As the undisturbed runs have it."""
+    """Use one thread, as the undisturbed runs do."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[Path]:
-    """A file system of so many bytes."""
+    """Mount a file system of `size` bytes."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True)
@@ -54,7 +54,7 @@ def disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def needed(sharded: Config, shards: int) -> int:
-    """Bytes that so many of the largest shards take on a disk."""
+    """Return the bytes that the largest `shards` shards take on a disk."""
     sizes = sorted(
         info.bytes for split in ("train", "val") for info in read_dataset_info(sharded.data.uri).split(split).shards
     )
@@ -66,7 +66,7 @@ def cached(settings: list[str], sharded: Config, storage: Path, folder: Path) ->
     return configured([*settings, *uris], storage)
 
 
-def test_training_goes_on_with_a_disk_that_is_smaller_than_its_cache_may_be(
+def test_training_continues_on_a_disk_that_is_smaller_than_the_cache_limit(
     settings: list[str],
     sharded: Config,
     undisturbed: Callable[[int], Ending],
@@ -74,21 +74,21 @@ def test_training_goes_on_with_a_disk_that_is_smaller_than_its_cache_may_be(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with disk(tmp_path / "disk", needed(sharded, 5)) as folder:  # two open ones of each split, and one that comes
+    with disk(tmp_path / "disk", needed(sharded, 5)) as folder:  # two open shards of each split, and the next one
         config = cached(settings, sharded, tmp_path, folder)
         Trainer(config).fit()
-        assert f"the disk of the shard cache {folder} is full: a shard not in use made room" in caplog.text
+        assert f"the disk of the shard cache {folder} is full: evicted an unused shard" in caplog.text
     Ending.of(config).assert_same(undisturbed(1))
 
 
-def test_a_disk_without_room_for_what_is_in_use_is_named_and_the_run_goes_on_with_a_larger_one(
+def test_a_disk_without_room_for_the_open_shards_is_named_and_the_run_resumes_on_a_larger_one(
     settings: list[str], sharded: Config, undisturbed: Callable[[int], Ending], remote: None, tmp_path: Path
 ) -> None:
     with disk(tmp_path / "disk", needed(sharded, 1) + PAGE) as folder:
         config = cached(settings, sharded, tmp_path, folder)
         with pytest.raises(DiskFullError, match=rf"^the disk of the shard cache {folder} is full, and all .*cache_dir"):
             Trainer(config).fit()
-        for path in folder.glob("*.arrow"):  # what is there is whole
+        for path in folder.glob("*.arrow"):  # the shards on the disk are whole
             assert storage.sha256(path) == path.name.partition("-")[0]
         assert not [path for path in folder.iterdir() if path.suffix not in (".arrow", ".lock")]
     Trainer(cached(settings, sharded, tmp_path, tmp_path / "larger")).fit()

@@ -1,4 +1,4 @@
-"""A store that fails for a while, and one that fails for good: the real S3 server behind a proxy."""
+"""A store that fails temporarily, and one that fails permanently: the real S3 server behind a proxy."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.support.killed_runs import Ending, assert_equal, before_step, configu
 if TYPE_CHECKING:
     from tests.support.faulty_proxy import FaultyProxy
 
-pytestmark = [pytest.mark.integration, pytest.mark.shared, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 FAULTS = ("refuse", "reset", "drop", "lose", "stall", "spoil")
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Short pauses and time-outs, and the one thread of the undisturbed runs."""
+    """Use short pauses and time-outs, and one thread as the undisturbed runs do."""
     monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
     threads = torch.get_num_threads()
@@ -42,7 +42,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str, str], str]:
-    """One of so many requests is spoiled, in these ways in turn; `spoil` waits for the next upload."""
+    """Spoil one in `requests` requests, in these ways in turn; `spoil` waits for the next upload."""
     counts, faults, owed = cycle(range(requests)), cycle(kinds), [0]
 
     def choose(method: str, path: str) -> str:
@@ -57,13 +57,13 @@ def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str,
 
 
 def on_s3(config: Config, root: str, cache: Path) -> Config:
-    """The same run with its data set and its checkpoints in a bucket."""
+    """Return the same run with its data set and its checkpoints in a bucket."""
     data = config.data.model_copy(update={"uri": storage.join(root, "data"), "cache_dir": str(cache)})
     train = config.train.model_copy(update={"storage": storage.join(root, "runs")})
     return config.model_copy(update={"data": data, "train": train})
 
 
-def test_a_store_that_fails_again_and_again_loses_nothing(
+def test_nothing_is_lost_on_a_store_that_fails_repeatedly(
     settings: list[str],
     sharded: Config,
     undisturbed: Callable[[int], Ending],
@@ -71,7 +71,7 @@ def test_a_store_that_fails_again_and_again_loses_nothing(
     proxy: FaultyProxy,
     tmp_path: Path,
 ) -> None:
-    """Data set, cache, checkpoints and registry, all through a store that spoils every fifth request."""
+    """Send the data set, cache, checkpoints and registry through a store that spoils every fifth request."""
     proxy.choose = faults_every(5)
     config = on_s3(configured(settings, tmp_path), storage.join(s3, "again-and-again"), tmp_path / "cache")
     prepare(sharded.model_copy(update={"data": config.data}))
@@ -89,7 +89,7 @@ def test_a_store_that_fails_again_and_again_loses_nothing(
     assert verify(config.data.uri).ok
 
 
-def test_a_store_that_fails_for_good_is_named_and_the_run_goes_on_when_it_is_back(
+def test_a_store_that_fails_permanently_is_named_and_the_run_resumes_when_it_is_available_again(
     settings: list[str],
     sharded: Config,
     undisturbed: Callable[[int], Ending],
@@ -110,7 +110,7 @@ def test_a_store_that_fails_for_good_is_named_and_the_run_goes_on_when_it_is_bac
     Ending.of(config).assert_same(undisturbed(1))
 
 
-def test_a_submitted_run_survives_the_same(
+def test_a_submitted_run_survives_a_store_that_fails_repeatedly(
     settings: list[str],
     sharded: Config,
     undisturbed: Callable[[int], Ending],
@@ -118,7 +118,7 @@ def test_a_submitted_run_survives_the_same(
     proxy: FaultyProxy,
     tmp_path: Path,
 ) -> None:
-    """Through the entry script, so that what Ray Train stores for itself meets the faults too."""
+    """Use the entry script, so that the files that Ray Train stores itself meet the faults too."""
     config = on_s3(configured(settings, tmp_path), storage.join(s3, "submitted"), tmp_path / "cache")
     prepare(sharded.model_copy(update={"data": config.data}))
     proxy.choose = faults_every(7, ("refuse", "reset", "drop", "lose"))

@@ -1,4 +1,4 @@
-"""Storage, the data set and its cache on a real S3 server."""
+"""Storage, the data set and its cache on an S3 server: Ceph where it is installed, moto's elsewhere."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from s2s_ray.data.dataset import Batch, PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.verify import verify
-from s2s_ray.errors import ConflictError, NotFoundError, StorageError
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StorageError
 from s2s_ray.storage import (
     conditional,
     filesystem,
 )
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
     from tests.support.faulty_proxy import FaultyProxy
+    from tests.support.pair_folder import PairFolder
 
-pytestmark = [pytest.mark.integration, pytest.mark.shared]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
 def root(s3: str, request: pytest.FixtureRequest) -> str:
-    """A place of this test's own in the bucket."""
+    """The URI of a prefix in the bucket that only this test uses."""
     return storage.join(s3, request.node.name)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long pauses between attempts, nor long waits for a store that says nothing."""
+    """Use short pauses between attempts and short waits for a store that does not respond."""
     monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
 
@@ -76,7 +76,7 @@ def test_write_read_list_delete(root: str, tmp_path: Path) -> None:
     assert storage.list_names(root) == []
 
 
-def test_what_boto3_wrote_is_read_and_the_other_way_round(root: str) -> None:
+def test_boto3_reads_what_storage_writes_and_the_reverse(root: str) -> None:
     client = boto3.client("s3")
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     client.put_object(Bucket=bucket, Key=f"{prefix}/theirs", Body=b"one")
@@ -96,7 +96,7 @@ def test_publish_and_fetch(root: str, tmp_path: Path) -> None:
     assert (found / "a").read_bytes() == b"a" * 100_000
     assert (found / "sub" / "b").read_bytes() == b"b"
     storage.write_bytes(storage.join(root, "a"), b"c" * 100_000)
-    with pytest.raises(StorageError, match=rf"^{root}/a fails its checksum"):
+    with pytest.raises(DamagedError, match=rf"^{root}/a fails its checksum"):
         storage.fetch(root, tmp_path / "again")
 
 
@@ -109,8 +109,8 @@ def test_a_missing_object_or_bucket_is_named(root: str) -> None:
         storage.write_bytes("s3://s2s-none/x", b"")
 
 
-def test_missing_and_wrong_credentials_are_told_apart(
-    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_and_wrong_credentials_are_distinguished(
+    root: str, ceph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match=rf"^{root}/x: http://\S+ refuses these credentials"):
@@ -125,7 +125,7 @@ def test_missing_and_wrong_credentials_are_told_apart(
             attempt()
 
 
-def test_an_endpoint_that_does_not_answer_is_named(root: str, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
+def test_an_endpoint_that_is_silent_is_named(root: str, monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -135,7 +135,7 @@ def test_an_endpoint_that_does_not_answer_is_named(root: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("fault", ["refuse", "drop", "reset", "lose", "stall"])
-def test_faults_that_pass_are_survived(
+def test_transient_faults_are_survived(
     root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str
 ) -> None:
     data = os.urandom(300_000)
@@ -147,7 +147,7 @@ def test_faults_that_pass_are_survived(
     proxy.faults["GET"] += [fault]
     storage.download(storage.join(root, "x"), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == data
-    assert proxy.faults == {"PUT": [], "HEAD": [], "GET": []}  # each of them was met
+    assert proxy.faults == {"PUT": [], "HEAD": [], "GET": []}  # every fault occurred
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
@@ -182,7 +182,7 @@ def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) ->
         assert sum(kept) <= 2 * largest
 
 
-def test_the_second_of_two_promoters_is_refused_by_the_server(root: str) -> None:
+def test_the_server_refuses_the_second_of_two_conditional_writes(root: str) -> None:
     uri = storage.join(root, "registry", "current.json")
     assert conditional.read(uri) == (None, None)
     conditional.write(uri, b"one", None)

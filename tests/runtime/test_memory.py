@@ -1,4 +1,4 @@
-"""What a replica's process keeps of its memory."""
+"""Memory that a replica's process keeps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ print(faults())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_large_tensors_take_the_pages_of_those_before_them() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_large_tensors_reuse_the_pages_of_earlier_ones() -> None:
     def faults(arm: str) -> int:
         done = subprocess.run([sys.executable, "-c", FAULTS, arm], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("give back") > 100, "without it every tensor's pages are cleared again"
+    assert faults("return") > 100, "without keep_memory the pages of every tensor are cleared again"
     assert faults("keep") < 20

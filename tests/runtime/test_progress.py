@@ -1,4 +1,4 @@
-"""Progress where there is no terminal."""
+"""Progress without a terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from s2s_ray.runtime.progress import progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which stands still unless the test moves it."""
+    """The time, which changes only when the test changes it."""
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: False, raising=False)
     return now
 
 
-def test_lines_every_ten_seconds_and_at_the_end(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_every_ten_seconds_and_at_the_end(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with progress(100, "prepare", "pairs") as advance:
         for _ in range(30):
@@ -33,7 +33,7 @@ def test_lines_every_ten_seconds_and_at_the_end(clock: list[float], caplog: pyte
     ]
 
 
-def test_no_line_says_that_work_that_failed_is_at_its_end(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_no_final_line_after_an_error(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with pytest.raises(KeyboardInterrupt), progress(2, "prepare", "pairs"):
         raise KeyboardInterrupt
