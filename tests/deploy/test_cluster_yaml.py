@@ -62,7 +62,7 @@ def test_ray_refuses_mistakes(tree: Tree, name: str) -> None:
 
 
 def test_the_cluster_is_closed(tree: Tree) -> None:
-    """Ray starts with a token, the dashboard listens on loopback, and Ray creates no security group open to the world."""
+    """Ray starts with a token, the dashboard listens on loopback, and no security group is open to the world."""
     starts = [line for key in ("head", "worker") for line in tree[f"{key}_start_ray_commands"] if "ray start" in line]
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line and "RAY_AUTH_TOKEN_PATH=" in line for line in starts)
