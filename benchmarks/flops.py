@@ -1,7 +1,7 @@
-"""Floating-point operations of one training cycle a pair, for each preset: `python benchmarks/flops.py`.
+"""Floating-point operations of one training cycle per pair, for each preset: `python benchmarks/flops.py`.
 
-Counted by PyTorch over the real cycle (forward and backward of convolutions and matrix products, a multiply-add as
-two), so that times on a GPU can be worked out from its speed.
+PyTorch counts them over the real cycle (forward and backward passes of convolutions and matrix products, a multiply-add
+as two), so that times on a GPU can be calculated from its speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CVUSA = 35_532  # training pairs
 
 
 def flops_a_pair(preset: str) -> float:
-    """Of one cycle."""
+    """Return the operations of one cycle per pair."""
     config = load_config(preset, ["model.street_weights=random"])
     cycle = TrainingStep(S2S(config.model), config.loss, config.train)
     satellite, street = torch.rand(2, PAIRS, 3, config.model.height, config.model.width) * 2 - 1

@@ -1,10 +1,10 @@
-"""Is it learning, or luck? The `tiny` preset on three worlds, against two controls measured in the same run.
+"""Learning against luck: the `tiny` preset on three worlds, with two controls measured in the same run.
 
     python benchmarks/learning.py
 
-For each seed (of the world and of the training): held-out R@1 of the model; of the same model trained on shuffled
-pairs, where there is nothing to learn; of matching by colour, without any model. Exits with 1 where the control is
-above 3 x chance, or colour matching reaches half the model's R@1.
+For each seed (of the world and of the training) it measures the held-out R@1 of the model, of the same model trained on
+shuffled pairs, which cannot be learned, and of matching by colour without a model. The exit code is 1 if the first
+control is above 3 x chance, or if matching by colour reaches half the R@1 of the model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from s2s_ray.training.loop import Trainer
 
 
 class ShuffledPairs(PairDataset):
-    """The training pairs with each panorama beside another pair's tile: a control."""
+    """The training pairs with the panoramas of other pairs, as a control."""
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (None, key)
@@ -38,7 +38,7 @@ class ShuffledPairs(PairDataset):
 
 
 def trained_recall(config: Config, *, shuffled: bool) -> float:
-    """Held-out R@1 after training from nothing."""
+    """Return the held-out R@1 after training from scratch."""
     trainer = Trainer(config)
     if shuffled:
         trainer.train_set = ShuffledPairs(config.data.uri, "train", flip=config.data.flip, seed=config.train.seed)
@@ -49,7 +49,7 @@ def trained_recall(config: Config, *, shuffled: bool) -> float:
 
 
 def colour_recall(config: Config) -> float:
-    """The best of the colour matchings on the held-out pairs (mean colour and histograms)."""
+    """Return the best R@1 of matching by colour (mean colour and histograms) on the held-out pairs."""
     test = PairDataset(config.data.uri, "test")
     pairs = [test[index] for index in range(len(test))]
     streets = [pair.street.permute(1, 2, 0).numpy() for pair in pairs]
@@ -58,7 +58,7 @@ def colour_recall(config: Config) -> float:
 
 
 def measure(seed: int, folder: Path, overrides: list[str]) -> tuple[float, float, float, float]:
-    """R@1 of model, control and colour, and chance, for one seed."""
+    """Return the R@1 of model, control and colour, and chance, for one seed."""
     places = [f"data.uri={folder}/data", f"train.storage={folder}/runs", f"source.seed={seed}", f"train.seed={seed}"]
     config = load_config("tiny", [*places, "prepare.parallel=false", *overrides])
     prepare(config)
@@ -72,7 +72,7 @@ def _named(config: Config, name: str) -> Config:
 
 
 def main() -> int:
-    """Print a row a seed and say whether both controls hold."""
+    """Print a row for each seed, and whether both controls hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the preset: a.b=value")

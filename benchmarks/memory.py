@@ -1,11 +1,11 @@
-"""How much memory a training cycle takes, for each `train.micro_batch`, at a global batch of 32 pairs.
+"""The memory of a training cycle for each `train.micro_batch`, at a global batch of 32 pairs.
 
     python benchmarks/memory.py                    # paper's size on this CPU: a quarter of an hour on two cores
     python benchmarks/memory.py --device cuda
 
-Each is measured in a process of its own over two cycles, the second with Adam's moments in place: on a GPU the largest
-sum of allocated tensors, on a CPU the largest resident size less what the imports take (convolutions' scratch space is
-in it). Weights, gradients, moments and the batch itself are part of both. Frozen batch statistics, as pieces need them.
+Each is measured in a separate process over two cycles, the second with Adam's moments: on a GPU the largest sum of
+allocated tensors, on a CPU the largest resident size less that of the imports (it includes the scratch space of
+convolutions). Both include weights, gradients, moments and the batch. Batch statistics are frozen, as pieces require.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s2s_ray.training.step import TrainingStep
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak bytes and seconds of the second cycle, in this process."""
+    """Return the peak bytes and the seconds of the second cycle, in this process."""
     pieces = [f"train.micro_batch={arguments.measure}", "model.street_batchnorm=frozen", "model.street_weights=random"]
     config = load_config(arguments.preset, [*pieces, f"train.batch={arguments.batch}", *arguments.set])
     before = largest_resident()
@@ -43,13 +43,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def largest_resident() -> int:
-    """The largest resident size of this process so far, in bytes. (`getrusage` begins with that of who started it.)"""
+    """Return the largest resident size of this process in bytes. (`getrusage` starts with that of the parent.)"""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
 
 
 def main() -> int:
-    """Print a line for each size of a piece."""
+    """Print a line for each size of the pieces."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--preset", default="paper")

@@ -1,7 +1,7 @@
-"""The training cycle written plainly: what the fast one is measured and tested against.
+"""A plain implementation of the training cycle, the baseline for tests and measurements of the fast one.
 
-Float32, eager, straight convolutions and poolings, the attention matrix materialised, every forward pass on its own,
-PyTorch's own norms and optimisers. It works on a copy of a model and has the same parameters.
+It is float32 and eager, with direct convolutions and poolings, the attention matrix in memory, separate forward passes,
+and PyTorch's norms and optimisers. It works on a copy of a model with the same parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NETWORKS = ("generator", "discriminator", "retrieval")
 
 
 class PlainConv2d(SpectralConv2d):
-    """W / sigma in every forward, padded by a copy."""
+    """A convolution that computes W / sigma in every forward pass and pads a copy of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         sigma = self.weight_u.clone() @ (self.weight.flatten(1) @ self.weight_v.clone())
@@ -32,7 +32,7 @@ class PlainConv2d(SpectralConv2d):
 
 
 class PlainDownBlock(DownBlock):
-    """Figure 1: the convolutions at full resolution, then the pooling."""
+    """The block of figure 1: the convolutions at full resolution, then the pooling."""
 
     def forward(self, x: Tensor) -> Tensor:
         main = F.avg_pool2d(self.conv2(F.relu(self.conv1(F.relu(x)))), 2)
@@ -40,7 +40,7 @@ class PlainDownBlock(DownBlock):
 
 
 class PlainUpBlock(UpBlock):
-    """Figure 3: the upsampling, then the convolutions at full resolution."""
+    """The block of figure 3: the upsampling, then the convolutions at full resolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2, mode="nearest"))
@@ -49,7 +49,7 @@ class PlainUpBlock(UpBlock):
 
 
 class PlainNonLocalBlock(NonLocalBlock):
-    """Self-attention with its matrix of all pairs of positions."""
+    """Self-attention with the matrix of all pairs of positions in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.query(x).flatten(2)
@@ -61,7 +61,7 @@ class PlainNonLocalBlock(NonLocalBlock):
 
 
 class PlainBatchNorm2d(nn.BatchNorm2d):
-    """PyTorch's, of this process's images alone."""
+    """PyTorch's batch norm, over the images of this process alone."""
 
 
 PLAIN = {
@@ -75,7 +75,7 @@ PLAIN = {
 
 
 def plain_copy(model: S2S) -> S2S:
-    """A copy of a model whose modules compute plainly."""
+    """Return a copy of a model with plain modules."""
     model = copy.deepcopy(model)
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))
@@ -83,7 +83,7 @@ def plain_copy(model: S2S) -> S2S:
 
 
 class PlainCycle:
-    """The paper's cycle, one network after the other, on a plain copy of a model."""
+    """The paper's cycle on a plain copy of a model, one network after the other."""
 
     def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
         self.model = plain_copy(model)
@@ -101,7 +101,7 @@ class PlainCycle:
         }
 
     def __call__(self, satellite: Tensor, street: Tensor) -> dict[str, float]:
-        """One update of D, R and G on B 3 H W in [-1, 1]; the losses by name."""
+        """Update D, R and G once on B 3 H W in [-1, 1]; return the losses by name."""
         generator, discriminator = self.model.generator, self.model.discriminator
         _power_iterate(generator)
         fake, features = generator(satellite)
@@ -117,7 +117,7 @@ class PlainCycle:
 
         with frozen(discriminator, self.model.retrieval):
             for norm in self.norms:
-                norm.momentum = 0.0  # normalises with batch statistics, updates nothing
+                norm.momentum = 0.0  # normalises with batch statistics and updates nothing
             gan = _cross_entropy(discriminator(torch.cat([satellite, fake], 1)), self.loss.real_label)
             ret_weighted = self.loss.lambda_ret * self._triplets(features, street, torch.no_grad())
             l1_weighted = self.loss.lambda_l1 * (fake - street).abs().mean()

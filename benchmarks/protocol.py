@@ -1,10 +1,10 @@
-"""Memory and time of ranking a gallery of CVACT_test's size, with the 5 m rule.
+"""Memory and time of ranking a gallery of the size of CVACT_test, with the 5 m rule.
 
     python benchmarks/protocol.py                      # all 92,802 queries, street to satellite
-    python benchmarks/protocol.py --queries 4096       # the first chunk: the same memory, a part of the time
+    python benchmarks/protocol.py --queries 4096       # the first chunk: the same memory, part of the time
 
-Descriptors are random unit vectors of 2048 numbers in files, as `evaluate` keeps them on a machine without a GPU;
-places are drawn so that a query has a few correct tiles. Prints the largest resident memory of the process so far.
+Descriptors are random unit vectors of 2048 numbers in files, as in `evaluate` on a machine without a GPU; places are
+drawn so that a query has a few correct tiles. It prints the largest resident memory of the process so far.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEP = 2048
 
 
 def stored(count: int, dimension: int, seed: int) -> StoredRows:
-    """Random unit rows in a file."""
+    """Return random unit rows in a file."""
     generator = torch.Generator().manual_seed(seed)
     rows = StoredRows(count, dimension)
     for start in range(0, count, STEP):
@@ -34,12 +34,12 @@ def stored(count: int, dimension: int, seed: int) -> StoredRows:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far, in 10^6 bytes."""
+    """Return the largest resident memory of this process so far, in 10^6 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> int:
-    """Print a line for each step; exit with 1 where more than 2 GB were needed."""
+    """Print a line for each step; return 1 if more than 2 GB were needed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gallery", type=int, default=92_802)
     parser.add_argument("--queries", type=int, help="default: as many as tiles")
@@ -48,7 +48,7 @@ def main() -> int:
     count, queries = arguments.gallery, arguments.queries or arguments.gallery
     print(f"{queries:,} queries, {count:,} tiles, {arguments.dimension} numbers; at rest {peak_mb():.0f} MB")
     street, satellite = (stored(rows, arguments.dimension, seed) for seed, rows in enumerate((queries, count)))
-    # at random in a square, so that about four tiles lie within 5 m of a query
+    # random places in a square of such a size that about four tiles are within 5 m of a query
     side = (count * np.pi * 25 / 4) ** 0.5
     spots = np.random.default_rng(0).uniform(0, side, (count, 2)) + np.array([690_000.0, 6_090_000.0])
     places = Places(spots, np.full(count, 32755))

@@ -1,15 +1,15 @@
-"""Does a second worker pay? 1 against 2 Ray Train workers of one thread each, at a fixed global batch.
+"""The speed-up of a second worker: 1 against 2 Ray Train workers of one thread each, at a fixed global batch.
 
     python benchmarks/scaling.py
 
-Real trainings of the same data set on one cluster of this machine, one after the other and the arms in turn: Ray's
-processes of a second one beside it would take what the second worker is to have. Of each the first epoch does not
-count, and checkpoints are written outside the time. An epoch's time is split into waiting for data, waiting for the
-gradients' reduce, gathering (descriptors and batch statistics, forward and back), and the rest, which is the
-networks. The speed-up is the median of the rounds' ratios. Exits with 1 where it is below 1.7 x.
+The benchmark runs real trainings of one data set on one cluster on this machine, one at a time and with the arms
+alternating: the Ray processes of a second cluster would use the core of the second worker. The first epoch of each is
+not counted, and checkpoints are written outside the measured time. The time of an epoch is split into waiting for data,
+waiting for the gradients' reduce, gathering (descriptors and batch statistics, forward and backward), and the
+remainder, which is the networks. The speed-up is the median of the ratios of the rounds. The exit code is 1 if it is below 1.7.
 
-Then the same cycles by processes of torch.distributed alone, without Ray: what two cores that have nothing else to do
-would give.
+The same cycles are then run by processes with torch.distributed and without Ray, which shows the speed-up of two
+otherwise idle cores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARTS = ("data wait", "reduce", "gather")
 
 
 class Stopwatch:
-    """Seconds spent in the parts of one epoch."""
+    """The seconds spent in the parts of one epoch."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -57,16 +57,16 @@ class Stopwatch:
 
 
 class TimedReduce:
-    """A reduce under way, whose waiting counts."""
+    """A running reduce; the time spent waiting for it is measured."""
 
     def __init__(self, work: Any, watch: Stopwatch) -> None:
         self.wait = watch.timed("reduce", work.wait)
 
 
-def telling_parts(folder: str) -> Callable[[Trainer, Any], Any]:
-    """For `ray_train.train`: makes each worker write where the time of its last epoch went to a file of its own."""
+def timing_report(folder: str) -> Callable[[Trainer, Any], Any]:
+    """Return a `wrap_report` for `ray_train.train` with which each worker writes the parts of its last epoch's time."""
 
-    def tell(trainer: Trainer, report: Any) -> Any:
+    def wrap(trainer: Trainer, report: Any) -> Any:
         from s2s_ray.runtime.collectives import rank
 
         watch, train_epoch, batches = Stopwatch(), trainer._train_epoch, trainer._batches
@@ -92,32 +92,32 @@ def telling_parts(folder: str) -> Callable[[Trainer, Any], Any]:
             watch.seconds.update(dict.fromkeys(PARTS, 0.0))
             start = time.perf_counter()
             train_epoch(*args)
-            figures = {**watch.seconds, "whole": time.perf_counter() - start}
-            Path(folder, f"{rank()}.json").write_text(json.dumps(figures))
+            seconds = {**watch.seconds, "whole": time.perf_counter() - start}
+            Path(folder, f"{rank()}.json").write_text(json.dumps(seconds))
 
         dist.all_reduce = all_reduce
         dist.all_gather = watch.timed("gather", dist.all_gather)
         trainer._train_epoch, trainer._batches = epoch, timed_batches  # type: ignore[method-assign]
         return report
 
-    return tell
+    return wrap
 
 
 def slowest_worker(config: Config, workers: int, folder: str) -> dict[str, float]:
-    """Train with so many workers, from nothing; the parts of the last epoch of the worker that took longest."""
+    """Train from scratch with `workers` workers; return the parts of the last epoch of the slowest worker."""
     from s2s_ray.training.ray_train import train
 
-    own = Path(folder, f"parts-{uuid.uuid4().hex}")
-    own.mkdir()
-    changed = config.train.model_copy(update={"workers": workers, "name": own.name})
-    train(config.model_copy(update={"train": changed}), wrap_report=telling_parts(str(own)))
-    told: list[dict[str, float]] = [json.loads(path.read_text()) for path in own.iterdir()]
-    assert len(told) == workers
-    return max(told, key=lambda figures: figures["whole"])
+    run = Path(folder, f"parts-{uuid.uuid4().hex}")
+    run.mkdir()
+    changed = config.train.model_copy(update={"workers": workers, "name": run.name})
+    train(config.model_copy(update={"train": changed}), wrap_report=timing_report(str(run)))
+    parts: list[dict[str, float]] = [json.loads(path.read_text()) for path in run.iterdir()]
+    assert len(parts) == workers
+    return max(parts, key=lambda seconds: seconds["whole"])
 
 
 def without_ray(config: Config, workers: int) -> float:
-    """Seconds of a cycle in so many processes of one thread each, on made-up pairs that are there already."""
+    """Return the seconds of a cycle in `workers` processes of one thread each, on random pairs in memory."""
     spawning = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="s2s-scaling-") as folder, spawning.Pool(workers) as pool:
         meeting = f"file://{folder}/meeting"
@@ -141,7 +141,7 @@ def _cycles(config: Config, rank: int, workers: int, meeting: str, warm: int = 2
 
 
 def main() -> int:
-    """Print a row an arm, and the speed-up."""
+    """Print a row for each arm, and the speed-up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small")
     parser.add_argument("--batch", type=int, default=16, help="the global batch of both arms")

@@ -1,10 +1,10 @@
-"""Where does training stop scaling? A model on paper of 8 to 512 GPUs: bytes, collectives, and what they cost.
+"""An analytical model of scaling to 8 to 512 GPUs: bytes, collectives, and their cost.
 
     python benchmarks/scaling_model.py
 
-Counted: the trained weights, the descriptors, the batch norms' statistics and the FLOPs of a pair's cycle. Assumed, and
-to be replaced by what your machine does: the rates below. Ring collectives; a reduce is hidden only where the cycle
-hides it (D's behind R's pass), so G's and R's count whole.
+It counts the trained weights, the descriptors, the statistics of the batch norms and the FLOPs of a cycle per pair. The
+rates are assumptions; replace them by those of your machine. Collectives are rings; a reduce is hidden only if the
+cycle overlaps it (that of D with the pass of R), so those of G and R count fully.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FLOAT = 4
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--gflop", type=float, default=354.2, help="of a pair and cycle, as benchmarks/flops.py counts them"
+        "--gflop", type=float, default=354.2, help="per pair and cycle, as counted by benchmarks/flops.py"
     )
-    parser.add_argument("--tflops", type=float, default=250.0, help="a GPU's, reached in bf16")
-    parser.add_argument("--node", type=int, default=8, help="GPUs of a node")
+    parser.add_argument("--tflops", type=float, default=250.0, help="reached by a GPU in bf16")
+    parser.add_argument("--node", type=int, default=8, help="GPUs per node")
     parser.add_argument("--inside", type=float, default=400.0, help="GB/s of a GPU inside its node")
     parser.add_argument("--between", type=float, default=50.0, help="GB/s of a GPU between nodes")
     parser.add_argument("--latency-inside", type=float, default=20.0, help="microseconds of a collective")
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print the counts and a row for each number of GPUs, at the paper's batch and at 32 pairs a GPU."""
+    """Print the counts and a row for each number of GPUs, at the paper's batch and at 32 pairs per GPU."""
     arguments = parse()
     config = load_config("paper", ["model.street_weights=random"])
     model = S2S(config.model)

@@ -1,17 +1,17 @@
-"""What does a training cycle cost? A plain implementation and ours, side by side in one run.
+"""The cost of a training cycle: a plain implementation and ours, side by side in one run.
 
     python benchmarks/train_step.py                                # the paper's size, B = 2, on this machine's CPU
     python benchmarks/train_step.py --device cuda --batch 32 --precision bf16
 
-The plain arm (`benchmarks/plain.py`) is eager float32 with straight convolutions, the attention matrix materialised and
-every forward pass on its own; on a GPU it runs without and with TF32, ours also with `train.compile`. All arms start
-from the same weights and see the same batch; repetitions alternate, and a speed-up is the median of the repetitions'
-ratios. Rates are by the plain formulation's FLOPs, those really executed stand beside them. Peak memory is of the first
-cycles, in a process of its own for each arm: on a GPU all that PyTorch reserves of the card, on a CPU what they add to
-the resident memory.
+The plain arm (`benchmarks/plain.py`) is eager float32 with direct convolutions, the attention matrix in memory and
+separate forward passes; on a GPU it runs without and with TF32, and ours also with `train.compile`. All arms start from
+the same weights and use the same batch. Repetitions alternate, and a speed-up is the median of the ratios of the
+repetitions. Rates are based on the FLOPs of the plain formulation; the executed FLOPs are printed beside them. Peak
+memory is that of the first cycles, in a separate process for each arm: on a GPU all that PyTorch reserves, on a CPU the
+growth of the resident memory.
 
-Exits with 1 where a goal is missed: 1.3 x on a CPU at the paper's size; on a GPU in bf16 4 x plain without TF32 and 2 x
-with it, both for compiled networks; less memory than plain; equal losses.
+The exit code is 1 if a goal is missed: 1.3 x on a CPU at the paper's size; on a GPU in bf16 4 x plain without TF32 and
+2 x with it, both for compiled networks; less memory than plain; equal losses.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 
 def arm(name: str, config: Config, device: str, batch: int) -> Cycle:
-    """One arm's cycle on the seeded batch, from the seeded weights."""
+    """Return the cycle of an arm on the seeded batch, from the seeded weights."""
     torch.manual_seed(0)
     model = S2S(config.model).train().to(device)
     pixels = torch.randint(0, 256, (2, batch, 3, config.model.height, config.model.width), dtype=torch.uint8)
@@ -78,7 +78,7 @@ def arm(name: str, config: Config, device: str, batch: int) -> Cycle:
 
 
 def timed(cycle: Cycle, device: str) -> float:
-    """Seconds of one cycle."""
+    """Return the seconds of one cycle."""
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -104,7 +104,7 @@ ATTENTION = {
 
 
 def counted(cycle: Cycle) -> tuple[dict[str, float], int]:
-    """The losses of one cycle and the FLOPs it executes."""
+    """Return the losses of one cycle and the FLOPs that it executes."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         losses = cycle()
     return losses, counter.get_total_flops()
@@ -116,13 +116,13 @@ class Prepared:
 
     cycle: Cycle
     losses: dict[str, float]
-    flops: int  # 0 where the counter sees nothing: in a compiled arm
+    flops: int  # 0 in a compiled arm, where the counter sees nothing
     memory: int  # peak bytes
     seconds: float  # of these cycles
 
 
 def prepare(name: str, config: Config, device: str, batch: int) -> Prepared:
-    """Build an arm and run its first cycles, here and where its memory is measured."""
+    """Build an arm and run its first cycles, for the measurement of time or of memory."""
     memory = peak_memory_of(name)
     cycle = arm(name, config, device, batch)
     started = time.perf_counter()
@@ -133,7 +133,7 @@ def prepare(name: str, config: Config, device: str, batch: int) -> Prepared:
 
 
 def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
-    """Bytes of an arm's first cycles in this process, which must be a new one."""
+    """Return the bytes of an arm's first cycles in this process, which must be a new one."""
     cycle = arm(name, config, device, batch)
     before = largest_resident()
     for _ in range(CYCLES):
@@ -144,18 +144,18 @@ def peak_memory(name: str, config: Config, device: str, batch: int) -> int:
 
 
 def peak_memory_of(name: str) -> int:
-    """The same in a process of its own."""
+    """Return the same, measured in a separate process."""
     command = [sys.executable, *sys.argv, "--memory-of", name]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def difference(found: dict[str, float], expected: dict[str, float]) -> tuple[float, str]:
-    """The largest relative difference of two cycles' losses, and whose it is."""
+    """Return the largest relative difference of the losses of two cycles, and its name."""
     return max((abs(found[name] - expected[name]) / abs(expected[name]), name) for name in LOSS_NAMES)
 
 
 def main() -> int:
-    """Print the table and say which goals are met."""
+    """Print the table and which goals are met."""
     arguments = parse()
     device, batch = arguments.device, arguments.batch
     config = configuration(arguments)
