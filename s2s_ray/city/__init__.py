@@ -1,1 +1,1 @@
-"""The procedural city: one seeded scene, seen from above and from the street."""
+"""The procedural city: one seeded scene, rendered from above and from the street. It imports nothing of the package."""

@@ -1,4 +1,4 @@
-"""The aerial tile: the scene seen straight from above."""
+"""The aerial tile: the scene seen vertically from above."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from s2s_ray.city.traffic import Boxes
 def render_tile(
     scene: Scene, light: Light, traffic: Boxes, x: float, y: float, pixels: int, metres: float
 ) -> NDArray[np.uint8]:
-    """North-up tile of `pixels` squared over `metres` squared, S S 3.
+    """Render a north-up tile of `pixels` x `pixels` that covers `metres` x `metres`: S S 3.
 
     Pixel (row, column) shows the point (column - S/2, S/2 - row) * metres / S east and north of (x, y): the
-    centre of the polar transform is (x, y) itself.
+    centre of the polar transform is exactly (x, y).
     """
     step = metres / pixels
     fine = max(1, min(4, round(step / scene.cell)))
@@ -51,7 +51,7 @@ def render_tile(
 
 
 def _grain(ground: NDArray[np.uint8], rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Brightness of the ground's texture; grass and fields are rough."""
+    """Return the brightness of the ground's texture; grass and fields are rough."""
     soft = (ground == surface.GRASS) | (ground == surface.FIELD)
     fleck = lattice(columns[None, :] // 2, rows[:, None] // 2) - np.float32(0.5)
     broad = np.sin(columns * 0.052)[None, :] * np.sin(rows * 0.043)[:, None]
@@ -62,7 +62,7 @@ def _grain(ground: NDArray[np.uint8], rows: NDArray[np.int32], columns: NDArray[
 def _roofs(
     scene: Scene, light: Light, rows: NDArray[np.int32], east: Floats, north: Floats
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Colour and cosine to the sun of roofs; element k shows solid `rows[k]` at (east, north)."""
+    """Return the colour of roofs and their cosine to the sun; element k shows solid `rows[k]` at (east, north)."""
     solids = scene.solids
     dx, dy = (east - solids["x"][rows]).astype(np.float32), (north - solids["y"][rows]).astype(np.float32)
     c, s, key = solids["cosine"][rows], solids["sine"][rows], solids["key"][rows]
@@ -84,7 +84,7 @@ def _roofs(
 def _crowns(
     scene: Scene, light: Light, rows: NDArray[np.int32], east: Floats, north: Floats
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Colour and cosine to the sun of treetops."""
+    """Return the colour of treetops and their cosine to the sun."""
     trees = scene.trees
     radius = trees["radius"][rows]
     nx = (east - trees["x"][rows]).astype(np.float32) / radius
@@ -97,9 +97,9 @@ def _crowns(
 
 
 def _park(colour: Floats, height: Floats, traffic: Boxes, east: Floats, north: Floats) -> None:
-    """Paint vehicles and people into colours and heights, low boxes first."""
+    """Paint vehicles and people into colours and heights, the lowest boxes first."""
     near = (traffic.x > east[0]) & (traffic.x < east[-1]) & (traffic.y > north[-1]) & (traffic.y < north[0])
-    shown = np.flatnonzero(near & (traffic.high > 0.45))  # no wheels
+    shown = np.flatnonzero(near & (traffic.high > 0.45))  # without wheels
     for k in shown[np.argsort(traffic.high[shown], kind="stable")]:
         x, y, c, s, a, b = (
             float(part[k]) for part in (traffic.x, traffic.y, traffic.cosine, traffic.sine, traffic.a, traffic.b)

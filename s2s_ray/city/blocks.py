@@ -1,4 +1,4 @@
-"""What stands in a block: one function for each kind, drawing on a plot in local coordinates."""
+"""Contents of a block: one function for each kind of block, which adds things to a plot in local coordinates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s2s_ray.city.things import BLANK, FLAT, GABLE, HIP, HOUSE, OFFICE, SHOP, Pl
 
 
 def houses(plot: Plot, rect: Rect) -> None:
-    """Detached houses in gardens, along both long sides."""
+    """Add detached houses in gardens along both long sides."""
     rng = plot.rng
     for side in (-1, 1):
         kerb = rect.u0 if side < 0 else rect.u1
@@ -36,7 +36,7 @@ def _lot(plot: Plot, kerb: float, inward: int, middle: float, size: float, depth
     rise = 0.0 if roof == FLAT else (half[1] if ridge == "u" else half[0]) * rng.uniform(0.5, 0.85)
     plot.solid((u, middle), half, 3.0 * storeys + 0.3, rise=rise, roof=roof, ridge=ridge)
     gap = size / 2 - half[1]
-    if gap > 2.6:  # room for a garage with its drive
+    if gap > 2.6:  # room for a garage and its drive
         v = middle + (half[1] + gap / 2 - 0.4) * rng.choice((-1, 1))
         plot.patch((kerb + inward * setback / 2, v), (setback / 2 + 2, 1.4), surface.YARD)
         plot.solid((kerb + inward * (setback + 3.0), v), (2.8, gap / 2 - 0.6), 2.5, style=BLANK)
@@ -56,7 +56,7 @@ def _lot(plot: Plot, kerb: float, inward: int, middle: float, size: float, depth
 
 
 def rows(plot: Plot, rect: Rect) -> None:
-    """Attached houses round a yard."""
+    """Add attached houses around a yard."""
     rng = plot.rng
     depth = rng.uniform(9.0, 12.0)
     storeys = rng.uniform(1.6, 5.0)
@@ -96,7 +96,7 @@ def _terrace(plot: Plot, across: float, start: float, stop: float, depth: float,
 
 
 def slabs(plot: Plot, rect: Rect) -> None:
-    """Long blocks of flats on lawns, with cars and trees between them."""
+    """Add long blocks of flats on lawns, with cars and trees between them."""
     rng = plot.rng
     start = rect.v0 + rng.uniform(2, 8)
     while (size := rng.uniform(11.0, 15.0)) and start + size < rect.v1:
@@ -116,7 +116,7 @@ def slabs(plot: Plot, rect: Rect) -> None:
 
 
 def towers(plot: Plot, rect: Rect) -> None:
-    """A few tall buildings on a paved ground with low ones between."""
+    """Add a few tall buildings on paved ground, with low ones between them."""
     rng = plot.rng
     start = rect.v0 + rng.uniform(1, 6)
     while (size := rng.uniform(16.0, 30.0)) and start + size < rect.v1:
@@ -132,7 +132,7 @@ def towers(plot: Plot, rect: Rect) -> None:
 
 
 def market(plot: Plot, rect: Rect) -> None:
-    """A low hall beside its car park."""
+    """Add a low hall beside its car park."""
     rng = plot.rng
     share, far = rng.uniform(0.3, 0.5), rng.random() < 0.5
     length = rect.length * share
@@ -153,7 +153,7 @@ def market(plot: Plot, rect: Rect) -> None:
 
 
 def park(plot: Plot, rect: Rect) -> None:
-    """Trees, paths and now and then a pond."""
+    """Add trees, paths and sometimes a pond."""
     rng = plot.rng
     u, v = rect.middle
     plot.patch((u + rng.uniform(-6, 6), v), (1.3, rect.length / 2 + 2), surface.PATH)
@@ -169,7 +169,7 @@ def park(plot: Plot, rect: Rect) -> None:
 
 
 def square(plot: Plot, rect: Rect) -> None:
-    """A paved square with a church, a fountain or a hall, and rows of trees."""
+    """Add a paved square with a church or a fountain, and rows of trees."""
     rng = plot.rng
     u, v = rect.middle
     if rng.random() < 0.55:
@@ -190,7 +190,7 @@ def square(plot: Plot, rect: Rect) -> None:
 
 
 def farm(plot: Plot, rect: Rect) -> None:
-    """Allotments: beds, hedges, sheds."""
+    """Add allotments: beds, hedges, sheds."""
     rng = plot.rng
     for v in np.arange(rect.v0 + 7, rect.v1 - 6, 14.0):
         for u in np.arange(rect.u0 + 8, rect.u1 - 7, 16.0):
@@ -205,7 +205,7 @@ def farm(plot: Plot, rect: Rect) -> None:
 
 
 def house(plot: Plot) -> None:
-    """One house at the origin, its long side along u; the caller moves it."""
+    """Add one house at the origin, its long side along u; the caller moves it."""
     rng = plot.rng
     pitched = rng.random() < 0.7
     half = (rng.uniform(4.5, 7.5), rng.uniform(4.0, 5.0))

@@ -1,4 +1,4 @@
-"""The panorama's rays, and what each of them meets first in the height field."""
+"""The panorama's rays, and the first solid that each of them meets in the height field."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from s2s_ray.city.things import Table
 
 EYE_M = 2.0
 VIEW_M = 100.0
-ELEVATION = np.pi / 4  # rows span this much above and below the horizon
+ELEVATION = np.pi / 4  # the rows extend this far above and below the horizon
 _SKIN_M = 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A panorama camera at (x, y), world metres; columns turn clockwise, rows go upward.
+    """A panorama camera at (x, y) in world metres; bearings grow clockwise with the column, rows go upward.
 
     `east` and `north` are each column's direction, `rise` each row's tangent: the point t metres away along the
     ground in (column, row) is (x + t * east, y + t * north, EYE_M + t * rise).
@@ -36,7 +36,10 @@ class Camera:
 
 
 def aim(x: float, y: float, height: int, width: int, fine: int, heading: float) -> Camera:
-    """Camera with `fine` rays a pixel along each axis; pixel column j looks at 180 + 360 j / width + heading."""
+    """Return a camera with `fine` rays per pixel along each axis.
+
+    Pixel column j looks at bearing 180 + 360 j / width + heading, in degrees.
+    """
     column = (np.arange(width * fine) + 0.5) / fine - 0.5
     bearing = np.deg2rad(180.0 + 360.0 * column / width + heading)
     up = (np.arange(height * fine) + 0.5) / (height * fine) * 2 - 1
@@ -53,7 +56,7 @@ def aim(x: float, y: float, height: int, width: int, fine: int, heading: float) 
 
 @dataclass(frozen=True, eq=False)
 class Strikes:
-    """Columns of rays that enter a solid, in the order in which each column's view climbs.
+    """Columns of rays that enter a solid, in the order in which each column's skyline rises.
 
     `distance` is where the rays enter the solid's outline, `along` and `across` the local point there, `toward_*`
     the rays' local direction, `wall` 1 for a wall across side a and 2 for one along it, `facing` the sign of its
@@ -74,7 +77,7 @@ class Strikes:
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Rays that end on a solid: which strike, row, distance, height in metres, and whether on a wall."""
+    """Rays that end on a solid: index of the strike, row, distance, height in metres, and true on a wall."""
 
     strike: NDArray[np.intp]
     row: NDArray[np.intp]
@@ -84,7 +87,7 @@ class Hits:
 
 
 def march(scene: Scene, camera: Camera) -> tuple[Strikes, Hits]:
-    """First solid along each ray: march outward, keep the steepest view so far, and read off who set it."""
+    """Find the first solid along each ray: march outward and record each solid that raises the skyline."""
     reach = _distances(scene.cell, len(camera.east))
     x, y = (np.float32(at / scene.cell - corner) for at, corner in ((camera.x, scene.west), (camera.y, scene.south)))
     paces = (reach / scene.cell).astype(np.float32)
@@ -111,7 +114,7 @@ def march(scene: Scene, camera: Camera) -> tuple[Strikes, Hits]:
 
 
 def _distances(cell: float, width: int) -> NDArray[np.float32]:
-    """Where rays are sampled: every cell nearby, then in proportion to the distance."""
+    """Return the distances at which rays are sampled: every cell nearby, then in proportion to the distance."""
     growth = 1 + min(0.014, 8.0 / width)
     near = np.arange(3 * cell, max(cell / (growth - 1), 4 * cell), cell)
     count = int(np.log(VIEW_M / near[-1]) / np.log(growth)) + 1
@@ -119,7 +122,7 @@ def _distances(cell: float, width: int) -> NDArray[np.float32]:
 
 
 def _enter(camera: Camera, solids: Table, column: NDArray[np.intp], solid: NDArray[np.int32]) -> Strikes:
-    """Exact points at which columns of rays enter the outlines of the solids that the march found for them."""
+    """Return the exact points at which columns of rays enter the outlines of the solids found by the march."""
     ox = (camera.x - solids["x"]).astype(np.float32)[solid]
     oy = (camera.y - solids["y"]).astype(np.float32)[solid]
     sides: list[NDArray[np.float32]] = [solids[name][solid] for name in ("cosine", "sine", "a", "b")]
@@ -139,7 +142,7 @@ def _enter(camera: Camera, solids: Table, column: NDArray[np.intp], solid: NDArr
 
 
 def _slab(origin: Floats, toward: Floats, half: Floats) -> NDArray[np.float32]:
-    """Distance at which rays pass the nearer of two parallel planes; -inf for rays along them."""
+    """Return the distance at which rays pass the nearer of two parallel planes; -inf for rays parallel to them."""
     along = np.abs(toward) < 1e-4
     steady = np.where(along, np.float32(1), toward)
     return np.where(along, np.float32(-np.inf), -origin / steady - half / np.abs(steady))
@@ -148,7 +151,7 @@ def _slab(origin: Floats, toward: Floats, half: Floats) -> NDArray[np.float32]:
 def _ends(
     camera: Camera, solids: Table, strikes: Strikes, strike: NDArray[np.intp], row: NDArray[np.intp], reach: Floats
 ) -> Hits:
-    """Where single rays end: on the wall they enter through, or on top at the marched distance."""
+    """Return where single rays end: on the wall through which they enter, or on top at the marched distance."""
     enter, rise = strikes.distance[strike], camera.rise[row]
     z = EYE_M + enter * rise
     on_wall = z <= strikes.top[strike] + _SKIN_M
@@ -160,5 +163,5 @@ def _ends(
     at = over[level]
     distance[at] = np.maximum((solids["eave"][solid[level]] - np.float32(EYE_M)) / rise[at], enter[at])
     z[over] = EYE_M + distance[over] * rise[over]
-    above = z > 0.0  # below: the ray ends on the ground before it gets there
+    above = z > 0.0  # otherwise the ray ends on the ground before the solid
     return Hits(strike[above], row[above], distance[above], z[above], on_wall[above])

@@ -1,4 +1,4 @@
-"""The unbounded city of one seed: ground and things anywhere."""
+"""The unbounded city of one seed: the ground and the things at any place."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from s2s_ray.city.noise import Floats
 from s2s_ray.city.streets import Streets
 from s2s_ray.city.things import PATCH, SOLID, SPOT, TREE, Table, stacked
 
-THING_M = 32.0  # no thing reaches farther from its middle
+THING_M = 32.0  # no thing extends farther from its centre
 
 
 class Land(Protocol):
     """Something that can be drawn. Coordinates are metres from its origin, east and north."""
 
     def ground(self, x: Floats, y: Floats) -> NDArray[np.uint8]:
-        """Surface codes of a grid: a sorted row `x` and a sorted column `y`."""
+        """Return the surface codes of a grid, given by a sorted row `x` and a sorted column `y`."""
 
     def things(self, west: float, south: float, size: float) -> Contents:
-        """Whatever reaches into a square."""
+        """Return everything that extends into a square."""
 
 
 class City:
-    """The land of one seed; `occlusion` says how many trees line its streets."""
+    """The land of one seed; `occlusion` determines how many trees line its streets."""
 
     def __init__(self, seed: int, occlusion: float) -> None:
         self.plan = Streets(seed)
@@ -55,7 +55,7 @@ class City:
         )
 
     def _owners(self, west: float, south: float, size: float, margin: float) -> list[Contents]:
-        """Contents of the districts that own a point of a square or of its margin."""
+        """Return the contents of the districts that own a point of a square or of its margin."""
         steps = np.linspace(-margin, size + margin, 9)
         return [self._contents(*key) for key in self.plan.owners(west + steps[None, :], south + steps[:, None])]
 

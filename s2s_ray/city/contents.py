@@ -1,4 +1,4 @@
-"""Contents of a district: its blocks filled, its streets planted, everything moved to world metres."""
+"""Contents of a district: its blocks filled, its streets lined with trees, everything in world metres."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERGE_M = 1.1  # street trees stand this far behind the kerb
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """Everything that stands in one district, and the places where vehicles and people may be; world metres."""
+    """Everything that stands in one district, and the spots where vehicles and people may be; world metres."""
 
     solids: Table
     trees: Table
@@ -29,7 +29,7 @@ class Contents:
 
 
 def fill(plan: Streets, district: District, occlusion: float) -> Contents:
-    """Blocks and street trees of one district; what would stand on a street or in the water is left out."""
+    """Fill the blocks of one district and plant street trees; nothing stands on a street or in the water."""
     plot = Plot(generator(plan.seed, 3, *district.key))
     for i, j in _own_blocks(plan, district):
         rect = _inner(district, i, j)
@@ -48,7 +48,7 @@ def fill(plan: Streets, district: District, occlusion: float) -> Contents:
 
 
 def _own_blocks(plan: Streets, district: District) -> list[tuple[int, int]]:
-    """Blocks with a corner, the middle of a side or their own middle in the district."""
+    """Return the blocks with a corner, the middle of a side or their centre in the district."""
     low, high = district.cross[:, :-1, None], district.cross[:, 1:, None]
     left, right = (part[:, None, None] for part in (district.lines[:-1], district.lines[1:]))
     share = np.arange(9)
@@ -63,7 +63,7 @@ def _own_blocks(plan: Streets, district: District) -> list[tuple[int, int]]:
 
 
 def _inner(district: District, i: int, j: int) -> Rect:
-    """Block (i, j) without its pavements."""
+    """Return block (i, j) without its pavements."""
     pavement = PAVEMENT_M
     return Rect(
         district.lines[i] + district.line_half[i] + pavement,
@@ -74,7 +74,7 @@ def _inner(district: District, i: int, j: int) -> Rect:
 
 
 def _line_streets(plot: Plot, district: District, occlusion: float) -> None:
-    """Trees along the pavements; each side of each street has its own habit."""
+    """Plant trees along the pavements; their density differs between the sides of each street."""
     rng = plot.rng
     reach = CELL_M
     for i in np.flatnonzero(np.abs(district.lines) < reach):
@@ -96,7 +96,10 @@ def _tree_row(plot: Plot, spots: list[tuple[float, float]], occlusion: float) ->
 
 
 def _placed(plan: Streets, district: District, things: Table) -> Table:
-    """Local coordinates to world metres; outlines turn and stretch with the plane, so neighbours still meet."""
+    """Convert local coordinates to world metres.
+
+    Outlines are turned and stretched with the plane, so neighbours still meet.
+    """
     placed = things.copy()
     placed["x"], placed["y"] = plan.straighten(*district.bent(things["x"], things["y"]))
     if "cosine" in (things.dtype.names or ()):
@@ -109,7 +112,7 @@ def _placed(plan: Streets, district: District, things: Table) -> Table:
 
 
 def _open(plan: Streets, district: District, x: Floats, y: Floats, margin: float) -> NDArray[np.bool_]:
-    """Whether points are the district's own, dry and more than `margin` metres from the kerbs."""
+    """Return True for points that the district owns, dry and more than `margin` metres from the kerbs."""
     if x.size == 0:
         return np.zeros(x.shape, bool)
     places = plan.locate(x, y, only=district.key)
@@ -117,7 +120,7 @@ def _open(plan: Streets, district: District, x: Floats, y: Floats, margin: float
 
 
 def _fitted(plan: Streets, district: District, solids: Table) -> Table:
-    """Solids whose whole outline is on the district's own dry blocks; some are made smaller for it."""
+    """Return the solids whose outline lies on the district's dry blocks, some of them after shrinking."""
     fits = _stands(plan, district, solids)
     for _ in range(2):
         for side in ("a", "b"):
@@ -136,7 +139,7 @@ def _stands(plan: Streets, district: District, solids: Table) -> NDArray[np.bool
 
 
 def _infill(plan: Streets, district: District, plot: Plot, solids: Table) -> Table:
-    """Houses along the streets where the blocks left a gap, above all beside the avenues."""
+    """Return houses for gaps along the streets, most of them beside the avenues."""
     darts = 1200
     middle = plan.straighten(np.array([district.x]), np.array([district.y]))
     x, y = (at + plot.rng.uniform(-0.8, 0.8, darts) * CELL_M for at in middle)
@@ -163,7 +166,7 @@ def _infill(plan: Streets, district: District, plot: Plot, solids: Table) -> Tab
 
 
 def _gap(things: Table, solids: Table) -> Floats:
-    """Distance from the middle of each thing to the outline of each solid; things x solids."""
+    """Return the distance from the centre of each thing to the outline of each solid; things x solids."""
     dx = things["x"][:, None] - solids["x"]
     dy = things["y"][:, None] - solids["y"]
     along = np.abs(solids["cosine"] * dx + solids["sine"] * dy) - solids["a"]

@@ -1,4 +1,4 @@
-"""A district: its streets and the kinds of its blocks."""
+"""A district: its streets and the kind of each block."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ class District:
     blocks: NDArray[np.int64]
 
     def local(self, dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
-        """Offsets from the district's middle in the bent plane to local (u, v)."""
+        """Convert offsets from the district's centre in the bent plane to local (u, v)."""
         cosine, sine = np.float32(self.cosine), np.float32(self.sine)
         return cosine * dx + sine * dy, cosine * dy - sine * dx
 
     def bent(self, u: Floats, v: Floats) -> tuple[Floats, Floats]:
-        """Local (u, v) to the bent plane."""
+        """Convert local (u, v) to the bent plane."""
         return self.x + self.cosine * u - self.sine * v, self.y + self.sine * u + self.cosine * v
 
 
 def draw_district(seed: int, i: int, j: int) -> District:
-    """District of cell (i, j) of the lattice."""
+    """Draw the district of cell (i, j) of the lattice."""
     rng = generator(seed, 2, i, j)
     x, y = ((k + 0.5 + rng.uniform(-0.32, 0.32)) * CELL_M for k in (i, j))
     angle = rng.uniform(0, np.pi)
@@ -84,7 +84,7 @@ def draw_district(seed: int, i: int, j: int) -> District:
 
 
 def _uneven(rng: np.random.Generator, low: float, high: float, rows: int) -> Floats:
-    """Sorted positions over the whole reach, steps between `low` and `high`; rows x count."""
+    """Return sorted positions over the whole extent with steps between `low` and `high`; rows x count."""
     count = int(2 * REACH_M / low) + 2
     steps = rng.uniform(low, high, (rows, count))
     middle = np.cumsum(steps, 1) - np.cumsum(steps, 1)[:, count // 2, None]

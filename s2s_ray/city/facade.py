@@ -1,4 +1,4 @@
-"""Walls and roofs as they look from the street."""
+"""Walls and roofs seen from the street."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FRAME = np.array((0.84, 0.83, 0.80), np.float32)
 def paint(
     solids: Table, light: Light, shade: Shade, camera: Camera, strikes: Strikes, hits: Hits
 ) -> NDArray[np.float32]:
-    """Colours of rays that end on a solid, N x 3."""
+    """Return the colours of rays that end on a solid, N x 3."""
     rows = strikes.solid
     colour = np.empty((len(hits.row), 3), np.float32)
     walls, tops = np.flatnonzero(hits.on_wall), np.flatnonzero(~hits.on_wall)
@@ -32,7 +32,7 @@ def paint(
         camera.x + camera.east[strikes.column] * before, camera.y + camera.north[strikes.column] * before
     )
     sunny = slope * shade.reaches(hits.z, level[hits.strike])
-    sky = np.float32(0.70) + np.float32(0.05) * np.minimum(hits.z, np.float32(6))  # streets are darker below
+    sky = np.float32(0.70) + np.float32(0.05) * np.minimum(hits.z, np.float32(6))  # streets are darker near the ground
     colour *= light.shine(sunny, sky)
     return light.haze(colour, hits.distance)
 
@@ -40,7 +40,10 @@ def paint(
 def _walls(
     solids: Table, light: Light, strikes: Strikes, strike: NDArray[np.intp], z: Floats, camera: Camera
 ) -> NDArray[np.float32]:
-    """Windows in storeys and bays, doors and shop fronts at the ground, a plinth and a cornice; leaves on hedges."""
+    """Return the colours of walls and hedges.
+
+    Walls have windows in storeys and bays, doors and shop fronts on the ground floor, a plinth and a cornice.
+    """
     rows, side = strikes.solid, strikes.wall
     style, key = solids["style"][rows], solids["key"][rows] + side
     half = np.where(side == 1, solids["b"][rows], solids["a"][rows])
@@ -89,14 +92,14 @@ def _walls(
 
 
 def _blend(colour: Floats, at: NDArray[np.intp], over: Floats, share: Floats) -> None:
-    """Put `over` on rows `at`, as far as it can still be told apart from what is around it."""
+    """Blend `over` into the rows `at`; detail that is too small to be resolved (`share` 0) nearly vanishes."""
     colour[at] += (over - colour[at]) * (0.18 + 0.82 * share)[:, None].astype(np.float32)
 
 
 def _tops(
     solids: Table, light: Light, strikes: Strikes, strike: NDArray[np.intp], distance: Floats, z: Floats
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Colour and cosine to the sun of roofs and of what is lower than the eye."""
+    """Return the colour of roofs and of everything below eye level, and their cosine to the sun."""
     rows, beyond = strikes.solid[strike], distance - strikes.distance[strike]
     along = strikes.along[strike] + beyond * strikes.toward_along[strike]
     across = strikes.across[strike] + beyond * strikes.toward_across[strike]

@@ -28,7 +28,7 @@ _GROUND[surface.YARD] = (0.52, 0.48, 0.44)
 
 @dataclass(frozen=True, eq=False)
 class Light:
-    """How a picture is lit and taken. `sun` points to the sun (east, north, up); colours are linear RGB."""
+    """Lighting and exposure of a picture. `sun` points to the sun (east, north, up); colours are linear RGB."""
 
     sun: NDArray[np.float32]
     direct: NDArray[np.float32]
@@ -43,19 +43,19 @@ class Light:
     gamma: float
 
     def shine(self, sunny: Floats, sky: Floats | float = 1.0) -> NDArray[np.float32]:
-        """Light on surfaces that get these shares of the sun's and the sky's light: ... to ... 3."""
+        """Return the light on surfaces that receive these shares of the sun's and the sky's light: ... to ... 3."""
         light = np.empty((*sunny.shape, 3), np.float32)
-        for k in range(3):  # a plane at a time: inner loops over three numbers are slow
+        for k in range(3):  # one plane at a time: inner loops over three numbers are slow
             np.multiply(sunny, self.direct[k], out=light[..., k])
             light[..., k] += sky * self.ambient[k]
         return light
 
     def clear(self, distance: Floats) -> NDArray[np.float32]:
-        """How much of a colour the air lets through over `distance` metres."""
+        """Return the share of a colour that the air transmits over `distance` metres."""
         return np.asarray(np.exp(distance * np.float32(-1 / self.haze_m)))
 
     def haze(self, linear: Floats, distance: Floats) -> NDArray[np.float32]:
-        """Colours (N x 3) as they look from `distance` metres (N)."""
+        """Return colours (N x 3) as seen through `distance` metres (N) of air."""
         clear = self.clear(distance)
         seen = np.empty(linear.shape, np.float32)
         for k in range(3):
@@ -65,13 +65,13 @@ class Light:
         return seen
 
     def expose(self, linear: Floats) -> NDArray[np.uint8]:
-        """What the camera makes of it: ... 3 floats to uint8."""
+        """Convert linear colours to the camera's pixels: ... 3 floats to uint8."""
         shown = np.clip(linear * self.gain, 0.0, 1.0).astype(np.float32) ** np.float32(self.gamma)
         return np.asarray((shown * 255 + 0.5).astype(np.uint8))
 
 
 def draw_light(rng: np.random.Generator) -> Light:
-    """Light of one picture: an hour and a day of the year, independent of any other picture's."""
+    """Draw the light of one picture, an hour and a season, independent of every other picture."""
     bearing, elevation = np.deg2rad(rng.uniform(-100, 100)), np.deg2rad(rng.uniform(26, 62))
     level = np.cos(elevation)
     sun = np.array([level * np.sin(bearing), level * np.cos(bearing), np.sin(elevation)])
@@ -104,7 +104,7 @@ def draw_light(rng: np.random.Generator) -> Light:
 
 @dataclass(frozen=True, eq=False)
 class Shade:
-    """Height below which the sun does not reach, on cells of its own with a corner at (west, south)."""
+    """Height of the shadow, below which the sun does not reach, on cells with a corner at (west, south)."""
 
     west: float
     south: float
@@ -112,7 +112,7 @@ class Shade:
     level: NDArray[np.float32]
 
     def level_at(self, x: Floats, y: Floats) -> NDArray[np.float32]:
-        """The shadow's height at points, interpolated; lists of points or a row `x` and a column `y`."""
+        """Return the shadow's interpolated height at points, given as two lists or as a row `x` and a column `y`."""
         rows, columns = self.level.shape
         column = np.clip((x - self.west) / self.cell - 0.5, 0, columns - 1.001)
         row = np.clip((y - self.south) / self.cell - 0.5, 0, rows - 1.001)
@@ -130,15 +130,15 @@ class Shade:
         return np.asarray(south + (north - south) * fr)
 
     def reaches(self, z: Floats | np.float32, level: Floats) -> NDArray[np.float32]:
-        """Share of the sunlight that comes down to height `z` where the shadow's height is `level`."""
+        """Return the share of sunlight at height `z` where the shadow's height is `level`."""
         return np.clip((z - level) * np.float32(2) + np.float32(1), 0, 1)
 
 
 def cast_shade(scene: Scene, light: Light, x: float, y: float, radius: float) -> Shade:
-    """Shadows of solids and crowns within `radius` of a point.
+    """Compute the shadows of solids and crowns within `radius` of a point.
 
     The height of the shadow at p is the largest top(p + t * direction) - t * tan(elevation) over t > 0; doubling
-    the reach in each pass takes a few passes instead of one for each step.
+    the reach in each pass needs a few passes instead of one for each step.
     """
     stride = 2 if scene.cell < 0.4 else 1
     cell = stride * scene.cell
@@ -158,7 +158,7 @@ def cast_shade(scene: Scene, light: Light, x: float, y: float, radius: float) ->
 
 
 def _shifted(field: Floats, east: float, north: float, cell: float, reach: float, drop: float) -> NDArray[np.float32]:
-    """The field as seen `reach` metres towards the sun, lowered by what the sun's ray has risen by then."""
+    """Shift the field by `reach` metres, away from the sun, and lower it by the rise of a ray over that distance."""
     moved = np.full(field.shape, -1e3, np.float32)
     dc, dr = round(east * reach / cell), round(north * reach / cell)
     rows, columns = field.shape

@@ -12,12 +12,12 @@ Integers = NDArray[np.integer[Any]]
 
 
 def generator(*key: int) -> np.random.Generator:
-    """A generator that depends on `key` alone; any integers, negative ones too."""
+    """Return a generator that depends on `key` alone; negative integers are allowed."""
     return np.random.default_rng([2 * k if k >= 0 else -2 * k - 1 for k in key])
 
 
 def lattice(x: Integers, y: Integers, salt: Integers | int = 0) -> NDArray[np.float32]:
-    """Independent uniform numbers in [0, 1) for integer points; shapes broadcast."""
+    """Return independent uniform numbers in [0, 1) for integer points; shapes broadcast."""
     mixed = _word(x) * np.uint32(0x9E3779B1) + _word(y) * np.uint32(0x85EBCA77) + _word(salt) * np.uint32(0xC2B2AE3D)
     mixed ^= mixed >> np.uint32(15)
     mixed *= np.uint32(0x2C1B3C6D)

@@ -1,4 +1,4 @@
-"""The street panorama: the scene seen all round by somebody who stands in it."""
+"""The street panorama: the scene seen all around from a point in it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def render_panorama(
     heading: float = 0.0,
     fine: int = 1,
 ) -> NDArray[np.uint8]:
-    """Equirectangular panorama from (x, y), elevation +45 to -45 degrees, height x width x 3.
+    """Render an equirectangular panorama from (x, y), elevation +45 to -45 degrees, height x width x 3.
 
     Column j looks at compass bearing 180 + 360 j / width + `heading` degrees, row i at elevation
-    45 - 90 (i + 0.5) / height degrees. Each pixel is the mean of `fine` squared rays.
+    45 - 90 (i + 0.5) / height degrees. Each pixel is the mean of `fine` x `fine` rays.
     """
     camera = aim(x, y, height, width, fine, heading)
     shade = cast_shade(scene, light, x, y, SHADE_M)
@@ -53,7 +53,7 @@ def render_panorama(
 def _backdrop(
     scene: Scene, light: Light, shade: Shade, camera: Camera
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Sky and ground: colours (column-major pixels x 3) and distances."""
+    """Render sky and ground: colours (column-major pixels x 3) and distances."""
     columns, rows = len(camera.east), len(camera.rise)
     colour = np.empty((columns, rows, 3), np.float32)
     depth = np.full((columns, rows), np.inf, np.float32)
@@ -70,14 +70,14 @@ def _backdrop(
 def _ground(
     scene: Scene, light: Light, shade: Shade, camera: Camera, reach: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Lit ground at `reach` metres in each column's direction: columns x len(reach) x 3."""
+    """Render the lit ground at `reach` metres in each column's direction: columns x len(reach) x 3."""
     at = (np.float32(camera.x / scene.cell - scene.west), np.float32(camera.y / scene.cell - scene.south))
     paces = reach * np.float32(1 / scene.cell)
     fx, fy = at[0] + camera.east[:, None] * paces, at[1] + camera.north[:, None] * paces
     size = np.float32(scene.cell / 0.16)
     rough = lattice((fx * size).astype(np.int32), (fy * size).astype(np.int32))
     speck = lattice((fx * 9).astype(np.int32), (fy * 9).astype(np.int32)) - np.float32(0.5)
-    # Looking up a point up to half a cell aside hides the cells' edges in grain.
+    # Sampling up to half a cell to the side hides the cells' edges in grain.
     cells = scene.flat((fy + (rough - np.float32(0.5))).astype(np.int32), (fx + speck).astype(np.int32))
     level = shade.level_at(camera.x + camera.east[:, None] * reach, camera.y + camera.north[:, None] * reach)
     steps = np.arange(5, dtype=np.float32)[:, None, None] / 4
@@ -102,10 +102,10 @@ def _overlay(
     shade: Shade,
     camera: Camera,
 ) -> None:
-    """Draw sprites over what lies behind them."""
+    """Draw sprites over the pixels behind them."""
     front = np.flatnonzero(layer.distance < depth[layer.pixel])
     order = front[np.argsort(-layer.distance[front], kind="stable")]
-    depth[layer.pixel[order]] = layer.distance[order]  # the nearest comes last, and stays
+    depth[layer.pixel[order]] = layer.distance[order]  # the nearest is written last, so it stays
     order = order[layer.distance[order] == depth[layer.pixel[order]]]
     pixel, distance = layer.pixel[order], layer.distance[order]
     column, row = np.divmod(pixel, len(camera.rise))

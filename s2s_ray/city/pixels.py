@@ -1,4 +1,4 @@
-"""Pixels from samples."""
+"""Supersampling: pixels as means of samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def shrink(samples: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
-    """Means of `fine` x `fine` samples: (H * fine) (W * fine) 3 to H W 3."""
+    """Average `fine` x `fine` samples: (H * fine) (W * fine) 3 to H W 3."""
     if fine == 1:
         return samples
     total = samples[::fine].copy()

@@ -1,31 +1,34 @@
-"""Where the pairs are taken."""
+"""Positions at which the pairs are rendered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
 from s2s_ray.city.noise import generator
 from s2s_ray.city.streets import Streets
-from s2s_ray.data.schema import Split
+
+Region = Literal["train", "test"]
 
 GAP_M = 800.0  # between the training region and the test region
 _INSIDE_M = 1.0  # from the kerb
 
 
-def positions(plan: Streets, spacing: float, count: int, split: Split) -> list[tuple[float, float]]:
-    """`count` points on carriageways, no two closer than `spacing` metres: darts thrown cell by cell, nearest first.
+def positions(plan: Streets, spacing: float, count: int, region: Region) -> list[tuple[float, float]]:
+    """Return `count` points on carriageways, no two closer than `spacing` metres.
 
-    The training region grows westward from a line, the test region eastward from another one `GAP_M` away, so
-    they never meet; a smaller count gives the first points of a larger one.
+    Random points are tried cell by cell, the nearest cells first. The training region grows westward from a line, the
+    test region eastward from another line `GAP_M` away, so they never meet. A smaller count gives the first points of
+    a larger one.
     """
     side = float(np.clip(4 * spacing, 50.0, 400.0))
-    toward = -1.0 if split == "train" else 1.0
+    toward = -1.0 if region == "train" else 1.0
     kept: dict[tuple[int, int], list[tuple[float, float]]] = {}
     found: list[tuple[float, float]] = []
     for i, j in _half_spiral():
-        rng = generator(plan.seed, 4, int(split == "train"), i, j)
+        rng = generator(plan.seed, 4, int(region == "train"), i, j)
         darts = min(4000, 120 + int(60 * (side / spacing) ** 2))
         x, y = toward * (GAP_M / 2 + (i + rng.random(darts)) * side), (j + rng.random(darts)) * side
         on_street = plan.locate(x, y).edge < -_INSIDE_M
@@ -41,7 +44,7 @@ def positions(plan: Streets, spacing: float, count: int, split: Split) -> list[t
 
 
 def _half_spiral() -> Iterator[tuple[int, int]]:
-    """Cells of a half plane, ring by ring, each ring walked along."""
+    """Yield the cells of a half plane, ring by ring, in order along each ring."""
     ring = 0
     while True:
         walk = [(i, -ring) for i in range(ring)] + [(ring, j) for j in range(-ring, ring + 1)]

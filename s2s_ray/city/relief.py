@@ -1,4 +1,4 @@
-"""Rasters of a height field, and how solids and trees are raised in them."""
+"""Rasters of a height field, in which solids and trees are raised."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from s2s_ray.city.things import FLAT, GABLE, Table
 
 @dataclass(frozen=True, eq=False)
 class Rasters:
-    """Arrays of one shape: surface code, top of the solids in metres and the number of the solid, the same of the
-    crowns; numbers count from 1, 0 is nothing."""
+    """Arrays of one shape: surface code, top of the solids in metres, number of the solid, and both for the crowns.
+
+    Numbers count from 1; 0 means nothing.
+    """
 
     ground: NDArray[np.uint8]
     height: NDArray[np.float32]
@@ -23,23 +25,23 @@ class Rasters:
     canopy: NDArray[np.float32]
     tree: NDArray[np.int16]
 
-    BYTES: ClassVar[int] = 13  # of a cell
+    BYTES: ClassVar[int] = 13  # per cell
 
     @classmethod
     def empty(cls, pages: int, side: int) -> Self:
-        """Room for `pages` squares of `side` cells."""
+        """Allocate `pages` squares of `side` x `side` cells."""
         kinds = (np.uint8, np.float32, np.int16, np.float32, np.int16)
         return cls(*(np.empty((pages, side, side), kind) for kind in kinds))
 
     def page(self, index: int) -> Rasters:
-        """A view of one page."""
+        """Return a view of one page."""
         return Rasters(*(part[index] for part in (self.ground, self.height, self.solid, self.canopy, self.tree)))
 
 
 def roof_height(
     roof: NDArray[np.int32], a: Floats, b: Floats, eave: Floats, rise: Floats, along: Floats, across: Floats
 ) -> Floats:
-    """Top in metres of solids with these fields at local points."""
+    """Return the height in metres of solids with these fields at local points."""
     inward = 1.0 - np.abs(across) / b
     hip = np.minimum(inward, (a - np.abs(along)) / b)
     share = np.where(roof == GABLE, inward, np.where(roof == FLAT, np.float32(0), hip))
@@ -59,7 +61,7 @@ def raise_things(page: Rasters, west: float, south: float, cell: float, solids: 
 def _window(
     thing: Table, reach: float, west: float, south: float, cell: float, side: int
 ) -> tuple[tuple[slice, slice], Floats, Floats]:
-    """Cells within `reach` of a thing's middle, and their offsets from it (a row and a column)."""
+    """Return the cells within `reach` of a thing's centre, and their offsets from it (a row and a column)."""
     spans, offsets = [], []
     for middle, corner in ((thing["y"], south), (thing["x"], west)):
         low = min(max(0, int((middle - reach - corner) / cell)), side)

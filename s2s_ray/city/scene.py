@@ -1,4 +1,4 @@
-"""Height field of a piece of land: pages of rasters with the tables their numbers point into."""
+"""Height field of a piece of land: pages of rasters, with the tables to which their numbers refer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Scene:
 
     Cell (r, c) has its south-west corner at ((west + c) * cell, (south + r) * cell). `rasters` holds the pages of
     an atlas, `pages` the number of each page of the rectangle. Solids and trees of page p begin at row
-    `first_solid[p]` and `first_tree[p]` of the tables; the first of each page is a thing that is not there. `grove`
+    `first_solid[p]` and `first_tree[p]` of the tables; the first row of each page stands for nothing. `grove`
     holds each tree once.
     """
 
@@ -40,15 +40,15 @@ class Scene:
     grove: Table
 
     def columns(self, x: Floats) -> NDArray[np.int32]:
-        """Columns of eastward coordinates."""
+        """Return the columns of eastward coordinates."""
         return np.asarray((x * (1 / self.cell) - self.west).astype(np.int32))
 
     def rows(self, y: Floats) -> NDArray[np.int32]:
-        """Rows of northward coordinates."""
+        """Return the rows of northward coordinates."""
         return np.asarray((y * (1 / self.cell) - self.south).astype(np.int32))
 
     def flat(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> NDArray[np.intp]:
-        """Indices into the flattened rasters; shapes broadcast."""
+        """Return indices into the flattened rasters; shapes broadcast."""
         at = self.pages.take((rows >> BITS) * self.pages.shape[1] + (columns >> BITS))
         at <<= 2 * BITS
         at += (rows & (SIDE - 1)) << BITS
@@ -56,15 +56,15 @@ class Scene:
         return np.asarray(at)
 
     def solid_rows(self, flat: NDArray[np.intp]) -> NDArray[np.int32]:
-        """Rows of `solids` at flat indices."""
+        """Return the rows of `solids` at flat indices."""
         return np.asarray(self.rasters.solid.take(flat) + self.first_solid[flat >> (2 * BITS)])
 
     def tree_rows(self, flat: NDArray[np.intp]) -> NDArray[np.int32]:
-        """Rows of `trees` at flat indices."""
+        """Return the rows of `trees` at flat indices."""
         return np.asarray(self.rasters.tree.take(flat) + self.first_tree[flat >> (2 * BITS)])
 
     def tops(self, rows: tuple[int, int], columns: tuple[int, int], stride: int) -> NDArray[np.float32]:
-        """Every `stride`-th height of solids and crowns in a window."""
+        """Return every `stride`-th height of solids and crowns in a window."""
         top = np.empty((-(-(rows[1] - rows[0]) // stride), -(-(columns[1] - columns[0]) // stride)), np.float32)
         for p in range(rows[0] >> BITS, ((rows[1] - 1) >> BITS) + 1):
             for q in range(columns[0] >> BITS, ((columns[1] - 1) >> BITS) + 1):
@@ -77,17 +77,17 @@ class Scene:
 
 
 def _overlap(span: tuple[int, int], start: int, stride: int) -> tuple[slice, slice]:
-    """Samples of a strided span that fall on a page, and the cells of the page that they are."""
+    """Return the samples of a strided span that fall on a page, and their cells on that page."""
     first = max(0, -((span[0] - start) // stride))
     last = -((span[0] - min(span[1], start + SIDE)) // stride)
     return slice(first, last), slice(span[0] + first * stride - start, min(span[1] - start, SIDE), stride)
 
 
 class Atlas:
-    """Pages of a land, made when a scene needs them and kept while `CACHE_BYTES` allow.
+    """Pages of a land, drawn when a scene needs them and kept while `CACHE_BYTES` allow.
 
-    What a scene shows does not depend on which pages were there already. A scene is to be used before the next one
-    is asked for: its pages may be overwritten then.
+    The content of a scene does not depend on the pages that exist already. A scene is valid until the next one is
+    requested, which may overwrite its pages.
     """
 
     def __init__(self, land: Land, cell: float) -> None:
@@ -99,7 +99,7 @@ class Atlas:
         self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
 
     def scene(self, x: float, y: float, radius: float) -> Scene:
-        """Everything within `radius` metres of a point along either axis, and up to a page more."""
+        """Return everything within `radius` metres of a point along either axis, and up to one page more."""
         page = SIDE * self.cell
         low_i, low_j = int((x - radius) // page), int((y - radius) // page)
         high_i, high_j = int((x + radius) // page), int((y + radius) // page)
@@ -128,7 +128,7 @@ class Atlas:
         )
 
     def _slot(self, i: int, j: int) -> int:
-        """Number of page (i, j), drawn now unless it is there; the page used longest ago makes room."""
+        """Return the number of page (i, j), drawing it if necessary over the least recently used page."""
         if (i, j) not in self._slots:
             full = len(self._slots) == self.capacity
             slot = self._slots.popitem(last=False)[1] if full else len(self._slots)

@@ -12,7 +12,7 @@ _SUN = np.array((1.0, 0.95, 0.82), np.float32)
 
 
 def paint(light: Light, camera: Camera, first: int) -> NDArray[np.float32]:
-    """Colours of rows `first` and up: columns x rows x 3. The sky is smooth: one ray a pixel is enough."""
+    """Return the colours of rows `first` and up: columns x rows x 3; one ray per pixel is enough for a smooth sky."""
     fine = camera.fine
     east, north, rise = camera.east[::fine, None], camera.north[::fine, None], camera.rise[first::fine]
     share = np.sqrt(rise)[:, None]
@@ -38,7 +38,7 @@ def paint(light: Light, camera: Camera, first: int) -> NDArray[np.float32]:
 def _clouds(
     light: Light, east: NDArray[np.float32], north: NDArray[np.float32], rise: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Cover of a flat layer of clouds, 0 to 1; columns x rows."""
+    """Return the cover of a flat layer of clouds, 0 to 1; columns x rows."""
     flat = 1 / (rise + np.float32(0.18))
     x, y = east * flat + 9 * light.sun[0], north * flat + 9 * light.sun[1]
     field = np.sin(1.7 * x + 0.6 * y) + np.sin(2.3 * y - 0.8 * x + 1) + 0.6 * np.sin(4.1 * x + 3.3 * y)

@@ -1,4 +1,4 @@
-"""Places where vehicles and people may be: fixed in the city, taken anew in each picture."""
+"""Spots for vehicles and people: fixed in the city, occupied differently in each picture."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from s2s_ray.city.things import SPOT, Table
 
 KERB, LANE, LOT, WALK = range(4)
 _DARTS = 14000
-_BETWEEN_M = 5.7  # middles of two vehicles
+_BETWEEN_M = 5.7  # between the centres of two vehicles
 
 
 def draw_spots(plan: Streets, district: District) -> Table:
-    """Spots of one district, none of two vehicles in each other's way: darts, kept where they hit a street."""
+    """Draw the spots of one district: random points that lie on streets, with vehicles apart from each other."""
     rng = generator(plan.seed, 6, *district.key)
     middle = plan.straighten(np.array([district.x]), np.array([district.y]))
     x, y = (at + rng.uniform(-0.8, 0.8, _DARTS) * CELL_M for at in middle)

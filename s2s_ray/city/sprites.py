@@ -1,4 +1,4 @@
-"""Things that a height field cannot hold, met exactly: crowns on their trunks, vehicles, people."""
+"""Things that a height field cannot hold, intersected exactly: crowns on their trunks, vehicles, people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GLASS = np.array((0.20, 0.24, 0.28), np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Sprites:
-    """Rays that meet something: flat pixel index (column-major), distance, colour, cosine to the sun."""
+    """Rays that hit a sprite: flat pixel index (column-major), distance, colour, cosine to the sun."""
 
     pixel: NDArray[np.intp]
     distance: NDArray[np.float32]
@@ -28,7 +28,7 @@ class Sprites:
 
 
 def crowns(camera: Camera, light: Light, trees: Table) -> Sprites:
-    """Ellipsoids of leaves, with ragged edges."""
+    """Render crowns as ellipsoids of leaves with ragged edges."""
     dx, dy = trees["x"] - camera.x, trees["y"] - camera.y
     away = np.hypot(dx, dy)
     radius = trees["radius"].astype(np.float64)
@@ -74,7 +74,7 @@ def crowns(camera: Camera, light: Light, trees: Table) -> Sprites:
 
 
 def trunks(camera: Camera, light: Light, trees: Table) -> Sprites:
-    """Upright cylinders from the ground into the crowns."""
+    """Render trunks as upright cylinders from the ground into the crowns."""
     dx, dy = trees["x"] - camera.x, trees["y"] - camera.y
     away = np.hypot(dx, dy)
     thick = 0.08 + 0.045 * trees["radius"].astype(np.float64)
@@ -95,7 +95,7 @@ def trunks(camera: Camera, light: Light, trees: Table) -> Sprites:
 
 
 def boxes(camera: Camera, light: Light, things: Boxes) -> Sprites:
-    """Vehicles and people, each made of upright boxes."""
+    """Render vehicles and people, each made of upright boxes."""
     dx, dy = things.x - camera.x, things.y - camera.y
     away, reach = np.hypot(dx, dy), np.hypot(things.a, things.b)
     near = np.maximum(away - reach, 0.3)
@@ -142,7 +142,7 @@ def boxes(camera: Camera, light: Light, things: Boxes) -> Sprites:
 def _candidates(
     camera: Camera, dx: Floats, dy: Floats, spread: Floats, near: Floats, far: Floats, low: Floats, high: Floats
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Every (thing, column, row) whose ray may meet a thing within `spread` radians of (dx, dy)."""
+    """Return every (thing, column, row) whose ray may hit a thing within `spread` radians of (dx, dy)."""
     width = len(camera.east)
     turn = 2 * np.pi / width
     bearing = (np.arctan2(dx, dy) - camera.start) % (2 * np.pi)

@@ -1,9 +1,9 @@
-"""The plan of the city: districts with streets of their own, avenues between them, a river.
+"""The plan of the city: districts with their streets, avenues between them, a river.
 
-Everything is a function of the seed and the position, so the city has no borders. Positions are bent by a
-smooth warp first; in the bent plane districts are the Voronoi cells of a jittered lattice, their borders are
-avenues, and each district has straight streets in its own direction at uneven distances, with cross streets
-that differ from strip to strip. Bent back, no street is straight and no block repeats.
+Everything is a function of the seed and the position, so the city has no borders. Positions are first bent by a
+smooth warp. In the bent plane, districts are the Voronoi cells of a jittered lattice, their borders are
+avenues, and each district has straight streets in one direction at uneven distances, with cross streets
+that differ from strip to strip. In world coordinates no street is straight and no block repeats.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from s2s_ray.city.district import CELL_M, FAR, District, draw_district
 from s2s_ray.city.noise import Floats, generator
 from s2s_ray.city.survey import survey
 
-RIVER_M = 11.0  # half its width
+RIVER_M = 11.0  # half of its width
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What the plan says about points: arrays of one shape.
+    """Properties of points in the plan: arrays of one shape.
 
     `edge` is the distance to the nearest kerb in metres, negative on a carriageway; `ground` the surface code;
     `district` an index into `districts`; `along` the direction of the nearest street in the bent plane.
@@ -53,21 +53,21 @@ class Streets:
         self.district = lru_cache(maxsize=256)(partial(draw_district, seed))
 
     def bend(self, x: Floats, y: Floats) -> tuple[Floats, Floats]:
-        """World metres to the bent plane; a row `x` and a column `y` make a grid, other shapes are equal."""
+        """Convert world metres to the bent plane; a row `x` and a column `y` make a grid, other shapes are equal."""
         moved = []
         for axis, base in enumerate((x, y)):
             waves, phases, amplitudes = self._waves[axis], self._phases[axis], self._amplitudes
             if x.shape == y.shape:
                 angles = waves[:, 0] * x[..., None] + waves[:, 1] * y[..., None] + phases
                 moved.append(base + np.sin(angles) @ amplitudes)
-            else:  # the sine of a sum: sines of a row and a column are enough
+            else:  # by the sine of a sum, sines of a row and a column are enough
                 a, b = waves[:, :1] * x + phases[:, None], y * waves[:, 1]
                 row = np.concatenate([np.sin(a), np.cos(a)]) * np.tile(amplitudes, 2)[:, None]
                 moved.append(np.concatenate([np.cos(b), np.sin(b)], 1) @ row + base)
         return moved[0], moved[1]
 
     def straighten(self, qx: Floats, qy: Floats) -> tuple[Floats, Floats]:
-        """Inverse of `bend` for point lists, by fixed-point iteration (the warp contracts)."""
+        """Invert `bend` for lists of points by fixed-point iteration (the warp is a contraction)."""
         x, y = qx, qy
         for _ in range(9):
             bx, by = self.bend(x, y)
@@ -75,8 +75,10 @@ class Streets:
         return x, y
 
     def unbend(self, x: Floats, y: Floats, along: Floats) -> tuple[Floats, Floats]:
-        """World angle (counter-clockwise from east) of direction `along` of the bent plane at points, and the world
-        metres that one bent metre in that direction makes."""
+        """Convert directions `along` in the bent plane to world angles, counter-clockwise from east.
+
+        Returns: the angles, and the world metres per metre of the bent plane in these directions.
+        """
         step = 0.5
         east, west, north, south = (
             self.bend(x + dx, y + dy) for dx, dy in ((step, 0.0), (-step, 0.0), (0.0, step), (0.0, -step))
@@ -87,16 +89,16 @@ class Streets:
         return np.arctan2(dy, dx), np.hypot(dx, dy) / scale
 
     def owners(self, x: Floats, y: Floats) -> list[tuple[int, int]]:
-        """Keys of the districts that own points."""
+        """Return the keys of the districts that own the points."""
         qx, qy = (part.ravel() for part in self.bend(x, y))
         districts = self._near(qx, qy)
         own = np.stack([(qx - d.x) ** 2 + (qy - d.y) ** 2 for d in districts]).argmin(0)
         return [districts[k].key for k in np.unique(own)]
 
     def locate(self, x: Floats, y: Floats, *, only: tuple[int, int] | None = None) -> Places:
-        """What lies at world points, shaped as for `bend`; they span at most a few hundred metres.
+        """Return the properties of world points, shaped as for `bend`, which span at most a few hundred metres.
 
-        With the key of a district in `only`, other districts' points all count as carriageway, which is faster.
+        If `only` is the key of a district, all points of other districts count as carriageway, which is faster.
         """
         qx, qy = self.bend(x, y)
         shape = qx.shape
@@ -125,8 +127,8 @@ class Streets:
         return Places(edge.reshape(shape), ground.reshape(shape), own.reshape(shape), along.reshape(shape), districts)
 
     def _flood(self, qx: Floats, qy: Floats, edge: Floats, ground: NDArray[np.uint8]) -> None:
-        """Put the river where no street bridges it."""
-        reach = np.hypot(np.ptp(qx), np.ptp(qy))  # the distance grows at most 1.07 times as fast as the way
+        """Add the river where no street crosses it."""
+        reach = np.hypot(np.ptp(qx), np.ptp(qy))  # the distance grows at most 1.07 times as fast as the position moves
         if self._river_distance(qx[:1], qy[:1])[0] < RIVER_M + 1.1 * reach:
             ground[(self._river_distance(qx, qy) < RIVER_M) & (edge > 0.6)] = surface.WATER
 
@@ -136,7 +138,7 @@ class Streets:
         return np.asarray(np.abs((across / 1300.0 + phase) % 1.0 - 0.5) * 1300.0)
 
     def _near(self, qx: Floats, qy: Floats) -> tuple[District, ...]:
-        """Districts that own one of the points or whose border comes within 60 m of them."""
+        """Return the districts that own one of the points or whose border is within 60 m of them."""
         x0, x1, y0, y1 = qx.min(), qx.max(), qy.min(), qy.max()
         columns = range(int(x0 // CELL_M) - 1, int(x1 // CELL_M) + 2)
         rows = range(int(y0 // CELL_M) - 1, int(y1 // CELL_M) + 2)
@@ -147,12 +149,12 @@ class Streets:
 
 
 def _offsets(district: District, qx: Floats, qy: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """From a district's middle; short enough for float32."""
+    """Return offsets from a district's centre, which are short enough for float32."""
     return (qx - district.x).astype(np.float32), (qy - district.y).astype(np.float32)
 
 
 def _nearest(squares: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
-    """Index of the smallest number at each place (much faster than argmin over a short axis)."""
+    """Return the index of the smallest number at each point (much faster than argmin over a short axis)."""
     nearest, least = np.zeros(squares[0].shape, np.uint8), squares[0].copy()
     for index, square in enumerate(squares[1:], 1):
         np.copyto(nearest, np.uint8(index), where=square < least)
@@ -161,7 +163,7 @@ def _nearest(squares: list[NDArray[np.float32]]) -> NDArray[np.uint8]:
 
 
 def _border(districts: tuple[District, ...], own: int, squares: list[NDArray[np.float32]]) -> tuple[Floats, Floats]:
-    """Distance to the nearest avenue's middle and that avenue's direction."""
+    """Return the distance to the centre line of the nearest avenue, and the avenue's direction."""
     border, facing = np.full(squares[own].shape, FAR, np.float32), np.zeros(squares[own].shape, np.float32)
     home = districts[own]
     for index, other in enumerate(districts):

@@ -1,4 +1,4 @@
-"""Codes of the ground's surfaces."""
+"""Codes of ground surfaces."""
 
 from __future__ import annotations
 

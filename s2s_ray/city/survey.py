@@ -1,4 +1,4 @@
-"""One district's ground: which street or block lies at local points."""
+"""The ground of one district: the street or block at local points."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Survey = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]
 
 
 def survey(district: District, u: Floats, v: Floats, border: Floats, facing: Floats) -> Survey:
-    """Kerb distance, ground code and direction of the nearest street in the bent plane, for local points.
+    """Return kerb distance, ground code and direction of the nearest street in the bent plane, for local points.
 
-    `border` is the distance to the middle of the nearest avenue, `facing` that avenue's direction.
+    `border` is the distance to the centre line of the nearest avenue, `facing` is that avenue's direction.
     """
     edge, along = np.empty(u.shape, np.float32), np.empty(u.shape, np.float32)
     ground = np.empty(u.shape, np.uint8)
@@ -53,7 +53,7 @@ def _strip(district: District, i: int, u: Floats, v: Floats, border: Floats, fac
 
 
 def _crossings(district: District, i: int, v: Floats) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Distance to the nearest cross street's kerb, offset from its middle, and the ground of the block."""
+    """Return the distance to the nearest cross street's kerb, the offset from its centre, and the block's ground."""
     row, halves = district.cross[i], district.cross_half[i]
     first = max(0, int(np.searchsorted(row, v.min())) - 1)
     last = min(len(row) - 1, int(np.searchsorted(row, v.max())))
@@ -71,7 +71,7 @@ def _crossings(district: District, i: int, v: Floats) -> tuple[Floats, Floats, N
 
 
 def _rounded(a: Floats, b: Floats, radius: float) -> Floats:
-    """Smaller of two distances, with the corner between the two streets rounded off."""
+    """Return the smaller of two distances, with the corner between the two streets rounded off."""
     nearest = np.minimum(a, b)
     corner = np.flatnonzero((np.maximum(a, b) < radius) & (nearest > 0))
     nearest[corner] = radius - np.hypot(radius - a[corner], radius - b[corner])
@@ -88,7 +88,7 @@ def _markings(
     cross_offset: Floats,
     border: Floats,
 ) -> NDArray[np.bool_]:
-    """Where carriageways are painted: middle dashes, crossings for people, an avenue's double line and lanes."""
+    """Return True where carriageways are painted: centre dashes, zebra crossings, double lines and lanes of avenues."""
     marked = np.zeros(u.shape, bool)
     on_line, on_cross = line_edge < 0, cross_edge < 0
     if kind != OLD:
@@ -108,5 +108,5 @@ def _markings(
 
 
 def _beat(at: Floats, period: float) -> Floats:
-    """Position within a period (much faster than %)."""
+    """Return the position within a period (much faster than %)."""
     return np.asarray(at - np.float32(period) * np.floor(at * np.float32(1 / period)))

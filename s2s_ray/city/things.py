@@ -1,4 +1,4 @@
-"""The things a city is made of, as tables, and the plot on which a district's are collected."""
+"""The things of a city as tables, and the plot on which those of a district are collected."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROUND, TALL = range(2)
 
 SOLID = np.dtype(
     [
-        *((name, np.float64) for name in ("x", "y")),  # middle of the footprint
+        *((name, np.float64) for name in ("x", "y")),  # centre of the footprint
         *((name, np.float32) for name in ("cosine", "sine", "a", "b")),  # direction of side a; half sides
-        *((name, np.float32) for name in ("eave", "rise", "storey", "bay")),  # metres; bay: distance of windows
+        *((name, np.float32) for name in ("eave", "rise", "storey", "bay")),  # metres; bay: spacing of windows
         *((name, np.int32) for name in ("roof", "style", "key")),
         ("wall", np.float32, 3),
         ("top", np.float32, 3),
@@ -57,7 +57,7 @@ _FLAT_TOPS = np.array([(0.70, 0.69, 0.66), (0.46, 0.46, 0.47), (0.58, 0.53, 0.48
 
 
 class Rect(NamedTuple):
-    """A rectangle of a district's local coordinates in metres."""
+    """A rectangle in a district's local coordinates, in metres."""
 
     u0: float
     u1: float
@@ -79,7 +79,7 @@ class Rect(NamedTuple):
 
 @dataclass(eq=False)
 class Plot:
-    """Things of one district while it is being filled, in local coordinates."""
+    """The things of one district while it is being filled, in local coordinates."""
 
     rng: np.random.Generator
     solids: list[tuple[object, ...]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Plot:
         ridge: str = "u",
         style: int = HOUSE,
     ) -> None:
-        """A box with a roof; `half` are its half extents across and along, a gable's ridge runs along `ridge`."""
+        """Add a box with a roof; `half` are its half extents across and along, a gable's ridge runs along `ridge`."""
         rng = self.rng
         wall = _WALLS[rng.integers(len(_WALLS))] * rng.uniform(0.88, 1.08) + rng.uniform(-0.03, 0.03, 3)
         tops = _FLAT_TOPS if roof == FLAT else _TOPS
@@ -124,7 +124,7 @@ class Plot:
         self.trees.append((u, v, radius, low, high, rng.uniform(0.78, 1.18), TALL if tall else ROUND, self.key()))
 
     def scatter(self, rect: Rect, count: int, *, size: float = 1.0) -> None:
-        """Trees at random in a rectangle."""
+        """Add trees at random positions in a rectangle."""
         for _ in range(count):
             self.tree(self.rng.uniform(rect.u0, rect.u1), self.rng.uniform(rect.v0, rect.v1), size=size)
 
@@ -133,12 +133,12 @@ class Plot:
 
 
 def table(rows: list[tuple[object, ...]], kind: np.dtype[Any]) -> Table:
-    """Rows as one structured array."""
+    """Return rows as one structured array."""
     return np.array(rows, kind)
 
 
 def stacked(parts: Sequence[Table], kind: np.dtype[Any]) -> Table:
-    """Tables of one kind put together (np.concatenate compares all field types each time)."""
+    """Concatenate tables of one kind (np.concatenate compares all field types each time)."""
     whole = np.empty(sum(len(part) for part in parts), kind)
     start = 0
     for part in parts:

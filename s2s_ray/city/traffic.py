@@ -1,4 +1,4 @@
-"""What moves: parked and driving vehicles and passers-by, drawn anew for each picture."""
+"""Traffic: parked and driving vehicles and pedestrians, drawn separately for each picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAINT = np.array(
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Upright boxes: middles (local metres), directions, half extents, heights of bottom and top, colours."""
+    """Upright boxes: centres (local metres), directions, half extents, heights of bottom and top, colours."""
 
     x: Floats
     y: Floats
@@ -44,12 +44,12 @@ class Boxes:
 
 
 def no_traffic() -> Boxes:
-    """Empty streets."""
+    """Return the boxes of empty streets."""
     return _boxes([])
 
 
 def draw_traffic(rng: np.random.Generator, spots: Table, x: float, y: float, occlusion: float) -> Boxes:
-    """Vehicles and people about a point, more of them and larger ones with more `occlusion` (0 to 1)."""
+    """Draw vehicles and people around a point; more `occlusion` (0 to 1) gives more and larger ones."""
     luck, size = rng.random((2, len(spots)))
     share = np.array([1.6 * occlusion, 0.06, 0.2 + 0.5 * occlusion, 0.9 * occlusion])  # KERB, LANE, LOT, WALK
     away = np.hypot(spots["x"] - x, spots["y"] - y)

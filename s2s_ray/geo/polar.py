@@ -14,6 +14,8 @@ from torch import Tensor
 
 from s2s_ray.errors import ViewError
 
+MAX_CANVAS_PIXELS = 500_000_000
+
 
 def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
     """Unroll a square north-up aerial tile around its centre, as seen from the street.
@@ -124,12 +126,19 @@ def panorama_canvas(panorama: Tensor, fov: float) -> Tensor:
     Returns: ... h W; W is 360 / fov * w, rounded to the nearest whole number.
 
     Raises:
-        ViewError: a field of view outside of these limits.
+        ViewError: a field of view outside of these limits, or so small that the whole horizon has more than
+            `MAX_CANVAS_PIXELS` pixels.
     """
     if not 0 < fov <= 360:
         raise ViewError(f"fov={fov:g}: expected a field of view above 0 and at most 360 degrees")
-    width = panorama.shape[-1]
-    missing = round(width * 360 / fov) - width
+    height, width = panorama.shape[-2:]
+    total = width * 360 / fov
+    if height * total > MAX_CANVAS_PIXELS:
+        raise ViewError(
+            f"fov={fov:g} with {width} x {height} pixels makes a horizon of {height * total:,.0f} pixels, "
+            f"more than {MAX_CANVAS_PIXELS:,}: correct fov or make the image smaller"
+        )
+    missing = round(total) - width
     return F.pad(panorama, (missing // 2, missing - missing // 2)) if missing else panorama
 
 

@@ -21,7 +21,7 @@ from s2s_ray.errors import ConfigError, DamagedError, DatasetError
 from s2s_ray.storage import filesystem
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 TRAIN = 11
 

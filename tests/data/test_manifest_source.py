@@ -23,7 +23,7 @@ from s2s_ray.errors import ManifestError, NotFoundError, StorageError, Unreadabl
 from s2s_ray.geo.utm import to_utm, utm_zone
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 HEADER = "id,satellite,street,split"
 

@@ -30,7 +30,7 @@ from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.runtime.progress import Advance
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 
 def content(folder: Path) -> dict[str, bytes]:

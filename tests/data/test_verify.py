@@ -18,7 +18,7 @@ from s2s_ray.errors import DatasetError
 from s2s_ray.geo.images import encode
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 
 @pytest.fixture

@@ -124,6 +124,8 @@ class ManifestSource:
         for column in self._required:
             if not fields[column]:
                 raise ManifestError(f"{where}: {column} is empty")
+            if "\0" in fields[column]:
+                raise ManifestError(f"{where}: {column}={fields[column]!r} contains a NUL character")
         named = fields["split"] if self._panoramas else "test"
         if named not in SPLITS:
             raise ManifestError(f"{where}: split is {named!r}, expected one of {', '.join(SPLITS)}")

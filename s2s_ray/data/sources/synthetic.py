@@ -16,12 +16,12 @@ from s2s_ray.city.city import City
 from s2s_ray.city.light import SHADOW_REACH_M, draw_light
 from s2s_ray.city.noise import generator
 from s2s_ray.city.panorama import SHADE_M, render_panorama
-from s2s_ray.city.positions import positions
+from s2s_ray.city.positions import Region, positions
 from s2s_ray.city.scene import SIDE, Atlas, Scene
 from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
-from s2s_ray.data.schema import Pair, Record, Split
+from s2s_ray.data.schema import Pair, Record
 from s2s_ray.errors import InputError
 from s2s_ray.geo.views import ViewGeometry
 
@@ -68,7 +68,7 @@ class SyntheticSource:
         """Return the training pairs, then the test pairs; neighbours in the list are neighbours in the city."""
         return self._split("train", self.config.train_pairs) + self._split("test", self.config.test_pairs)
 
-    def _split(self, split: Split, count: int) -> list[Record]:
+    def _split(self, split: Region, count: int) -> list[Record]:
         points = np.array(positions(self.city.plan, self.config.spacing_m, count, split)) + np.array(ORIGIN)
         longitude, latitude = Transformer.from_crs(ZONE, 4326, always_xy=True).transform(*points.T)
         return [
