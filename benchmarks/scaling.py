@@ -4,9 +4,10 @@
 
 The benchmark runs real trainings of one data set on one cluster on this machine, one at a time and with the arms
 alternating: the Ray processes of a second cluster would use the core of the second worker. The first epoch of each is
-not counted, and checkpoints are written outside the measured time. The time of an epoch is split into waiting for data,
-waiting for the gradients' reduce, gathering (descriptors and batch statistics, forward and backward), and the
-remainder, which is the networks. The speed-up is the median of the ratios of the rounds. The exit code is 1 if it is below 1.7.
+not counted, and checkpoints are written outside the measured time. The time of an epoch is split into waiting for
+data, waiting for the gradients' reduce, gathering (descriptors and batch statistics, forward and backward), and the
+remainder, which is the networks. The speed-up is the median of the ratios of the rounds. The exit code is 1 if it is
+below 1.7.
 
 The same cycles are then run by processes with torch.distributed and without Ray, which shows the speed-up of two
 otherwise idle cores.

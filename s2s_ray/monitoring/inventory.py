@@ -16,8 +16,8 @@ import yaml
 from s2s_ray import registry, storage
 from s2s_ray.errors import NotFoundError, S2SError
 from s2s_ray.training.checkpoint_store import CheckpointStore
-from s2s_ray.training.logbook import DIVERGED_FILE
-from s2s_ray.training.run import CONFIG_FILE, load_run_config
+from s2s_ray.training.history import read_history
+from s2s_ray.training.run import CONFIG_FILE, DIVERGED_FILE, load_run_config
 
 _MAX_DEPTH = 3  # levels below the root: ROOT/runs/NAME and one more
 _RUN_FILES = {"checkpoints", "history.json", "ray", "tensorboard", DIVERGED_FILE}  # a run has one of these at once
@@ -129,7 +129,7 @@ def _entries(uri: str, levels: int) -> Iterator[tuple[str, str]]:
 def run_status(uri: str) -> RunStatus:
     """Return the state of one run. Raises S2SError if it is damaged."""
     config = load_run_config(uri)
-    history = _optional(storage.join(uri, "history.json"), storage.read_json) or []
+    history = read_history(uri)
     store = CheckpointStore(storage.join(uri, "checkpoints"))
     steps = store.steps()
     newest = history[-1] if history else {}

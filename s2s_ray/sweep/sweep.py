@@ -31,6 +31,7 @@ from s2s_ray.sweep.space import Space, format_params
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
 from s2s_ray.sweep.trial import run_trial
 from s2s_ray.training.checkpoint_store import CheckpointStore
+from s2s_ray.training.history import read_history
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
 from s2s_ray.trials.claim import claim
@@ -136,7 +137,7 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, concurrent:
 def _past(study: SweepStudy, root: str) -> list[History]:
     """Return the epochs of the complete trials; a trial that resumes reports its own again."""
     return [
-        storage.read_json(storage.join(root, "trials", record.run, "history.json"))[: record.epochs]
+        read_history(storage.join(root, "trials", record.run))[: record.epochs]
         for record in study.records()
         if record.state == "complete"
     ]

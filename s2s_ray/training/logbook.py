@@ -11,11 +11,11 @@ from typing import Any
 
 from s2s_ray import storage
 from s2s_ray.training.history import write_history
+from s2s_ray.training.run import DIVERGED_FILE
 from s2s_ray.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
-DIVERGED_FILE = "diverged.json"
 SHOWN = ("d_loss", "r_loss", "gan", "l1_weighted", "g_loss")
 
 

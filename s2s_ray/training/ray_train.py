@@ -21,6 +21,7 @@ from s2s_ray.runtime.cluster import in_thread, original_error
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.runtime.ray_internals import cancel_resource_request, quieten_train_reports, without_idle_helpers
 from s2s_ray.storage.filesystem import open_filesystem
+from s2s_ray.training.history import read_history
 from s2s_ray.training.loop import Report, Trainer, check_ready
 from s2s_ray.training.run import checkpoint_store, located, run_uri
 
@@ -97,8 +98,7 @@ def train(
     store = checkpoint_store(config)
     best, steps = store.best(), store.steps()
     assert best is not None, "the last epoch is always validated"
-    history = storage.read_json(storage.join(run_uri(config), "history.json"))
-    return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), history)
+    return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), read_history(run_uri(config)))
 
 
 class _TorchTrainer(ray.train.torch.TorchTrainer):

@@ -14,6 +14,7 @@ from s2s_ray.training.checkpoint_store import CheckpointStore
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+DIVERGED_FILE = "diverged.json"
 CHECKPOINTS = "checkpoints"
 
 # With another value of these a step number would mean other pairs.
