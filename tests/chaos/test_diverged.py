@@ -1,4 +1,4 @@
-"""A loss that is not a number, met by two real workers."""
+"""A loss that is not a number, on two real workers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch
 
 from s2s_ray.data.dataset import Batch, Sample, collate
 from s2s_ray.errors import DivergedError
-from s2s_ray.training.loop import (
-    Trainer,
-)
+from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
 from tests.support.killed_runs import Ending, assert_equal, configured, launch
 
@@ -23,7 +21,7 @@ BROKEN = "train-7"
 
 
 def _poisoned(trainer: Trainer, rank: int, folder: Path) -> None:
-    """In the second epoch the panorama of one pair is not a number; what the worker says of it and has is noted."""
+    """Make the panorama of one pair NaN in the second epoch, and record the worker's error and weights."""
     normalise, fit = trainer.model.normalise, trainer.fit
     broken = trainer.train_set.ids.index(BROKEN)
 
@@ -34,7 +32,7 @@ def _poisoned(trainer: Trainer, rank: int, folder: Path) -> None:
             street[batch.index == broken] = torch.nan
         return Batch(batch.polar, street, batch.index)
 
-    def noted() -> None:
+    def recorded() -> None:
         try:
             fit()
         except DivergedError as error:
@@ -42,7 +40,7 @@ def _poisoned(trainer: Trainer, rank: int, folder: Path) -> None:
             torch.save(dict(trainer.model.named_parameters()), folder / f"{rank}.pt")
 
     trainer.train_set.collate = collated  # type: ignore[method-assign]
-    trainer.fit = noted  # type: ignore[assignment, method-assign]
+    trainer.fit = recorded  # type: ignore[assignment, method-assign]
 
 
 def test_a_poisoned_pair_stops_all_workers_at_the_same_step_and_is_named(
@@ -50,21 +48,21 @@ def test_a_poisoned_pair_stops_all_workers_at_the_same_step_and_is_named(
 ) -> None:
     config = configured(settings, tmp_path, workers=2)
     outcome = launch(config, partial(_poisoned, folder=tmp_path))
-    assert outcome.done, outcome.log  # each worker noted the same error, and none of them hung
-    told = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
-    assert told[0] == told[1]
-    assert BROKEN in told[0]
-    step = int(told[0].split()[0])
-    assert f"step {step + 1}: " in told[0]
+    assert outcome.done, outcome.log  # no worker hung
+    messages = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert BROKEN in messages[0]
+    step = int(messages[0].split()[0])
+    assert f"step {step + 1}: " in messages[0]
 
     newest = checkpoint_store(config).newest()
     assert newest is not None
     assert newest.meta["step"] == step
     assert all(value.isfinite().all() for value in newest.model.values() if value.is_floating_point())
-    for rank in range(2):  # no optimiser has moved since, on any worker
+    for rank in range(2):  # no optimiser has stepped since, on any worker
         weights = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert_equal(weights, {name: newest.model[name] for name in weights})
 
-    mended = launch(config)
-    assert mended.done, mended.log
+    fixed = launch(config)
+    assert fixed.done, fixed.log
     Ending.of(config).assert_same(undisturbed(2))

@@ -1,4 +1,4 @@
-"""A run whose processes are killed, at any step, in the midst of an upload, and right after a report."""
+"""A run whose processes are killed at any step, during an upload, and right after a report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Undisturbed = Callable[[int], Ending]
 
 
 @pytest.mark.parametrize(("workers", "loaders"), [(1, 2), (2, 0)])
-def test_a_run_killed_at_every_step_ends_as_if_nothing_had_happened(
+def test_a_run_killed_at_every_step_ends_like_an_undisturbed_one(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path, workers: int, loaders: int
 ) -> None:
     config = configured(settings, tmp_path, workers=workers, loader_workers=loaders)
@@ -32,7 +32,7 @@ def test_a_run_killed_at_every_step_ends_as_if_nothing_had_happened(
         outcome = launch(config, killed_at(step))
         assert KILLED in outcome.codes, outcome.log
         steps = checkpoint_store(config).steps()
-        assert step - 1 <= max(steps, default=0) <= step  # no more than one step is done again
+        assert step - 1 <= max(steps, default=0) <= step  # at most one step is repeated
     outcome = launch(config)
     assert outcome.done, outcome.log
     Ending.of(config).assert_same(undisturbed(workers))
@@ -40,7 +40,7 @@ def test_a_run_killed_at_every_step_ends_as_if_nothing_had_happened(
 
 
 def _cut(trainer: Trainer, rank: int, step: int, uploads: int) -> None:
-    """Kill the process after this many uploads of a checkpoint's files."""
+    """Kill the process after `uploads` uploads of a checkpoint's files."""
     upload, sent = files.upload, []
 
     def cut(path: Path, uri: str) -> None:
@@ -54,7 +54,7 @@ def _cut(trainer: Trainer, rank: int, step: int, uploads: int) -> None:
 
 
 @pytest.mark.parametrize("uploads", [0, 2])
-def test_a_checkpoint_whose_upload_was_cut_does_not_count(
+def test_a_checkpoint_whose_upload_was_interrupted_does_not_count(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path, uploads: int
 ) -> None:
     config = configured(settings, tmp_path)
@@ -77,7 +77,7 @@ def killed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt", "meta.json", "manifest.json"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+def test_a_damaged_checkpoint_is_logged_and_the_previous_one_is_used(
     settings: list[str], undisturbed: Undisturbed, killed: Path, tmp_path: Path, file: str
 ) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
@@ -93,33 +93,33 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     Ending.of(config).assert_same(undisturbed(1))
 
 
-def _killed_after_report(trainer: Trainer, rank: int, told: Path) -> None:
+def _killed_after_report(trainer: Trainer, rank: int, promised: Path) -> None:
     fit = trainer.fit
 
     def report(reported: dict[str, Any]) -> None:
         if reported["epoch"] == 1:
-            told.write_text(reported["checkpoint"])
+            promised.write_text(reported["checkpoint"])
             die()
 
     trainer.fit = partial(fit, report)  # type: ignore[method-assign]
 
 
-def test_what_a_report_promised_outlives_the_process(
+def test_a_reported_checkpoint_outlives_the_process(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     config = configured(settings, tmp_path)
-    told = tmp_path / "told"
-    assert launch(config, partial(_killed_after_report, told=told)).codes == [KILLED]
-    promised = told.read_text()
+    file = tmp_path / "promised"
+    assert launch(config, partial(_killed_after_report, promised=file)).codes == [KILLED]
+    promised = file.read_text()
     storage.check(promised)
-    assert int(storage.name(promised)) >= 2 * STEPS - 1  # no older than the one before the epoch's own
+    assert int(storage.name(promised)) >= 2 * STEPS - 1  # the last of the epoch, or the one before
     outcome = launch(config)
     assert outcome.done, outcome.log
     Ending.of(config).assert_same(undisturbed(1))
 
 
 def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
-    """The upload of step 2 is slow: it lasts until step 3 is done, and a second more."""
+    """Make the upload of step 2 slow: it lasts until one second after step 3 is finished."""
     publish = storage.publish
 
     def slow(directory: Path, uri: str) -> None:
@@ -129,14 +129,14 @@ def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
                 assert time.monotonic() < deadline, "training stopped during an upload"
                 time.sleep(0.01)
             time.sleep(1)
-            assert trainer.global_step == STEPS, "the next checkpoint did not wait for the one before"
+            assert trainer.global_step == STEPS, "the next checkpoint did not wait for the previous one"
             seen.touch()
         publish(directory, uri)
 
     storage.publish = slow
 
 
-def test_training_goes_on_during_an_upload_and_the_next_checkpoint_waits_for_it(
+def test_training_continues_during_an_upload_and_the_next_checkpoint_waits_for_it(
     settings: list[str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     config = configured(settings, tmp_path, checkpoint_every=2)

@@ -28,12 +28,12 @@ def settings(narrow: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run that Ctrl-C stopped, and its end after the same command was given again."""
+    """A run that Ctrl-C stopped, and its end after the same command was run again."""
 
     returncode: int
     errors: str
-    finished: list[int]  # steps of the checkpoints that were there
-    processes: list[str]  # command lines of the cluster's, before Ctrl-C
+    finished: list[int]  # steps of the finished checkpoints
+    processes: list[str]  # command lines of the cluster's processes before Ctrl-C
     resumed: subprocess.CompletedProcess[str]
     history: list[dict[str, Any]]
 
@@ -50,11 +50,11 @@ def interrupted(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     finished = store.steps()
     command = train(settings, storage, "stopped", EPOCHS)
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return Interrupted(process.returncode, errors, finished, processes, resumed, figures(storage / "stopped"))
+    return Interrupted(process.returncode, errors, finished, processes, resumed, history_of(storage / "stopped"))
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
-    """The history of a run, without what depends on the machine."""
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """Return the history of a run, without values that depend on the machine."""
     history: list[dict[str, Any]] = json.loads((run / "history.json").read_text())
     for entry in history:
         del entry["pairs_per_second"]
@@ -68,7 +68,7 @@ def test_ctrl_c_names_the_newest_checkpoint(interrupted: Interrupted) -> None:
     assert int(Path(named[1]).name) == interrupted.finished[-1] >= 2
 
 
-def test_the_same_command_goes_on(interrupted: Interrupted) -> None:
+def test_the_same_command_resumes(interrupted: Interrupted) -> None:
     resumed = interrupted.resumed
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resumed" in resumed.stderr

@@ -1,6 +1,6 @@
-"""Several workers, each a process of its own (gloo), against one process on the whole batch, in float64.
+"""Several workers in separate processes (gloo) against one process on the whole batch, in float64.
 
-This module is also the program that the workers run: `python test_workers.py RANK FOLDER`.
+The workers also run this module as a program: `python test_workers.py RANK FOLDER`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NETWORKS = ("generator", "discriminator", "retrieval")
 DOUBLE = torch.float64
 SEEDS, SMOOTH = 5, 2
 
-# Four processes that import PyTorch take their time.
+# Four processes that import PyTorch are slow.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 Result = dict[str, Any]
@@ -41,15 +41,15 @@ def name_of(shares: tuple[int, ...]) -> str:
 
 
 def own(rows: Tensor, shares: tuple[int, ...]) -> Tensor:
-    """This worker's part of the global batch."""
+    """Return this worker's part of the global batch."""
     return rows.split(list(shares))[rank()] if world_size() > 1 else rows
 
 
-# What is computed, by one worker or by many
+# The computations, by one worker or by many
 
 
 def gathered(shares: tuple[int, ...]) -> Result:
-    """A sum of cubes of gathered rows that every worker computes alike, divided by their number."""
+    """Compute a sum of cubes of gathered rows, the same on every worker, divided by the number of workers."""
     rows = torch.randn(sum(shares), 3, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
     mine = own(rows, shares).clone().requires_grad_()
     together = gather_rows(mine, shares if world_size() > 1 else [len(mine)])
@@ -61,7 +61,7 @@ def gathered(shares: tuple[int, ...]) -> Result:
 
 
 def normalised(shares: tuple[int, ...]) -> Result:
-    """Batch normalisation of images far from zero mean; every worker's loss is its share of a sum."""
+    """Normalise images far from zero mean; the loss of a worker is its share of a sum."""
     generator = torch.Generator().manual_seed(2)
     norm = nn.BatchNorm2d(3).double() if world_size() == 1 else GlobalBatchNorm2d(3).double()
     with torch.no_grad():
@@ -86,7 +86,7 @@ def cycle(
     dtype: torch.dtype = DOUBLE,
     seed: int = 0,
 ) -> Result:
-    """A whole training cycle of a tiny model with attention that takes part; with live statistics if not in pieces."""
+    """Run a training cycle of a tiny model with effective attention; with live statistics if not in pieces."""
     torch.manual_seed(seed)
     config = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
     model = S2S(config).to(dtype).train()
@@ -116,22 +116,22 @@ def cycle(
 
 
 def pieces(shares: tuple[int, ...]) -> Result:
-    """A cycle that many workers compute in pieces of two pairs, and one worker at once."""
+    """Run a cycle, in pieces of two pairs on many workers and at once on one worker."""
     return cycle(shares, micro_batch=2 if world_size() > 1 else sum(shares))
 
 
 def single(shares: tuple[int, ...]) -> Result:
-    """Cycles in float32, by seed."""
+    """Run cycles in float32, by seed."""
     return {str(seed): cycle(shares, dtype=torch.float32, seed=seed) for seed in range(SEEDS)}
 
 
 CHECKS = {"gathered": gathered, "normalised": normalised, "cycle": cycle, "pieces": pieces, "single": single}
-# Of a gradient's difference in units of its own norm or a millionth of its network's.
+# Tolerances of a gradient's difference, in units of its norm or a millionth of its network's.
 DOUBLE_TOLERANCE, SINGLE_TOLERANCE = 1e-10, 3e-4
 
 
 def work(worker: int, folder: Path) -> None:
-    """Every check in every group this worker belongs to; the groups are set up one after the other."""
+    """Run every check in every group of this worker; the groups are set up one at a time."""
     for shares in SHARES:
         if worker >= len(shares):
             continue
@@ -154,7 +154,7 @@ def work(worker: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the workers left their results, and what they printed."""
+    """Return the folder with the results and the output of the workers."""
     folder = tmp_path_factory.mktemp("workers")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
@@ -219,20 +219,20 @@ def test_batch_statistics_are_those_of_the_whole_batch(folder: Path, shares: tup
 
 
 def differences(found: Result, expected: Result) -> dict[str, float]:
-    """Of every gradient, the norm of the difference in units of its own norm or a millionth of its network's."""
-    told = {}
+    """Return each gradient's norm of the difference, in units of its norm or a millionth of its network's."""
+    relative = {}
     for network in NETWORKS:
         gradients = expected["gradients"][network]
         assert set(found["gradients"][network]) == set(gradients)
         total = torch.tensor([gradient.norm() for gradient in gradients.values()]).norm()
         for name, gradient in gradients.items():
             unit = max(gradient.norm(), 1e-6 * total)
-            told[f"{network}.{name}"] = float((found["gradients"][network][name] - gradient).norm() / unit)
-    return told
+            relative[f"{network}.{name}"] = float((found["gradients"][network][name] - gradient).norm() / unit)
+    return relative
 
 
 def assert_alike(found: list[Result]) -> None:
-    """To the bit, on every worker."""
+    """Assert that the results of all workers are equal to the bit."""
     for result in found:
         assert result["losses"] == found[0]["losses"]
         for network in NETWORKS:
@@ -248,14 +248,16 @@ def test_a_cycle_has_the_losses_and_gradients_of_the_whole_batch(
     found, expected = results_of(folder, shares, check), of_one(check, shares)
     assert_alike(found)
     assert found[0]["losses"] == pytest.approx(expected["losses"], rel=DOUBLE_TOLERANCE)
-    told = differences(found[0], expected)
-    assert max(told.values()) <= DOUBLE_TOLERANCE, max(told, key=lambda name: told[name])
+    relative = differences(found[0], expected)
+    assert max(relative.values()) <= DOUBLE_TOLERANCE, max(relative, key=lambda name: relative[name])
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=name_of)
-def test_a_cycle_in_float32_has_them_but_for_rounding(folder: Path, shares: tuple[int, ...]) -> None:
-    """With one seed in ten the input of a ReLU is so near to zero that rounding decides its sign, on which depends a
-    thousandth of a gradient and more; which ones these are depends on the processor. What is wrong is so with all.
+def test_a_cycle_in_float32_has_them_up_to_rounding(folder: Path, shares: tuple[int, ...]) -> None:
+    """Allow some seeds to differ: real faults show with all of them.
+
+    With one seed in ten the input of a ReLU is so near to zero that rounding decides its sign, which changes a gradient
+    by a thousandth or more. Which seeds these are depends on the processor.
     """
     found, expected = results_of(folder, shares, "single"), of_one("single", shares)
     worst = {}
@@ -268,7 +270,7 @@ def test_a_cycle_in_float32_has_them_but_for_rounding(folder: Path, shares: tupl
 
 @pytest.mark.parametrize("shares", SHARES, ids=name_of)
 @pytest.mark.parametrize("check", ["cycle", "pieces"])
-def test_statistics_move_alike_on_every_worker(folder: Path, shares: tuple[int, ...], check: str) -> None:
+def test_statistics_are_updated_alike_on_every_worker(folder: Path, shares: tuple[int, ...], check: str) -> None:
     found, expected = results_of(folder, shares, check), of_one(check, shares)
     for name, value in expected["buffers"].items():
         for result in found:
