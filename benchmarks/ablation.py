@@ -1,11 +1,11 @@
-"""Does synthesis help retrieval, and does mining? Ablations on the procedural city, with the same pairs seen by all.
+"""Does synthesis help retrieval, and does mining? Ablations on the procedural city, in which all arms see equal pairs.
 
     python benchmarks/ablation.py
 
-For each seed (of the world and of the training) a model of each arm is trained from nothing on as many pairs, in the
-same order, and measured once on the held-out region: R@1 of its last epoch's weights. `mining` is hard-negative mining
-as a fine-tuning step: it goes on from the checkpoint of `full` before its last epochs, and discards 90% of the triplets
-in these. With `--folder` it can be stopped at any time: the same command goes on.
+For each seed (of the world and of the training) a model of each arm is trained from scratch on the same number of
+pairs, in the same order, and measured once on the held-out region: R@1 of its last epoch's weights. `mining` is
+hard-negative mining as a fine-tuning step: it continues from the checkpoint of `full` before its last epochs, and
+discards 90% of the triplets in these. With `--folder` it can be stopped at any time, and the same command resumes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SETTINGS = [
     f"train.validate_every={EPOCHS - MINED}",
     "prepare.parallel=false",
 ]
-TRUNK = "trunk"  # the epochs that `full` and `mining` have in common
+TRUNK = "trunk"  # the epochs that `full` and `mining` share
 ARMS = {
     TRUNK: [f"train.epochs={EPOCHS - MINED}"],
     "full": [],
@@ -49,7 +49,7 @@ COMPARED = {"retrieval_only": "full", "full": "mining", "no_gan": "full", "separ
 
 
 def measure(folder: Path, seed: int, arm: str, overrides: list[str]) -> dict[str, float]:
-    """Figures of one arm and seed on the held-out region; from the folder where they are there already."""
+    """Return the figures of one arm and seed on the held-out region, from the folder if it has them."""
     result = folder / f"seed{seed}-{arm}.json"
     if result.exists():
         return dict(json.loads(result.read_text()))
@@ -75,7 +75,7 @@ def measure(folder: Path, seed: int, arm: str, overrides: list[str]) -> dict[str
 
 
 def settings(folder: Path, seed: int, arm: str, overrides: list[str]) -> Config:
-    """The configuration of one arm and seed."""
+    """Return the configuration of one arm and seed."""
     places = [
         f"data.uri={folder}/city{seed}",
         f"train.storage={folder}/runs{seed}",
@@ -87,7 +87,7 @@ def settings(folder: Path, seed: int, arm: str, overrides: list[str]) -> Config:
 
 
 def table(found: dict[str, dict[int, dict[str, float]]], seeds: list[int]) -> list[str]:
-    """A row an arm: R@1 of each seed, their mean and spread, and L1 and SSIM where there is synthesis."""
+    """Return a table with a row for each arm: R@1 of each seed, mean and spread; L1 and SSIM if it synthesises."""
     lines = ["arm                 " + "".join(f"  seed {seed}" for seed in seeds) + "    mean    s.d.      L1    SSIM"]
     for arm, results in found.items():
         recalls = [100 * results[seed]["recall_at_1"] for seed in seeds]
@@ -104,7 +104,7 @@ def table(found: dict[str, dict[int, dict[str, float]]], seeds: list[int]) -> li
 
 
 def differences(found: dict[str, dict[int, dict[str, float]]], seeds: list[int]) -> list[str]:
-    """What each step of interest gains in R@1, paired by seed."""
+    """Return the differences in R@1 between the compared arms, paired by seed."""
     lines = []
     for base, other in COMPARED.items():
         if base not in found or other not in found:
@@ -125,11 +125,11 @@ def _arms() -> list[str]:
 
 
 def main() -> int:
-    """Train what is not there yet, then print the table and the differences."""
+    """Train the missing models, then print the table and the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=_arms(), choices=_arms())
-    parser.add_argument("--folder", help="where data, runs and results stay; default: a temporary one")
+    parser.add_argument("--folder", help="folder of data, runs and results; temporary by default")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change the preset: a.b=value")
     arguments: Any = parser.parse_args()
     torch.set_num_threads(2)

@@ -1,16 +1,16 @@
 """Does the sweep help? Pair-epochs until a given R@1, for random search and TPE, each with and without ASHA.
 
     python benchmarks/sweep.py                      # replays benchmarks/curves.json, two minutes
-    python benchmarks/sweep.py --record curves.json # trains the configurations anew, 20 minutes on two cores
+    python benchmarks/sweep.py --record curves.json # trains the configurations again, 20 minutes on two cores
 
-The default that the sweep starts from is chosen badly. Training each of the 4 x 5 sweeps for real would take days, so
-a **surrogate stands in for the trainer**: learning curves of real trainings of random configurations on the procedural
-city (`--record`), between which it interpolates (the four nearest ones in the unit cube of the space, weighted by
-inverse squared distance). The searcher, the space and the scheduler are the sweep's own classes; four trials run at a
-time, each epoch of each costs the same. Each trial gets three epochs: before that recall is noise.
+The sweep starts from a deliberately bad default. Training each of the 4 x 5 sweeps would take days, so a **surrogate
+replaces the trainer**: it interpolates between recorded learning curves of random configurations on the procedural
+city (`--record`), using the four nearest ones in the unit cube of the space, weighted by inverse squared distance. The
+searcher, the space and the scheduler are the sweep's own classes. Four trials run concurrently, and all epochs cost the
+same. Each trial gets at least three epochs, because recall is noise before that.
 
-The goals are the R@1 that one random configuration in 33, in 50 and in 100 reaches. Exits with 1 where TPE + ASHA needs
-more than half of random search's pair-epochs for the last one.
+The goals are the R@1 that one random configuration in 33, in 50 and in 100 reaches. The exit code is 1 if TPE + ASHA
+needs more than half of random search's pair-epochs for the last one.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ ARMS = {
 
 
 class Surrogate:
-    """Recorded learning curves, and between them."""
+    """Learning curves interpolated between recorded ones."""
 
     def __init__(self, recorded: list[dict[str, Any]]) -> None:
         self.places = np.array([place(entry["params"]) for entry in recorded])
         self.curves = np.maximum.accumulate(np.array([entry["recall_at_1"] for entry in recorded]), axis=1)
 
     def curve(self, params: Params) -> NDArray[np.float64]:
-        """Best R@1 so far after each epoch."""
+        """Return the best R@1 so far after each epoch."""
         distance = np.square(self.places - place(params)).sum(1)
         nearest = np.argsort(distance)[:NEIGHBOURS]
         weight = 1 / (distance[nearest] + 1e-9)
@@ -76,7 +76,7 @@ class Surrogate:
         return mixed
 
     def random(self, count: int) -> NDArray[np.float64]:
-        """Final R@1 of random configurations."""
+        """Return the final R@1 of random configurations."""
         generator = np.random.default_rng(0)
         spans = {key: np.log(span) for key, span in RANGES.items()}
         drawn = [{key: float(np.exp(generator.uniform(*span))) for key, span in spans.items()} for _ in range(count)]
@@ -84,13 +84,13 @@ class Surrogate:
 
 
 def place(params: Params) -> NDArray[np.float64]:
-    """A configuration in the unit cube."""
+    """Return a configuration as a point in the unit cube."""
     spans = [(math.log(params[key]), math.log(low), math.log(high)) for key, (low, high) in RANGES.items()]
     return np.array([(value - low) / (high - low) for value, low, high in spans])
 
 
 def base(*overrides: str) -> Config:
-    """The badly chosen default: tiny, narrower and at half the width, so that many can be trained."""
+    """Return the bad default: `tiny`, narrower and at half the width, so that many can be trained."""
     space = ", ".join(f"{key}: {{low: {low}, high: {high}, log: true}}" for key, (low, high) in RANGES.items())
     small = ("model.channels=4", "model.discriminator_channels=8", "model.width=88", "model.masks=4")
     bad = [f"{key}={value}" for key, value in BAD.items()]
@@ -106,7 +106,7 @@ def base(*overrides: str) -> Config:
 
 
 def train(config: Config, number: int, params: Params) -> list[float]:
-    """Validation R@1 after each epoch of one configuration."""
+    """Train one configuration, and return its validation R@1 after each epoch."""
     torch.set_num_threads(1)
     chosen = Space(config).config(params)
     own = {"storage": f"{config.train.storage}/curves", "name": f"trial-{number}"}
@@ -115,7 +115,7 @@ def train(config: Config, number: int, params: Params) -> list[float]:
 
 
 def record(count: int, file: Path) -> None:
-    """Train random configurations on the procedural city and keep their validation R@1 after each epoch."""
+    """Train random configurations on the procedural city, and write their validation R@1 after each epoch."""
     with tempfile.TemporaryDirectory(prefix="s2s-curves-") as folder:
         config = base(
             f"data.uri={folder}/data",
@@ -142,7 +142,7 @@ def record(count: int, file: Path) -> None:
 
 
 def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -> float:
-    """Pair-epochs until one sweep of an arm reaches the goal, infinity for never; the surrogate is the trainer."""
+    """Return the pair-epochs until one sweep of an arm reaches the goal; infinity if it never does."""
     sampler, scheduler = ARMS[arm]
     config = base(f"tune.sampler={sampler}", f"tune.scheduler={scheduler}", f"tune.seed={seed}")
     with tempfile.TemporaryDirectory(prefix="s2s-sweep-") as folder:
@@ -150,7 +150,7 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
         study.prepare(space)
         searcher, stopping = StudySearch(config, space, study), early_stopping(config, [])
         clock, started, epochs = 0.0, 0, 0
-        running: list[tuple[float, int, int]] = []  # when the next epoch ends, which trial, which epoch
+        running: list[tuple[float, int, int]] = []  # end of the next epoch, trial, epoch
         curves: dict[int, NDArray[np.float64]] = {}
         while True:
             while started < TRIALS and len(running) < SLOTS:
@@ -178,10 +178,10 @@ def search(arm: str, seed: int, surrogate: Surrogate, goal: float, pairs: int) -
 
 
 def main() -> int:
-    """Print each arm's median pair-epochs and its ratio to random search."""
+    """Print each arm's median pair-epochs and their ratio to random search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, help="train the configurations and write their curves here")
-    parser.add_argument("--configurations", type=int, default=48, help="how many to record")
+    parser.add_argument("--record", type=Path, help="train the configurations and write their curves to this file")
+    parser.add_argument("--configurations", type=int, default=48, help="number of configurations to record")
     parser.add_argument("--curves", type=Path, default=CURVES, help="recorded curves to replay")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
@@ -194,7 +194,7 @@ def main() -> int:
     print(
         f"surrogate of {len(best)} recorded trainings ({tree['pairs']} pairs, {EPOCHS} epochs, R@1 of "
         f"{tree['gallery']} tiles): R@1 from {best.min():.1%} to {best.max():.1%}, of the default {best[0]:.1%}; "
-        f"at most {TRIALS} trials, {SLOTS} at a time"
+        f"at most {TRIALS} trials, {SLOTS} concurrently"
     )
     for quantile in GOALS:
         goal = float(np.quantile(anywhere, quantile))

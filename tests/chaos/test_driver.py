@@ -1,4 +1,4 @@
-"""A worker and then the driver killed in the midst of training, and the same command given again."""
+"""A worker and then the driver are killed during training, and the same command resumes the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 def test_a_killed_worker_and_a_killed_driver_cost_nothing(
     settings: list[str], undisturbed: Callable[..., Ending], tmp_path: Path
 ) -> None:
-    """To the bit what two plain processes make that nothing happens to."""
+    """The result is bit-identical to that of two undisturbed plain processes."""
     two = [*settings, "train.workers=2", "train.log_every_s=0.1"]
     config = configured(two, tmp_path, name="killed", epochs=EPOCHS)
     store = checkpoint_store(config)

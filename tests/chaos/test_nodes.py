@@ -1,4 +1,4 @@
-"""Nodes that come and go under a run on a Ray cluster of several nodes."""
+"""Nodes that are added and lost during a run on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 @dataclass(frozen=True)
 class Trained:
-    """A run on nodes that came and went, and what `train` returned."""
+    """A run on changing nodes, and the result of `train`."""
 
     config: Config
     result: dict[str, Any]
@@ -39,7 +39,7 @@ class Trained:
 def trained(scenario: str, config: Config, folder: Path) -> Trained:
     (folder / "config.yaml").write_text(config.to_yaml())
     program = [sys.executable, nodes.__file__, scenario, str(folder)]
-    # A cluster of nodes leaves its address for others to find: in a place of its own, with a short path for sockets.
+    # Ray writes the address of the cluster to this directory; its path must be short, for sockets.
     with tempfile.TemporaryDirectory(prefix="nodes-") as place, (folder / "log").open("w") as log:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": place}
         Path(place, "ray").mkdir()
@@ -49,7 +49,7 @@ def trained(scenario: str, config: Config, folder: Path) -> Trained:
 
 
 def test_a_lost_node_costs_nothing(settings: list[str], undisturbed: Callable[[int], Ending], tmp_path: Path) -> None:
-    """Two workers on two nodes, one of which is lost within an epoch: to the bit what plain processes make."""
+    """Two workers on two nodes, one of which is lost within an epoch; bit-identical to plain processes."""
     run = trained("lost", configured(settings, tmp_path, workers=2), tmp_path)
     Ending.of(run.config).assert_same(undisturbed(2))
     check_result(run.result)
@@ -57,7 +57,7 @@ def test_a_lost_node_costs_nothing(settings: list[str], undisturbed: Callable[[i
 
 @pytest.fixture(scope="module")
 def elastic(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run that grew and shrank; all of its checkpoints are kept."""
+    """A run that grew and shrank, with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("elastic")
     config = configured(settings, folder, workers=2, min_workers=1, resize_every_s=1, keep_checkpoints=100)
     return trained("elastic", config, folder)
@@ -72,10 +72,10 @@ def test_a_run_grows_and_shrinks_with_its_nodes(elastic: Trained) -> None:
     check_result(elastic.result)
 
 
-def test_each_step_of_an_elastic_run_is_the_one_that_a_single_worker_takes(
+def test_each_step_of_an_elastic_run_equals_that_of_a_single_worker(
     elastic: Trained, settings: list[str], tmp_path: Path
 ) -> None:
-    """From every checkpoint on, one worker's next step has the same pairs and losses as the run's own next step."""
+    """From every checkpoint, one worker's next step has the same pairs and losses as the run's own."""
     store = checkpoint_store(elastic.config)
     states = [store.load(step) for step in range(1, 10)]
     for before, after in pairwise(states):
@@ -83,7 +83,7 @@ def test_each_step_of_an_elastic_run_is_the_one_that_a_single_worker_takes(
         pairs, expected = next_step(configured(settings, tmp_path / str(step)), before.uri)
         if after.trainer["sums"]:
             sums = after.trainer["sums"]
-        else:  # an epoch ended: its figures are means over all its pairs
+        else:  # an epoch ended: its figures are means over all of its pairs
             sums = {name: 13 * value for name, value in after.trainer["history"][-1].items() if name in expected}
             sums["pairs"] = 13.0
         done = before.trainer["sums"]
@@ -93,11 +93,11 @@ def test_each_step_of_an_elastic_run_is_the_one_that_a_single_worker_takes(
 
 
 class _Enough(Exception):  # noqa: N818 - not an error
-    """One step was taken."""
+    """Raised after one step."""
 
 
 def next_step(config: Config, checkpoint: str) -> tuple[int, dict[str, float]]:
-    """How many pairs one worker's step from a checkpoint on has, and its losses."""
+    """Return the number of pairs and the losses of one worker's next step after a checkpoint."""
     shutil.copytree(checkpoint, Path(config.train.storage) / "run" / "checkpoints" / Path(checkpoint).name)
     trainer = Trainer(config)
     cycle, taken = trainer.cycle, []
@@ -114,6 +114,6 @@ def next_step(config: Config, checkpoint: str) -> tuple[int, dict[str, float]]:
 
 
 def check_result(result: dict[str, Any]) -> None:
-    """What training returned is there, and whole."""
+    """Check that the checkpoints in the result of `train` exist and are complete."""
     for uri in (result["best"], result["newest"]):
         storage.check(uri)

@@ -1,4 +1,4 @@
-"""An ablation study as Ray Tune trials: every arm with every seed, resumed, and with an arm that cannot work."""
+"""An ablation study as Ray Tune trials: every arm with every seed, resumed, and with an arm that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work submitted to a real cluster of several simulated nodes, closed by a token: every job, then the service."""
+"""Every job and then the service on a cluster of several simulated nodes, which is closed by a token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """A node to train on and one for preparation and what else needs CPUs only, as in cluster.yaml."""
+    """A node for training and one for preparation and other work on CPUs, as in cluster.yaml."""
     with local_cluster() as found:
         found.start_head()
         found.add_node(2, trainer=2)
@@ -45,7 +45,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 def setting(settings: list[str], key: str) -> str:
-    """The value of a key."""
+    """Return the value of a key."""
     return next(one.removeprefix(f"{key}=") for one in settings if one.startswith(f"{key}="))
 
 
@@ -54,7 +54,7 @@ def options(*settings: str) -> list[str]:
 
 
 def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow: list[str], tmp_path: Path) -> None:
-    """As the user of a cluster goes: train, and meanwhile prepare and tune, stop, go on, evaluate, index, serve."""
+    """Train, meanwhile prepare and tune, then stop, resume, evaluate, index and serve."""
     closed = httpx2.get(f"{cluster.dashboard}/api/jobs/")
     assert closed.status_code == 401
     began = time.monotonic()
@@ -70,7 +70,7 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     steps = math.ceil(read_dataset_info(setting(narrow, "data.uri")).split("train").count / 5)  # of an epoch
     finished(cluster.submit("endless", "train", *options(*train, "train.epochs=5000"), options=("--no-wait",)))
 
-    # The CPU node is free meanwhile.
+    # The CPU node is idle meanwhile.
     data = str(tmp_path / "data")
     settings = [one for one in narrow if not one.startswith("data.uri")] + [f"data.uri={data}"]
     city = ["source.train_pairs=14", "source.test_pairs=6", "source.tile_px=32", "source.panorama_width=40"]
@@ -103,7 +103,7 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
     log = finished(cluster.submit("resumed", "train", *options(*train, f"train.epochs={epochs}")))
     resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
     assert resumed is not None
-    assert int(resumed[1]) == at, "no step is lost that was stored"
+    assert int(resumed[1]) == at, "a stored step was lost"
     assert "best checkpoint" in log
     history = json.loads((run / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == list(range(epochs))
@@ -143,12 +143,12 @@ def test_submitted_work_from_images_to_the_service(cluster: LocalCluster, narrow
 
 
 def workers(cluster: LocalCluster) -> list[psutil.Process]:
-    """The training workers on all nodes."""
+    """Return the training workers on all nodes."""
     return [worker for node in cluster.nodes for worker in workers_of(node.pid)]
 
 
 def gauges_of(page: str, run: str) -> set[str]:
-    """Names of the training's gauges with a sample of a run."""
+    """Return the names of the training's gauges that have a sample of a run."""
     pattern = re.compile(rf'^(\w*s2s_train_\w+)\{{[^}}]*run="{run}"', re.MULTILINE)
     return set(pattern.findall(page))
 
@@ -157,8 +157,8 @@ HEAD_ID = "f" * 51 + "00000"
 EVERY = 2  # steps between checkpoints
 
 
-def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) -> None:
-    """Ray's autoscaler, with its provider whose nodes are raylets of this machine; the loss is measured."""
+def test_the_autoscaler_adds_and_removes_nodes_with_a_training(narrow: list[str], tmp_path: Path) -> None:
+    """Ray's autoscaler with the provider whose nodes are raylets of this machine; prints the lost steps and seconds."""
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -174,7 +174,7 @@ def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) ->
         train += [f"train.storage={tmp_path / 'runs'}", "train.name=far", "train.log_every_s=0.001"]
         train += [f"train.checkpoint_every={EVERY}"]
         began = time.monotonic()
-        # These nodes share a folder, where each would unpack the code anew.
+        # These nodes share a folder, into which each of them would unpack the code.
         finished(cluster.submit("far", "train", *options(*train), options=("--no-wait",), travels=False))
         wait_for("two more nodes", lambda: len(cluster.alive()) == 3)
         came = time.monotonic() - began
@@ -185,10 +185,10 @@ def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) ->
         raylet(cluster.nodes[0].pid, lost["node_id"]).kill()
         killed = time.monotonic()
         wait_for("end of the node", lambda: lost["node_id"] not in {node["node_id"] for node in cluster.alive()})
-        at = store.steps()[-1]  # its worker did some steps more before it ended
-        wait_for("training that goes on", lambda: store.steps()[-1] > at + 3 * EVERY, 180)
+        at = store.steps()[-1]  # its worker did some more steps before it ended
+        wait_for("training that continues", lambda: store.steps()[-1] > at + 3 * EVERY, 180)
         outage = time.monotonic() - killed
-        assert len(cluster.alive()) == 3, "it takes two, so another has come in its place"
+        assert len(cluster.alive()) == 3, "no node has replaced the lost one"
 
         finished(cluster.ray("job", "stop", "--address", cluster.dashboard, "far"))
         stopped = time.monotonic()
@@ -196,16 +196,16 @@ def test_nodes_come_and_go_with_a_training(narrow: list[str], tmp_path: Path) ->
         steps = lost_steps(log)
         wait_for("end of the idle nodes", lambda: len(cluster.alive()) == 1, 90)
         went = time.monotonic() - stopped
-    print(f"\nnodes came after {came:.0f} s and went after {went:.0f} s; {steps} steps and {outage:.0f} s were lost")
-    # Those since the newest checkpoint, which may have been under way to the storage when the node was lost.
+    print(f"\nnodes added in {came:.0f} s, removed in {went:.0f} s; lost: {steps} steps and {outage:.0f} s")
+    # Steps since the newest checkpoint, which may not have been stored yet when the node was lost.
     assert 0 <= steps <= 2 * EVERY
 
 
 def autoscaling(address: str) -> dict[str, Any]:
-    """The autoscaler's configuration: at most two nodes to train on.
+    """Return the autoscaler's configuration with at most two nodes for training.
 
-    The provider is Ray's own for tests. Named as an external one it takes the address of the head (under its own name
-    it wants port 6379, and a file that the wheel does not have).
+    The provider is Ray's own for tests. As an external provider it accepts the address of the head; under its own name
+    it needs port 6379, and a file that is not in the wheel.
     """
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
     commands = [f"{kind}_{name}_commands" for kind in ("head", "worker") for name in ("setup", "start_ray")]
@@ -237,7 +237,7 @@ def autoscaling(address: str) -> dict[str, Any]:
 
 
 def raylet(session: int, node: str) -> psutil.Process:
-    """The raylet of a node, whose id is in its environment."""
+    """Return the raylet of a node, which has the node's id in its environment."""
     for process in processes_of(session):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             named = process.environ().get("RAY_OVERRIDE_NODE_ID_FOR_TESTING")
@@ -247,7 +247,7 @@ def raylet(session: int, node: str) -> psutil.Process:
 
 
 def lost_steps(log: str) -> int:
-    """Steps that were done when a worker was lost and had to be done again."""
+    """Return how many steps had to be repeated after a worker was lost."""
     resumed = re.search(r"resumed \S+: epoch \d+, step (\d+)", log)
     assert resumed is not None, log[-3000:]
     before = log[: resumed.start()]

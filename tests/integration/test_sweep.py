@@ -1,4 +1,4 @@
-"""Sweeps through the entry script on a real cluster: killed and continued, extended, failing trials, S3."""
+"""Sweeps through the entry script on a real cluster: killed and resumed, extended, failing trials, S3."""
 
 from __future__ import annotations
 
