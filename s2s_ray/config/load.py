@@ -57,7 +57,7 @@ def load_stored(content: bytes, uri: str) -> Config:
     try:
         tree = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{uri} is not YAML: {error}") from None
+        raise DamagedError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
     return Config.from_stored(tree, uri)
 
 
@@ -75,7 +75,7 @@ def _parse(text: str, name: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        raise ConfigError(f"{name} is not YAML: {error}") from None
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _number(text: str) -> float | str:

@@ -7,8 +7,8 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
@@ -23,8 +23,9 @@ SHARDS = 6
 URI = "s3://bucket/set"
 
 
-class Info(NamedTuple):
-    """What the cache needs to know of a shard."""
+@dataclass(frozen=True)
+class Info:
+    """The facts about a shard that the cache needs."""
 
     name: str
     count: int
@@ -112,7 +113,7 @@ def test_a_shard_is_downloaded_once(
 def test_shards_of_two_data_sets_are_kept_apart(make: Callable[..., ShardCache], shards: list[Info]) -> None:
     cache = make()
     cache.table(shards[0])
-    other = shards[1]._replace(name=shards[0].name)
+    other = replace(shards[1], name=shards[0].name)
     shutil.copy(filesystem._resolve(f"{URI}/{shards[1].name}")[1], filesystem._resolve(f"{URI}/{other.name}")[1])
     assert numbers(make().table(other)) == list(range(10, 20))
 
@@ -281,7 +282,7 @@ def test_a_damaged_local_shard_is_named(remote: Path, shards: list[Info], folder
 
 
 def test_a_shard_with_another_number_of_pairs_is_refused(remote: Path, shards: list[Info], folder: Path) -> None:
-    wrong = shards[0]._replace(count=11)
+    wrong = replace(shards[0], count=11)
     cache = ShardCache(str(remote), [wrong], folder=folder, max_bytes=1, window=1)
     with pytest.raises(DatasetError, match="holds 10 pairs, its data set lists 11"):
         cache.table(wrong)
