@@ -1,8 +1,7 @@
-"""What a trained model does for its users: embed, synthesise, localise. Plain classes, without Ray or HTTP.
+"""Inference with a trained model: embed, synthesise, localise. Plain classes, without Ray or HTTP.
 
-Each takes images of any size (uint8 RGB, h w 3) and brings them to the model's views itself. Callers that
-prepare elsewhere, such as the service, give views (uint8 B 3 H W) to `embed_street`, `embed_satellite` and
-`synthesize`.
+Each accepts images of any size (uint8 RGB, h w 3) and converts them to the model's views. Callers that convert
+elsewhere, such as the service, pass views (uint8 B 3 H W) to `embed_street`, `embed_satellite` and `synthesize`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.geo.images import Layout, Pixels
+from s2s_ray.errors import InputError
+from s2s_ray.geo.images import Descriptors, Layout, Pixels
 from s2s_ray.geo.prior import Prior
 from s2s_ray.geo.views import ViewGeometry, to_pixels
-from s2s_ray.index import Descriptors, Match, ReferenceIndex
+from s2s_ray.index import Match, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.model.folding import fold
@@ -26,8 +26,9 @@ from s2s_ray.model.s2s import S2S
 
 Rows = tuple[float, float]
 Use = Literal["street", "satellite", "synthesis"]
-# What a process that does one thing only can do without, by dotted name.
-_SPARE: dict[Use, tuple[str, ...]] = {
+DEFAULT_K = 10
+# Modules that a use does not need, by dotted name.
+_UNUSED: dict[Use, tuple[str, ...]] = {
     "street": ("discriminator", "generator"),
     "satellite": ("discriminator", "generator.decoder", "retrieval.street_encoder"),
     "synthesis": ("discriminator", "retrieval.street_encoder"),
@@ -35,10 +36,10 @@ _SPARE: dict[Use, tuple[str, ...]] = {
 
 
 class _Inference:
-    """A model in evaluation mode, its views, and how much it takes at a time."""
+    """A model in evaluation mode, its views and the size of its batches."""
 
     def __init__(self, model: S2S, geometry: ViewGeometry | None = None, *, batch: int = 32) -> None:
-        """Default geometry: the model's resolution, panoramas cropped by their shape."""
+        """Default geometry: the model's resolution, with panoramas cropped according to their shape."""
         self.model = model.eval()
         self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {})
         self._batch = batch
@@ -46,7 +47,7 @@ class _Inference:
 
     @classmethod
     def load(cls, checkpoint: str, device: str | torch.device = "cpu") -> Self:
-        """From a checkpoint's URI. Raises StorageError, CheckpointError."""
+        """Load a checkpoint from its URI. Raises StorageError, CheckpointError."""
         model = load_checkpoint(checkpoint, device)
         return cls(model, ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint)))
 
@@ -57,14 +58,14 @@ class _Inference:
     def specialise(
         self, use: Use, precision: Literal["float32", "bfloat16"] = "float32", *, compile: bool = False
     ) -> None:
-        """Keep the networks that one use needs, as inference is fastest; the other uses raise from here on.
+        """Keep only the networks that one use needs, prepared for fast inference; any other use raises afterwards.
 
         Args:
-            precision: of the arithmetic; what comes out is float32 all the same.
-            compile: put the convolutional networks through torch.compile, now, for any number of images. Takes
-                minutes, and a C++ compiler on CPUs.
+            precision: of the arithmetic; results are float32 in either case.
+            compile: compile the convolutional networks with torch.compile, now, for any number of images. This needs
+                minutes, and on CPUs a C++ compiler.
         """
-        for name in _SPARE[use]:
+        for name in _UNUSED[use]:
             owner, _, part = name.rpartition(".")
             delattr(self.model.get_submodule(owner), part)
         fold(self.model)
@@ -73,7 +74,7 @@ class _Inference:
             self._compile(use)
 
     def _compile(self, use: Use) -> None:
-        """The attention is left out: PyTorch 2.12 compiles its einsum for one image, on CPUs, to code that crashes."""
+        """Compile all but the attention, whose einsum PyTorch 2.12 compiles to code that crashes (one image, CPU)."""
         model = self.model
         networks: dict[Use, Callable[[], torch.nn.Module]] = {
             "street": lambda: model.retrieval.street_encoder,
@@ -84,7 +85,7 @@ class _Inference:
         if use == "synthesis" and not model.config.synthesizes:
             return
         networks[use]().compile(options={"force_layout_optimization": model.channels_last})
-        for count in (1, 2):  # one image is a case of its own to the compiler; from two on it leaves the number open
+        for count in (1, 2):  # the compiler specialises for one image; from two on it leaves the number open
             self._run(calls[use], torch.zeros(count, 3, model.config.height, model.config.width, dtype=torch.uint8))
 
     @torch.inference_mode()
@@ -100,7 +101,7 @@ class _Inference:
     ) -> Iterator[Tensor]:
         headings = [heading] * len(panoramas) if isinstance(heading, int | float) else list(heading)
         if len(headings) != len(panoramas):
-            raise ValueError(f"{len(headings)} headings for {len(panoramas)} panoramas")
+            raise InputError(f"{len(headings)} headings for {len(panoramas)} panoramas: give one, or one for each")
         for chunk in self._chunks(len(panoramas)):
             yield torch.stack([self.geometry.street(panoramas[i], headings[i], rows) for i in chunk])
 
@@ -115,29 +116,30 @@ class Embedder(_Inference):
     def street(
         self, panoramas: Sequence[Pixels], heading: float | Sequence[float] = 0.0, rows: Rows | None = None
     ) -> Descriptors:
-        """Descriptors of panoramas of any size.
+        """Return descriptors of panoramas of any size.
 
         Args:
             heading: compass bearing of the middle column in degrees, one for all or one for each.
-            rows: part of the height that is kept (fractions from the top); default: the data set's.
+            rows: part of the height to keep (fractions from the top); default: that of the data set.
 
         Raises:
             ViewError: an image or parameter that cannot become a view.
+            InputError: the wrong number of headings.
         """
         prepared = self._prepare_street(panoramas, heading, rows)
         return self._joined(self.embed_street(views) for views in prepared)
 
     def satellite(self, images: Sequence[Pixels], layout: Layout = "auto") -> Descriptors:
-        """Descriptors of north-up tiles or polar images (`ViewGeometry.satellite`). Raises ViewError."""
+        """Return descriptors of north-up tiles or polar images (`ViewGeometry.satellite`). Raises ViewError."""
         prepared = self._prepare_satellite(images, layout)
         return self._joined(self.embed_satellite(views) for views in prepared)
 
     def embed_street(self, views: Tensor) -> Descriptors:
-        """Descriptors of prepared panoramas, uint8 B 3 H W."""
+        """Return descriptors of panoramas as views, uint8 B 3 H W."""
         return self._run(self.model.embed_street, views).numpy()
 
     def embed_satellite(self, views: Tensor) -> Descriptors:
-        """Descriptors of prepared polar images, uint8 B 3 H W. Runs the encoder only."""
+        """Return descriptors of polar views, uint8 B 3 H W. Only the encoder runs."""
         return self._run(self.model.embed_satellite, views).numpy()
 
     def _joined(self, parts: Iterator[Descriptors]) -> Descriptors:
@@ -145,34 +147,34 @@ class Embedder(_Inference):
 
 
 class Synthesizer(_Inference):
-    """Street views as the generator draws them from satellite images."""
+    """Street views generated from satellite images."""
 
     def street(self, images: Sequence[Pixels], layout: Layout = "auto") -> NDArray[np.uint8]:
-        """Views B H W 3 uint8, of tiles or polar images. Raises ViewError."""
+        """Return the street views of tiles or polar images, uint8 B H W 3. Raises ViewError."""
         parts = [self.synthesize(views) for views in self._prepare_satellite(images, layout)]
         return np.concatenate([np.empty((0, self.geometry.height, self.geometry.width, 3), np.uint8), *parts])
 
     def synthesize(self, views: Tensor) -> NDArray[np.uint8]:
-        """Views B H W 3 uint8, of prepared polar images uint8 B 3 H W."""
-        drawn = to_pixels(self._run(self.model.synthesize, views))
-        return np.ascontiguousarray(drawn.permute(0, 2, 3, 1).numpy())
+        """Return the street views, uint8 B H W 3, of polar views, uint8 B 3 H W."""
+        generated = to_pixels(self._run(self.model.synthesize, views))
+        return np.ascontiguousarray(generated.permute(0, 2, 3, 1).numpy())
 
 
 class Localizer:
-    """Where a panorama was taken: the tiles of a region whose descriptors are nearest to its own."""
+    """Localisation of panoramas: the tiles of a region with the nearest descriptors."""
 
     def __init__(self, model: S2S, index: ReferenceIndex, geometry: ViewGeometry | None = None) -> None:
-        """Raises ReferenceIndexError where the index is of another descriptor size."""
+        """Combine a model and an index. Raises ReferenceIndexError if the index has another descriptor size."""
         index.info.require(model.config.descriptor_size)
         self.embedder = Embedder(model, geometry)
         self.index = index
 
     @classmethod
     def load(cls, checkpoint: str, index: str, device: str | torch.device = "cpu") -> Self:
-        """From the URIs of a checkpoint and of the index built with it.
+        """Load a checkpoint and the index built with it from their URIs.
 
         Raises:
-            StorageError, CheckpointError: as reading them does.
+            StorageError, CheckpointError: they cannot be read.
             ReferenceIndexError: an index of another checkpoint.
         """
         embedder, references = Embedder.load(checkpoint, device), ReferenceIndex.load(index)
@@ -182,10 +184,20 @@ class Localizer:
     def street(
         self,
         panoramas: Sequence[Pixels],
-        k: int = 10,
+        k: int | None = None,
         heading: float | Sequence[float] = 0.0,
         rows: Rows | None = None,
         prior: Prior | None = None,
     ) -> list[list[Match]]:
-        """The k most likely tiles of each panorama, best first (`Embedder.street`, `ReferenceIndex.search`)."""
-        return self.index.search(self.embedder.street(panoramas, heading, rows), k, prior)
+        """Return the k most likely tiles of each panorama, best first.
+
+        Args:
+            k: default: 10, or all tiles of the index if there are fewer.
+            heading, rows: as in `Embedder.street`.
+            prior: as in `ReferenceIndex.search`.
+
+        Raises:
+            ViewError, InputError: as `Embedder.street` and `ReferenceIndex.search`.
+        """
+        most = min(DEFAULT_K, len(self.index)) if k is None else k
+        return self.index.search(self.embedder.street(panoramas, heading, rows), most, prior)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import ReferenceIndexError
+from s2s_ray.errors import InputError, ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
 from s2s_ray.index import (
     IndexInfo,
@@ -68,18 +68,18 @@ def test_satellite_descriptors_and_views_are_the_models(model: S2S) -> None:
     assert np.abs(drawn - expected).max() <= 0.5 + 1e-3
 
 
-def test_no_images_give_no_answers(model: S2S) -> None:
+def test_no_images_give_empty_results(model: S2S) -> None:
     assert Embedder(model).street([]).shape == (0, TINY.descriptor_size)
     assert Embedder(model).satellite([]).shape == (0, TINY.descriptor_size)
     assert Synthesizer(model).street([]).shape == (0, 32, 72, 3)
 
 
 def test_headings_must_be_as_many_as_panoramas(model: S2S) -> None:
-    with pytest.raises(ValueError, match="1 headings for 2 panoramas"):
+    with pytest.raises(InputError, match="1 headings for 2 panoramas"):
         Embedder(model).street([noise(40, 100)] * 2, [0.0])
 
 
-def test_answers_carry_no_gradient(model: S2S) -> None:
+def test_descriptors_carry_no_gradient(model: S2S) -> None:
     view = torch.zeros((1, 3, 32, 72), dtype=torch.uint8)
     assert not torch.from_numpy(Embedder(model).embed_street(view)).requires_grad
 
@@ -105,6 +105,8 @@ def test_localizer_ranks_the_nearest_tiles(model: S2S) -> None:
     found = Localizer(model, panorama_index(model, panoramas)).street(panoramas[2:5], k=3)
     assert [matches[0].id for matches in found] == ["2", "3", "4"]
     assert all(len(matches) == 3 for matches in found)
+    [everything] = Localizer(model, panorama_index(model, panoramas)).street(panoramas[:1])
+    assert len(everything) == 6, "fewer than the default"
     assert all(a.descriptor_distance <= b.descriptor_distance for m in found for a, b in pairwise(m))
 
 

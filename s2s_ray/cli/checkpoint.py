@@ -39,7 +39,10 @@ def import_released(
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "released"
         storage.download(file, local)
-        model, unused = read_released(local)
+        try:
+            model, unused = read_released(local)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(local), file)) from None
         if unused and strict:
             raise WeightsError(f"{file}: keys that the model does not use: {', '.join(unused)}")
         if trained_on is not None:
@@ -62,6 +65,8 @@ def verify_checkpoint(
 
     The protocol is set by evaluation.split and evaluation.radius_m (`--set`).
     """
+    import math
+
     import torch
 
     from s2s_ray.config import load_config
@@ -71,6 +76,8 @@ def verify_checkpoint(
     from s2s_ray.model.checkpoint_meta import read_meta
     from s2s_ray.training.run import find_checkpoint
 
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(f"--tolerance {tolerance}: expected percentage points, at least 0")
     expected = [Expectation.parse(text) for text in expect or ()]
     settings = load_config("paper", [*(overrides or ()), f"data.uri={json.dumps(data)}"])
     uri, device = find_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"

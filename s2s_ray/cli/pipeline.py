@@ -125,8 +125,9 @@ def build_index(
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.run import find_checkpoint
 
+    uri = storage.absolute(find_checkpoint(checkpoint))
     settings = run_settings(checkpoint, config, overrides)
-    uri, device = storage.absolute(find_checkpoint(checkpoint)), device_of(settings)
+    device = device_of(settings)
     source = _tiles(settings, uri, manifest=tiles)
     known = 0 if extends is None else read_info(extends).count
     if parallel:

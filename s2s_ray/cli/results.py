@@ -33,9 +33,10 @@ def evaluate(
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.run import find_checkpoint
 
+    uri = find_checkpoint(checkpoint)
     settings = run_settings(checkpoint, config, overrides)
     device = device_of(settings)
-    model = load_checkpoint(find_checkpoint(checkpoint), device)
+    model = load_checkpoint(uri, device)
     report = run(model, split_of(settings), settings.evaluation, device=device, out=out)
     typer.echo(json.dumps(report.as_dict(), indent=2))
 
@@ -52,13 +53,14 @@ def draw(
     The comparison of ablations (figure 8) is drawn by `s2s ablate`.
     """
     from s2s_ray.evaluation.figures import draw_figures, save_figures
-    from s2s_ray.evaluation.report import read_history
     from s2s_ray.model.checkpoint import load_checkpoint
+    from s2s_ray.training.history import read_history
     from s2s_ray.training.run import find_checkpoint
 
+    uri = find_checkpoint(checkpoint)
     settings = run_settings(checkpoint, config, overrides)
     device = device_of(settings)
-    model = load_checkpoint(find_checkpoint(checkpoint), device)
+    model = load_checkpoint(uri, device)
     history = read_history(checkpoint)
     figures = draw_figures(model, split_of(settings), settings.evaluation, device=device, history=history)
     typer.echo("\n".join(save_figures(figures, out)))
@@ -75,8 +77,9 @@ def write_report(
     from s2s_ray import storage
     from s2s_ray.evaluation.evaluate import evaluate as measure
     from s2s_ray.evaluation.figures import draw_figures
-    from s2s_ray.evaluation.report import read_history, report_page
+    from s2s_ray.evaluation.report import report_page
     from s2s_ray.model.checkpoint import load_checkpoint
+    from s2s_ray.training.history import read_history
     from s2s_ray.training.run import find_checkpoint
 
     checkpoint = find_checkpoint(run)
@@ -84,9 +87,10 @@ def write_report(
     device = device_of(settings)
     model, dataset = load_checkpoint(checkpoint, device), split_of(settings)
     measured = measure(model, dataset, settings.evaluation, device=device)
-    figures = draw_figures(model, dataset, settings.evaluation, device=device, history=read_history(run))
+    history = read_history(run)
+    figures = draw_figures(model, dataset, settings.evaluation, device=device, history=history)
     uri = out or storage.join(run, "report.html")
-    storage.write_bytes(uri, report_page(run, checkpoint, measured, figures, settings))
+    storage.write_bytes(uri, report_page(checkpoint, measured, figures, settings, history))
     typer.echo(uri)
 
 

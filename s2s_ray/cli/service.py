@@ -38,6 +38,8 @@ def serve(
 
     from s2s_ray.service.settings import ServeArgs
 
+    if settings is None and (registry is None or name is None):
+        raise OptionError("give --registry and --name, or --settings with a release")
     given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
     args = ServeArgs.parse({**(_read(settings) if settings else {}), **given})
     with ExitStack() as stack:

@@ -243,3 +243,10 @@ def test_tiles_are_added_without_building_again(tmp_path: Path) -> None:
     assert ReferenceIndex.load(str(tmp_path / "longer")).search(unit(1, 6), 4) == longer.search(unit(1, 6), 4)
     with pytest.raises(ReferenceIndexError, match="1 tiles are in the index already: tile-1"):
         longer.with_more(unit(1, 6), entries(2).slice(1))
+
+
+def test_an_index_of_version_0_1_0_is_written_as_it_was(tmp_path: Path) -> None:
+    [written] = (Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0").glob("registry/city/releases/*/index")
+    ReferenceIndex.load(str(written)).save(str(tmp_path / "again"))
+    for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (written / name).read_bytes()

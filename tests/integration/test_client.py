@@ -27,7 +27,7 @@ from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.index.build import build_index
 from s2s_ray.inference import Localizer, Synthesizer
 from s2s_ray.service.settings import ServeArgs
-from tests.conftest import PairFolder
+from tests.support.pair_folder import PairFolder
 from tests.support.in_process_service import application, listening
 from tests.support.served import noise, save_tiny
 
@@ -194,10 +194,10 @@ def run(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["localize", "a.png"], "give --url of a service or --checkpoint"),
+        (["localize", "a.png"], "give either --url of a service or --checkpoint"),
         (["localize", "a.png", "--url", "http://x", "--near", "1"], "--near 1: expected 3 numbers"),
-        (["localize", "a.png", "--url", "http://x", "--true", "91,0"], "latitude 91"),
-        (["synthesize", "a/t.png", "b/t.png", "--out", "o", "--url", "http://x"], "the same name"),
+        (["localize", "a.png", "--url", "http://x", "--true", "91,0"], "--true 91,0: latitude 91"),
+        (["synthesize", "a/t.png", "b/t.png", "--out", "o", "--url", "http://x"], "the same file name"),
         (["embed", "satellite", "a.png", "--out", "o", "--url", "http://x", "--layout", "round"], "--layout round"),
     ],
 )

@@ -1,0 +1,128 @@
+"""Wrong input ends each verb with one line that names it, and exit code 2."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from s2s_ray import cli
+from s2s_ray.index import read_info
+
+WRITTEN = Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0"
+RELEASE = WRITTEN / "registry" / "city" / "releases" / "first-2-2236d7b2"
+MODEL = ["--checkpoint", str(RELEASE / "checkpoint")]
+INDEX = ["--index", str(RELEASE / "index")]
+CPU = ["-s", "train.use_gpu=false"]
+MANIFEST = ["-s", "source.kind=manifest", "-s", "source.uri=tiles.csv"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with some files that are not what a verb needs."""
+    (tmp_path / "bad.yaml").write_text("a: [1, 2\nb: }")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff\xfe\n")
+    (tmp_path / "settings.yaml").write_text("threads: many\n")
+    (tmp_path / "tiles.csv").write_text("id,satellite\na,nothing.png\n")
+    (tmp_path / "text.png").write_text("text")
+    Image.new("RGB", (120, 40)).save(tmp_path / "panorama.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "tile.png")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["config", "-c", "bad.yaml"], "bad.yaml is not YAML"),
+        (["config", "-c", "latin.yaml"], "config 'latin.yaml' cannot be read"),
+        (["config", "-s", "train.batch=[1"], "--set 'train.batch=[1': the value is not YAML"),
+        (["verify", "folder"], "folder holds no complete data set"),
+        (["evaluate", "--checkpoint", "folder", "--out", "o"], "folder is neither a checkpoint nor a run"),
+        (["evaluate", *MODEL, *CPU, "--out", "o", "-s", "data.uri=folder"], "folder holds no complete data set"),
+        (["figures", "--checkpoint", "nothing", "--out", "o"], "nothing is neither a checkpoint nor a run"),
+        (["report", "folder"], "folder is neither a checkpoint nor a run"),
+        (["build-index", *MODEL, *CPU, "--out", "o", "-s", "data.uri=folder"], "folder holds no complete data set"),
+        (["build-index", *MODEL, *CPU, "--out", "o", "--tiles"], "--tiles needs a source of the kind 'manifest'"),
+        (
+            ["build-index", *MODEL, *CPU, "--out", "o", "--tiles", *MANIFEST],
+            "none of the 1 tiles could be read; first errors: a: satellite image is missing",
+        ),
+        (["localize", "panorama.png", *MODEL], "--checkpoint alone cannot localise"),
+        (["localize", "panorama.png", *MODEL, "--index", "folder"], "folder has no manifest.json"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "-k", "9"], "k=9: expected 1 to 4"),
+        (["localize", "text.png", *MODEL, *INDEX], "the image text.png is not a JPEG"),
+        (["localize", "nothing.png", *MODEL, *INDEX], "nothing.png does not exist"),
+        (["localize", "tile.png", *MODEL, *INDEX], "the panorama is 40 x 40 pixels"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "nan"], "--heading nan: expected a compass bearing"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--rows", "0.5,0.2"], "--rows 0.5,0.2: expected two increasing"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--near", "91,0,9"], "--near 91,0,9: latitude 91"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--bbox", "1,2,3,nan"], "--bbox 1,2,3,nan: expected 4 numbers"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--device", "gpu"], "--device gpu: expected cpu, cuda"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--device", "cuda:99"], "--device cuda:99: this machine has no"),
+        (["localize", "panorama.png", "--url", "nowhere"], "url='nowhere': expected http://HOST:PORT"),
+        (["embed", "street", "panorama.png", *MODEL, "--out", "no/d.npy"], "no/d.npy does not exist"),
+        (["embed", "satellite", "panorama.png", *MODEL, "--out", "d.npy"], "expected a square north-up tile"),
+        (["synthesize", "tile.png", *MODEL, "--out", "text.png"], "text.png/tile.png: "),
+        (["token", "a b"], "NAME 'a b': expected 1 to 64 letters"),
+        (["status", "nothing"], "nothing does not exist"),
+        (["status", "--address", "nowhere"], "no response from nowhere"),
+        (["exporter", ".", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 9105: cannot listen there"),
+        (["serve"], "give --registry and --name"),
+        (["serve", "--settings", "bad.yaml"], "--settings bad.yaml is not YAML"),
+        (["serve", "--settings", "list.yaml"], "--settings list.yaml holds list, expected a mapping"),
+        (["serve", "--settings", "nothing.yaml"], "--settings nothing.yaml: No such file"),
+        (["serve", "--settings", "settings.yaml", "--registry", "r", "--name", "n"], "threads='many': "),
+        (["checkpoint", "import", "text.png", "--out", "o"], "text.png is not a checkpoint of plain tensors"),
+        (["checkpoint", "import", "text.png", "--out", "o", "--trained-on", "x"], "--trained-on x: expected cvusa"),
+        (["checkpoint", "verify", MODEL[1], "--data", "folder"], "folder holds no complete data set"),
+        (["checkpoint", "verify", MODEL[1], "--data", "folder", "--tolerance", "nan"], "--tolerance nan: expected"),
+        (["checkpoint", "promote", "x", "--registry", "folder", "--name", "n"], "registry folder has no releases"),
+        (["checkpoint", "list", "--registry", "folder", "--name", "a/b"], "name 'a/b': expected letters"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
+)
+@pytest.mark.usefixtures("folder")
+def test_wrong_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = [line for line in printed.err.splitlines() if not line.startswith("index: ")]  # progress
+    assert len(lines) == 1
+    assert lines[0].startswith("s2s: ")
+    assert words in lines[0]
+
+
+@pytest.mark.usefixtures("folder")
+def test_without_k_a_small_index_gives_all_its_tiles(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["localize", "panorama.png", *MODEL, *INDEX])
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
+
+
+def test_verbs_use_the_configuration_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither -c nor -s are needed; both are respected."""
+    run = shutil.copytree(WRITTEN / "runs" / "first", tmp_path / "first")
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["data"]["uri"] = str(WRITTEN / "data")
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    index = ["build-index", "--checkpoint", str(run), "--out", str(tmp_path / "index")]
+    for changes, split in (([], "test"), (["-s", "evaluation.split=val"], "val")):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*index, *changes])
+        assert (read_info(index[-1]).dataset, read_info(index[-1]).split) == (str(WRITTEN / "data"), split)
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    index[2] = str(checkpoint)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*index, "-s", "evaluation.split=test"])
+    capsys.readouterr()
+    for verb in (index, ["evaluate", *index[1:]], ["figures", *index[1:]]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*verb, "-c", "tiny", "-s", "data.uri=nowhere"])
+        assert "nowhere holds no complete data set" in capsys.readouterr().err
