@@ -74,10 +74,10 @@ def fingerprint(uri: str) -> str:
     """
     if not storage.is_complete(uri):
         raise CheckpointError(f"{uri} holds no complete checkpoint (no {storage.MANIFEST})")
-    files = storage.read_json(storage.join(uri, storage.MANIFEST)).get("files", {})
+    files = storage.read_manifest(uri).files
     if MODEL_FILE not in files:
         raise CheckpointError(f"{uri} is not a checkpoint: it has {', '.join(sorted(files))}")
-    return str(files[MODEL_FILE]["sha256"])
+    return files[MODEL_FILE].sha256
 
 
 def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:

@@ -87,3 +87,10 @@ def test_damaged_files_are_named(root: str, text: str) -> None:
         with pytest.raises(DamagedError, match=rf"^{path} "):
             registry.resolve(root, "demo")
         path.write_text(before)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": {"model.safetensors": {}}}'])
+def test_a_checkpoint_with_a_damaged_manifest_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DamagedError, match=rf"^{tmp_path}/manifest\.json "):
+        registry.publish(str(tmp_path / "registry"), "demo", str(tmp_path))
