@@ -55,7 +55,7 @@ def import_released(
 
 @app.command("verify")
 def verify_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a run to use the best one of.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint, or a run, whose best checkpoint is used.")],
     data: Annotated[str, typer.Option(help="URI of the data set to measure on.")],
     expect: Annotated[list[str] | None, typer.Option(help="A recall in percent: r1=92.5, r5, r10 or r1%.")] = None,
     tolerance: Annotated[float, typer.Option(help="Points by which the measured recall may fall short.")] = 0.5,

@@ -7,21 +7,20 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from s2s_ray.errors import InputError, OptionError, UnreadableImageError
+from s2s_ray.cli.engine import Rows, open_engine
+from s2s_ray.errors import InputError, OptionError
 
-if TYPE_CHECKING:  # NumPy, Pillow and httpx would delay every other verb
-    from s2s_ray.client import ServedMatch
-    from s2s_ray.geo.images import Descriptors, Layout, Pixels
+if TYPE_CHECKING:
+    from s2s_ray.geo.images import Layout
     from s2s_ray.geo.prior import Prior
 
 app = typer.Typer()
 
 DEFAULT_K = 5
-Rows = tuple[float, float]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, by path or URI.")]
 Url = Annotated[str | None, typer.Option("--url", help="URL of the service; its token is read from S2S_TOKEN.")]
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint or a run, instead of a service.")]
@@ -32,74 +31,6 @@ RowsOption = Annotated[
     str | None, typer.Option("--rows", metavar="FIRST,LAST", help="Part of the height to keep, as fractions.")
 ]
 LayoutOption = Annotated[str, typer.Option("--layout", help="auto, north-up or polar.")]
-
-
-class Engine(Protocol):
-    """A model to use: `Client`, or a checkpoint on this machine."""
-
-    def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors: ...
-    def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors: ...
-    def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]: ...
-    def localize(
-        self, images: list[str], k: int | None, heading: float, rows: Rows | None, prior: Prior | None, true: Any
-    ) -> list[list[ServedMatch]]: ...
-
-
-class Local:
-    """A checkpoint, and for localisation its index, in this process."""
-
-    def __init__(self, checkpoint: str, index: str | None, device: str) -> None:
-        """Find the checkpoint. Raises RunError, StorageError, OptionError."""
-        from s2s_ray.cli.options import local_device
-        from s2s_ray.training.run import find_checkpoint
-
-        self._checkpoint, self._index, self._device = find_checkpoint(checkpoint), index, local_device(device)
-
-    def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors:
-        """Return descriptors of panoramas, N x D."""
-        from s2s_ray.inference import Embedder
-
-        return Embedder.load(self._checkpoint, self._device).street(_read(images), heading, rows)
-
-    def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors:
-        """Return descriptors of satellite images, N x D."""
-        from s2s_ray.inference import Embedder
-
-        return Embedder.load(self._checkpoint, self._device).satellite(_read(images), layout)
-
-    def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]:
-        """Return the street view of each satellite image, H W 3."""
-        from s2s_ray.inference import Synthesizer
-
-        return list(Synthesizer.load(self._checkpoint, self._device).street(_read(images), layout))
-
-    def localize(
-        self,
-        images: list[str],
-        k: int | None,
-        heading: float,
-        rows: Rows | None,
-        prior: Prior | None,
-        true: tuple[float, float] | None,
-    ) -> list[list[ServedMatch]]:
-        """Return the nearest tiles of each panorama, best first."""
-        from s2s_ray.client import ServedMatch
-        from s2s_ray.inference import Localizer
-
-        if self._index is None:
-            raise OptionError("--checkpoint alone cannot localise: give --index with it")
-        localizer = Localizer.load(self._checkpoint, self._index, self._device)
-        found = localizer.street(_read(images), k, heading, rows, prior)
-        return [
-            [
-                ServedMatch(
-                    one.rank, one.id, one.latitude, one.longitude, one.descriptor_distance,
-                    _metres(true, one.latitude, one.longitude),
-                )
-                for one in matches
-            ]
-            for matches in found
-        ]  # fmt: skip
 
 
 @app.command()
@@ -123,7 +54,7 @@ def localize(
     """Localise panoramas: print the nearest tiles of an index."""
     position = _position(true)
     prior, kept = _prior(near, bbox), _rows(rows)
-    with _engine(url, checkpoint, index, device) as engine:
+    with open_engine(url, checkpoint, index, device) as engine:
         found = engine.localize(images, k, _heading(heading), kept, prior, position)
     for image, matches in zip(images, found, strict=True):
         shown = matches[: k or DEFAULT_K]
@@ -159,7 +90,7 @@ def embed(
     from s2s_ray import storage
 
     kept, checked = _rows(rows), _layout(layout)
-    with _engine(url, checkpoint, None, device) as engine:
+    with open_engine(url, checkpoint, None, device) as engine:
         if view == "street":
             descriptors = engine.embed_street(images, _heading(heading), kept)
         else:
@@ -188,7 +119,7 @@ def synthesize(
             "two of the images have the same file name, so their outputs would collide: run them separately"
         )
     checked = _layout(layout)
-    with _engine(url, checkpoint, None, device) as engine:
+    with open_engine(url, checkpoint, None, device) as engine:
         views = engine.synthesize(images, checked)
     for target, view in zip(targets, views, strict=True):
         storage.write_bytes(str(target), encode(view, "png"))
@@ -210,47 +141,6 @@ def token(
     secret = secrets.token_urlsafe(32)
     entry = {"name": name, "sha256": hashlib.sha256(secret.encode()).hexdigest()} | ({"admin": True} if admin else {})
     typer.echo(f"token (shown once): {secret}\ntokens:\n  - {json.dumps(entry)}")
-
-
-@contextmanager
-def _engine(url: str | None, checkpoint: str | None, index: str | None, device: str) -> Iterator[Engine]:
-    if (url is None) == (checkpoint is None):
-        raise OptionError("give either --url of a service or --checkpoint")
-    if url is not None:
-        import os
-
-        from s2s_ray.client import Client
-
-        if index is not None:
-            raise OptionError("--index: a service has its own; give it with --checkpoint only")
-        with Client(url, os.environ.get("S2S_TOKEN")) as client:
-            yield cast(Engine, client)
-    else:
-        assert checkpoint is not None
-        yield Local(checkpoint, index, device)
-
-
-def _read(images: list[str]) -> list[Pixels]:
-    from s2s_ray import storage
-    from s2s_ray.geo.images import decode
-
-    pixels = []
-    for image in images:
-        try:
-            pixels.append(decode(storage.read_bytes(image)))
-        except UnreadableImageError as error:
-            raise UnreadableImageError(f"the image {image} {error}") from None
-    return pixels
-
-
-def _metres(true: tuple[float, float] | None, latitude: float | None, longitude: float | None) -> float | None:
-    import numpy as np
-
-    from s2s_ray.geo.prior import distances_m
-
-    if true is None or latitude is None or longitude is None:
-        return None
-    return float(distances_m(*true, np.array([latitude]), np.array([longitude]))[0])
 
 
 def _numbers(text: str, option: str, count: int) -> list[float]:
@@ -317,6 +207,7 @@ def _named(option: str, text: str) -> Iterator[None]:
 def _layout(text: str) -> Layout:
     from s2s_ray.geo.images import LAYOUTS
 
-    if text not in LAYOUTS:
-        raise OptionError(f"--layout {text}: expected {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")
-    return cast("Layout", text)
+    for layout in LAYOUTS:
+        if layout == text:
+            return layout
+    raise OptionError(f"--layout {text}: expected {', '.join(LAYOUTS[:-1])} or {LAYOUTS[-1]}")

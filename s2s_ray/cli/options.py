@@ -27,7 +27,9 @@ RegistryOption = Annotated[
     str, typer.Option("--registry", help="Root of the registry: a directory or an object-store URI.")
 ]
 NameOption = Annotated[str, typer.Option(help="Name of the model in the registry.")]
-CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="A checkpoint, or a run to use the best one of.")]
+CheckpointOption = Annotated[
+    str, typer.Option("--checkpoint", help="A checkpoint, or a run, whose best checkpoint is used.")
+]
 
 
 def run_settings(uri: str, config: str | None, overrides: Sequence[str] | None) -> Config:

@@ -112,7 +112,10 @@ def build_index(
     ] = False,
     extends: Annotated[
         str | None,
-        typer.Option("--extends", help="Add the tiles that are not in this index of the same checkpoint to it."),
+        typer.Option(
+            "--extends",
+            help="Start from this index of the same checkpoint and embed only new tiles; pictures are left out.",
+        ),
     ] = None,
     config: RunConfigOption = None,
     overrides: SetOption = None,
