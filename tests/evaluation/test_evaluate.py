@@ -168,7 +168,7 @@ def test_the_report_equals_the_pairs_one_by_one(model: S2S, dataset: PairDataset
 
 
 @pytest.mark.slow
-def test_the_results_query_by_query(model: S2S, dataset: PairDataset, tmp_path: Path) -> None:
+def test_the_results_of_each_query(model: S2S, dataset: PairDataset, tmp_path: Path) -> None:
     config = EvaluationConfig(batch=3, gallery_rows=0, radius_m=5.0, chunk=4)
     report = evaluate(model, dataset, config, out=str(tmp_path))
     rows = pq.read_table(tmp_path / "queries.parquet").to_pylist()
@@ -211,7 +211,7 @@ def test_ablations_are_measured_without_a_special_case(ablation: str, dataset: P
 
 class TestExpectation:
     @pytest.mark.parametrize("text", ["r1", "r1=x", "r2=50", "r1=101", "r1=nan", "=5"])
-    def test_what_is_none(self, text: str) -> None:
+    def test_invalid_expectations_are_refused(self, text: str) -> None:
         with pytest.raises(ExpectationError, match=r"expected one of r1, r5, r10, r1% and a recall in percent"):
             Expectation.parse(text)
 
@@ -227,7 +227,7 @@ class TestExpectation:
         assert missed is not None
         assert missed.startswith(f"r5 is {percent:.2f}%, 0.60 points below the expected")
 
-    def test_another_treatment_is_told(self, dataset: PairDataset, caplog: pytest.LogCaptureFixture) -> None:
+    def test_another_treatment_is_logged(self, dataset: PairDataset, caplog: pytest.LogCaptureFixture) -> None:
         found = dataset.info.geometry
         meta = {"dataset": {"geometry": found.tree()}}
         check_geometry("x", meta, found)
@@ -271,7 +271,7 @@ def test_the_radius_makes_neighbours_correct(model: S2S, dataset: PairDataset) -
     assert report.pictures == []
 
 
-def test_nothing_is_written_without_a_place(
+def test_nothing_is_written_without_a_uri(
     model: S2S, dataset: PairDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,7 @@ def test_diverged_weights_are_named_by_pair(dataset: PairDataset, view: str, spo
 
 @pytest.fixture
 def spoil() -> Callable[[S2S, str], None]:
-    """Puts a NaN into the attention of one view."""
+    """Return a function that puts a NaN into the attention of one view."""
 
     def put(model: S2S, view: str) -> None:
         with torch.no_grad():

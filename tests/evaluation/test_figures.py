@@ -1,4 +1,4 @@
-"""The figures and the page of a run: what is in them, and that they can be read."""
+"""The figures and the page of a run: their contents, and that they can be read."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_figure_as_png_and_pdf(config: Config, tmp_path: Path) -> None:
     assert list(draw_figures(silent, dataset, EvaluationConfig(gallery_rows=2))) == ["retrieval", "errors"]
 
 
-def test_the_map_has_each_query_at_its_place_and_its_error() -> None:
+def test_the_map_shows_each_query_with_its_error() -> None:
     positions = np.array([[700.0, 50.0], [800.0, 90.0], [750.0, 70.0], [1.0, 1.0], [700.0, 80.0]])
     zones = np.array([32755, 32755, 32755, 32756, 0])
     metres = np.array([0.2, 300.0, 40.0, 5.0, np.nan])
@@ -81,7 +81,7 @@ def test_the_map_has_each_query_at_its_place_and_its_error() -> None:
     assert error_map(positions, np.zeros(5, np.int64), metres) is None
 
 
-def test_the_comparison_has_a_row_a_model_and_a_column_a_place() -> None:
+def test_the_comparison_has_a_row_per_model_and_a_column_per_place() -> None:
     view, tile = np.zeros((8, 44, 3), np.uint8), np.zeros((20, 20, 3), np.uint8)
     figure = comparison_gallery({"one": [view] * 3, "two": [view] * 3}, [tile] * 3, [view] * 3)
     assert len(figure.axes) == 3 + 2 * 3 + 3
@@ -89,7 +89,7 @@ def test_the_comparison_has_a_row_a_model_and_a_column_a_place() -> None:
 
 
 class Reader(HTMLParser):
-    """What a page refers to, and its text."""
+    """The references of a page, and its text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("ablation", ["full", "retrieval_only"])
-def test_the_page_of_a_run_needs_nothing_else(config: Config, tmp_path: Path, ablation: str) -> None:
+def test_the_page_of_a_run_is_self_contained(config: Config, tmp_path: Path, ablation: str) -> None:
     network = model(config, ablation=ablation)
     save_model(network, {"run": "<first>", "step": 12}, tmp_path / "checkpoint")
     dataset = PairDataset(config.data.uri, "test")

@@ -1,4 +1,4 @@
-"""Galleries: which picture stands where, which frame is green, what is written below."""
+"""Galleries: positions of pictures, colours of frames, and captions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def overlaps(figure: Figure) -> list[tuple[str, str]]:
-    """Pairs of texts, and texts with images, that cover each other or leave the page."""
+    """Return pairs of texts, and of texts and images, that overlap or leave the page."""
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in figure.texts]
     boxes += [("image", axes.get_window_extent(renderer)) for axes in figure.axes]
@@ -99,7 +99,7 @@ def test_retrieval_gallery_frames_the_correct_tiles() -> None:
     assert green == [[10], [], [31, 33]]
 
 
-def test_retrieval_gallery_says_metres_rank_and_id() -> None:
+def test_retrieval_gallery_shows_metres_rank_and_id() -> None:
     figure = retrieval_gallery(retrieval_rows(), 92_802)
     written = texts(figure)
     assert [text for text in written if text.endswith(" m") or text.endswith("km")][:5] == [
@@ -145,7 +145,7 @@ def test_images_keep_their_aspect() -> None:
         assert box.width / box.height == pytest.approx(width / height)
 
 
-def test_training_curves_plot_what_the_history_holds() -> None:
+def test_training_curves_plot_the_history() -> None:
     history = [
         {"epoch": e, "r_loss": 1.0 / (e + 1), "d_loss": 0.5, "gan": 0.7, "discard": 90.0 * (e >= 3)} for e in range(5)
     ]

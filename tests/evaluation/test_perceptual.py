@@ -1,4 +1,4 @@
-"""LPIPS, FID and KID with backbones of random weights, against their definitions; and without any at hand."""
+"""LPIPS, FID and KID with backbones of random weights, against their definitions; and without weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow  # torchvision and torchmetrics take seconds to im
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with random weights of the smallest backbones, and an empty cache of PyTorch's."""
+    """Return a folder with random weights of the smallest backbones; PyTorch's cache is empty."""
     import torchvision.models as zoo
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
@@ -65,7 +65,7 @@ def test_fid_and_kid_are_those_of_the_definition(weights: Path) -> None:
     assert found["kid_resnet18"] == pytest.approx(inner - 2 * kernel(a, b).mean(), rel=1e-3, abs=1e-6)
 
 
-def test_lpips_of_copies_is_nought(weights: Path) -> None:
+def test_lpips_of_copies_is_zero(weights: Path) -> None:
     metric = Perceptual(EvaluationConfig(lpips="squeeze", weights=str(weights)), 4, "cpu")
     metric.update(images(1, 4), images(1, 4))
     assert metric.result() == {"lpips_squeeze": 0.0}
@@ -81,7 +81,7 @@ def test_nothing_is_measured_by_default() -> None:
 
 
 @pytest.mark.parametrize(("key", "backbone"), [("fid", "resnet34"), ("lpips", "alex")])
-def test_weights_that_cannot_be_had(weights: Path, monkeypatch: pytest.MonkeyPatch, key: str, backbone: str) -> None:
+def test_unavailable_weights_are_named(weights: Path, monkeypatch: pytest.MonkeyPatch, key: str, backbone: str) -> None:
     with pytest.raises(WeightsError, match=r"evaluation.weights='.*' does not contain (resnet34|alexnet)-"):
         Perceptual(EvaluationConfig.model_validate({key: backbone, "weights": str(weights)}), 4, "cpu")
 

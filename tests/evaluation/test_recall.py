@@ -68,7 +68,7 @@ def places(n: int, seed: int) -> Places:
 
 @pytest.mark.parametrize(("n", "m"), [(23, 23), (7, 23), (23, 7)])
 @pytest.mark.parametrize(("chunk", "gallery_chunk"), [(1, 1), (23, 23), (11, 8), (8, 22), (24, 7), (100, 100)])
-def test_ranks_equal_brute_force_whatever_the_chunks(n: int, m: int, chunk: int, gallery_chunk: int) -> None:
+def test_ranks_equal_brute_force_for_any_chunks(n: int, m: int, chunk: int, gallery_chunk: int) -> None:
     queries, gallery = descriptors_with_ties(n, m, seed=n)
     truth = torch.randint(0, m, (n,), generator=torch.Generator().manual_seed(1))
     result = recall_at_k(queries, gallery, truth=truth, chunk=chunk, gallery_chunk=gallery_chunk)
@@ -132,7 +132,7 @@ def test_a_collapsed_model_gets_zero(noise: float) -> None:
     assert result.recall == {"1": 0.0, "5": 0.0, "10": 0.0, "1%": 0.0}
 
 
-def test_tiles_that_differ_by_more_than_rounding_are_told_apart() -> None:
+def test_tiles_that_differ_by_more_than_rounding_are_distinguished() -> None:
     angles = torch.arange(100, dtype=torch.float64) * 0.003  # neighbours 9e-6 apart in squared distance
     unit = torch.stack([angles.cos(), angles.sin()], 1).float()
     assert recall_at_k(unit, unit).recall["1"] == 1.0
@@ -205,7 +205,7 @@ def test_descriptors_that_are_not_finite_are_named(bad: float) -> None:
     require_finite(good, "street")
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_inconsistent_arguments_are_refused() -> None:
     unit = torch.eye(3)
     with pytest.raises(InputError, match="3 queries and a gallery of 2"):
         recall_at_k(unit, unit[:2])
@@ -251,7 +251,7 @@ def test_rows_in_a_file_rank_as_rows_in_memory() -> None:
         recall_at_k(*stored, truth=torch.zeros(23, dtype=torch.int64))
 
 
-def test_rows_in_a_file_need_room_and_leave_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_in_a_file_need_room_and_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     rows = StoredRows(3, 2)
     assert len(list(tmp_path.iterdir())) == 1

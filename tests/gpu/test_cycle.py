@@ -1,4 +1,4 @@
-"""The fast training cycle against the plain one (`benchmarks/plain.py`), on a GPU where there is one and on the CPU."""
+"""The fast training cycle against the plain one (`benchmarks/plain.py`), on a GPU if there is one and on the CPU."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from s2s_ray.training.step import LOSS_NAMES, TrainingStep
 
 TINY = ModelConfig(height=32, width=48, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
 SMALLEST = TINY.model_copy(update={"residual_blocks": 1})
-# PyTorch's compiler warns of itself: of old things of PyTorch's that it uses, of TF32 that is not allowed.
+# PyTorch's compiler warns about deprecated parts of PyTorch that it uses, and about TF32, which is off.
 OF_THE_COMPILER = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\..*", r"ignore::UserWarning:torch\..*")
 
 
 def a_model(device: str, dtype: torch.dtype, config: ModelConfig = TINY) -> S2S:
-    """A model in training mode whose attention takes part, and whose features have a mean."""
+    """Return a model in training mode whose attention has an effect and whose features have a mean."""
     torch.manual_seed(0)
     model = S2S(config).train()
     for module in model.modules():
@@ -34,7 +34,7 @@ def a_model(device: str, dtype: torch.dtype, config: ModelConfig = TINY) -> S2S:
 
 
 def a_batch(model: S2S, pairs: int, config: ModelConfig = TINY) -> tuple[Tensor, Tensor]:
-    """In the model's memory order."""
+    """Return a batch in the model's memory order."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (2, pairs, 3, config.height, config.width), generator=generator, dtype=torch.uint8)
     satellite, street = (model.normalise(images.to(next(model.parameters()).device)) for images in pixels)
@@ -42,7 +42,7 @@ def a_batch(model: S2S, pairs: int, config: ModelConfig = TINY) -> tuple[Tensor,
 
 
 def assert_same_gradients(found: nn.Module, expected: nn.Module) -> None:
-    """In the measure of the workers' test: 1e-10 of a tensor's norm, or of a millionth of its network's."""
+    """Compare as in the test of workers: to 1e-10 of a tensor's norm, or of a millionth of its network's."""
     for network in NETWORKS:
         gradients = {n: p.grad for n, p in expected.get_submodule(network).named_parameters() if p.grad is not None}
         total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
@@ -54,7 +54,7 @@ def assert_same_gradients(found: nn.Module, expected: nn.Module) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("pairs", [1, 3])
-def test_in_both_memory_orders_a_cycle_is_the_plain_one(device: str, channels_last: bool, pairs: int) -> None:
+def test_a_cycle_equals_the_plain_one_in_both_memory_orders(device: str, channels_last: bool, pairs: int) -> None:
     model = a_model(device, torch.float64)
     train = TrainConfig(channels_last=channels_last)
     plain, cycle = PlainCycle(model, LossConfig(), train), TrainingStep(model, LossConfig(), train)
@@ -69,8 +69,8 @@ def test_in_both_memory_orders_a_cycle_is_the_plain_one(device: str, channels_la
     assert_same_gradients(model, plain.model)
 
 
-def test_channels_last_images_stay_so(device: str) -> None:
-    """Nothing on the way through the networks falls back to the other order, which would be slow and not seen."""
+def test_channels_last_images_keep_their_order(device: str) -> None:
+    """No layer of the networks falls back to the other order, which would be slow and go unnoticed."""
     model = a_model(device, torch.float32)
     model.channels_last = True
     if device == "cuda":
@@ -94,8 +94,8 @@ def test_channels_last_images_stay_so(device: str) -> None:
 @pytest.mark.timeout(600)
 @OF_THE_COMPILER
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_compiled_a_cycle_is_the_eager_one(device: str, micro_batch: int | None) -> None:
-    """Weights after two cycles too, and a batch of another size, which is not compiled, between them.
+def test_a_compiled_cycle_equals_the_eager_one(device: str, micro_batch: int | None) -> None:
+    """Weights after two cycles agree too, with a batch of another size, which is not compiled, in between.
 
     Piece by piece each network is called several times a cycle, and what it gave must outlive its next call.
     """
@@ -115,8 +115,8 @@ def test_compiled_a_cycle_is_the_eager_one(device: str, micro_batch: int | None)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @OF_THE_COMPILER
-def test_compiled_in_bfloat16_it_follows_single_precision(device: str) -> None:
-    """The compiler keeps values in float32 that were rounded: what compares them must not be compiled."""
+def test_a_compiled_cycle_in_bfloat16_follows_single_precision(device: str) -> None:
+    """The compiler keeps rounded values in float32, so a module that compares values must not be compiled."""
     values = []
     for train in (
         TrainConfig(batch=4),
@@ -144,7 +144,7 @@ def test_bfloat16_follows_single_precision(device: str) -> None:
 
 
 def test_a_cycle_keeps_less_for_its_backward_passes_than_the_plain_one(device: str) -> None:
-    """Bytes of the tensors that G's forward pass keeps, each storage once; the attention matrix is not among them."""
+    """Compare the bytes that the forward pass of G keeps, each storage once; the attention matrix is not among them."""
     config = ModelConfig(height=64, width=176, channels=8, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
     model = a_model(device, torch.float32, config)
     plain = PlainCycle(model, LossConfig(), TrainConfig()).model
@@ -170,8 +170,10 @@ def test_a_cycle_keeps_less_for_its_backward_passes_than_the_plain_one(device: s
     assert matrix not in ours
 
 
-def test_w_over_sigma_is_made_once_a_weight_and_optimiser_step(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G's once, before its step; D's before its own step and once more with the new weights for G's."""
+def test_w_over_sigma_is_computed_once_per_weight_and_optimiser_step(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of G once, before its step; those of D before its step and again, updated, for the step of G."""
     model = a_model(device, torch.float32)
     made: Counter[int] = Counter()
     normalised_weight = SpectralConv2d.normalised_weight
@@ -188,8 +190,8 @@ def test_w_over_sigma_is_made_once_a_weight_and_optimiser_step(device: str, monk
         assert {made[id(conv)] for conv in convs} == {times}
 
 
-def test_peak_memory_of_a_cycle_is_below_the_plain_ones(device: str) -> None:
-    """On a GPU, where the allocator counts; `benchmarks/train_step.py` measures CPUs in processes of their own."""
+def test_peak_memory_of_a_cycle_is_below_that_of_the_plain_one(device: str) -> None:
+    """On a GPU, whose allocator counts; `benchmarks/train_step.py` measures CPUs in separate processes."""
     if device == "cpu":
         pytest.skip("no allocator counts on CPUs")
     peaks = []

@@ -1,4 +1,4 @@
-"""Inference through compiled networks, on a GPU where there is one and on the CPU."""
+"""Inference through compiled networks, on a GPU if there is one and on the CPU."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SMALLEST = ModelConfig(
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\..*", r"ignore::UserWarning:torch\..*")
 @pytest.mark.parametrize("use", ["street", "satellite", "synthesis"])
-def test_compiled_inference_is_the_plain_one_for_any_number_of_images(device: str, use: Use) -> None:
-    """Nothing is compiled again for other numbers, in other threads or for another release of the same shape."""
+def test_compiled_inference_equals_the_plain_one_for_any_number_of_images(device: str, use: Use) -> None:
+    """Other numbers of images, other threads and another release of the same shape do not compile again."""
     torch.manual_seed(0)
     model = S2S(SMALLEST).double().eval()
     views = torch.randint(0, 256, (5, 3, 32, 48), dtype=torch.uint8)

@@ -102,7 +102,7 @@ def test_spatial_attention_position_by_position() -> None:
     assert attention.w1.shape == (15, 7, 2)
 
 
-def test_spatial_attention_of_another_resolution_says_so() -> None:
+def test_spatial_attention_refuses_another_resolution() -> None:
     with pytest.raises(ValueError, match=r"\(5, 3\).*\(3, 5\)"):
         SpatialAttention(3, 5, masks=2)(torch.zeros(1, 4, 5, 3))
 
@@ -135,7 +135,7 @@ def test_one_power_iteration() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_never_moves_the_singular_vectors(training: bool) -> None:
+def test_forward_never_changes_the_singular_vectors(training: bool) -> None:
     model = S2S(TINY).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items() if name.endswith(("_u", "_v"))}
     assert before
@@ -229,7 +229,7 @@ def batchnorms() -> tuple[GlobalBatchNorm2d, nn.BatchNorm2d]:
     return ours, theirs
 
 
-def test_batchnorm_is_pytorchs() -> None:
+def test_batchnorm_equals_pytorchs() -> None:
     ours, theirs = batchnorms()
     x = torch.randn(4, 3, 5, 7, dtype=DOUBLE) * 3 + 1
     with track_statistics(ours):
@@ -247,7 +247,7 @@ def test_batchnorm_is_pytorchs() -> None:
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=0, rtol=0)
 
 
-def test_batchnorm_statistics_move_only_while_they_are_tracked() -> None:
+def test_batchnorm_statistics_change_only_while_they_are_tracked() -> None:
     ours, theirs = batchnorms()
     network = nn.Sequential(nn.Sequential(ours))
     x = torch.randn(4, 3, 5, 7, dtype=DOUBLE)
@@ -280,7 +280,7 @@ def test_a_frozen_batchnorm_uses_its_running_statistics() -> None:
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (14, 6)])
 @pytest.mark.parametrize("fused", [conv_then_pool, upsample_then_conv])
-def test_fused_convolutions_are_the_plain_ones(
+def test_fused_convolutions_equal_the_plain_ones(
     fused: Callable[[SpectralConv2d, Tensor], Tensor], mode: Any, height: int, width: int
 ) -> None:
     """Forward, and the gradients of image, weight and bias, in float64."""
@@ -302,7 +302,7 @@ def test_fused_convolutions_are_the_plain_ones(
 
 
 @pytest.mark.parametrize(("fused", "shape"), [(conv_then_pool, (0, 7, 2, 3)), (upsample_then_conv, (0, 7, 8, 12))])
-def test_fused_convolutions_take_an_empty_share(
+def test_fused_convolutions_accept_an_empty_share(
     fused: Callable[[SpectralConv2d, Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
     conv = SpectralConv2d(5, 7, 3, padding=1)

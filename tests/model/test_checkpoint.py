@@ -1,4 +1,4 @@
-"""Checkpoints of the model: what is saved is what is loaded, and what is refused."""
+"""Checkpoints of the model: saving, loading and refusals."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_mining_keeps_the_hardest_of_both_directions(discard: float, batch: int,
 
 @pytest.mark.parametrize("percentage", [1, 5, 7, 10, 20, 29, 30, 55, 57, 58, 80, 90, 95, 99])
 def test_a_percentage_that_comes_out_whole_keeps_exactly_the_rest(percentage: int) -> None:
-    """Rounding of 1 - p/100 must not keep one more."""
+    """Rounding of 1 - p/100 must not keep an additional triplet."""
     batch = 25  # 1200 triplets, so that every percentage is a whole number of them
     satellite, street = descriptors(batch)
     assert triplet_loss(satellite, street, alpha=10.0, discard=float(percentage)).kept == 12 * (100 - percentage)
@@ -165,7 +165,7 @@ def test_the_mask_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(("batch", "allowed"), [(1, True), (3, False)])
-def test_without_a_valid_triplet_there_is_nothing_to_learn(batch: int, allowed: bool) -> None:
+def test_without_a_valid_triplet_the_loss_is_zero(batch: int, allowed: bool) -> None:
     satellite, street = descriptors(batch)
     satellite.requires_grad_()
     negatives = torch.full((batch, batch), allowed)
@@ -197,8 +197,8 @@ def test_gradients_of_the_triplet_loss(discard: float, negatives: Tensor | None)
     assert torch.autograd.gradcheck(loss, (satellite.requires_grad_(), street.requires_grad_()))
 
 
-def test_pairs_that_are_near_are_no_negatives() -> None:
-    """Northings of 5e6 m with decimetres between them: single precision would not tell them apart."""
+def test_near_pairs_are_not_negatives() -> None:
+    """Northings of 5e6 m that differ by decimetres, which single precision cannot distinguish."""
     positions = torch.tensor(
         [
             [500_000.0, 5_400_000.0],

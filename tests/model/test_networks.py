@@ -1,4 +1,4 @@
-"""The networks: sizes, every row of tables 1 and 2, what their calls take and give."""
+"""The networks: sizes, every row of tables 1 and 2, and the inputs and outputs of their methods."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="module")
 def paper() -> S2S:
-    """The paper's model; only looked at, never changed."""
+    """Return the paper's model, which no test changes."""
     return S2S(ModelConfig()).eval()
 
 
 @pytest.fixture
 def tiny() -> S2S:
-    """A float64 model in evaluation mode with statistics and gammas that matter."""
+    """Return a float64 model in evaluation mode whose statistics and gammas have an effect."""
     model = S2S(TINY).double().eval()
     for module in model.modules():
         if isinstance(module, NonLocalBlock):
@@ -207,7 +207,7 @@ def test_descriptors_are_unit_vectors(tiny: S2S) -> None:
         assert (descriptors[0] - descriptors[1]).abs().max() > 1e-6
 
 
-def test_pixels_are_taken_as_what_they_normalise_to() -> None:
+def test_pixels_give_the_results_of_their_normalised_values() -> None:
     model = S2S(TINY).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 40), dtype=torch.uint8)
     normalised = pixels.float() / 127.5 - 1
@@ -220,7 +220,7 @@ def test_pixels_are_taken_as_what_they_normalise_to() -> None:
 
 @pytest.mark.parametrize("last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_images_lie_in_memory_as_chosen(last: bool, dtype: torch.dtype) -> None:
+def test_images_have_the_chosen_memory_order(last: bool, dtype: torch.dtype) -> None:
     model = S2S(TINY)
     assert model.channels_last
     model.channels_last = last

@@ -1,4 +1,4 @@
-"""Starting weights of the street encoder: which files are read, and what is refused."""
+"""Starting weights of the street encoder: supported files and refusals."""
 
 from __future__ import annotations
 

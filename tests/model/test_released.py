@@ -1,4 +1,4 @@
-"""Files in the layout of the authors' checkpoints: every name, both serialisations, and what is refused."""
+"""Files in the layout of the authors' checkpoints: every name, both serialisations, and refusals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def authors_modules() -> dict[str, dict[str, str]]:
 
 
 def authors_key(network: str, name: str) -> str:
-    """The authors' name of one of our tensors."""
+    """Return the authors' name of one of our tensors."""
     attention = {"generator": ("attention2", "decoder.attention"), "discriminator": ("model.4", "attention")}
     if name.endswith("gamma"):
         return name.replace(*reversed(attention[network]))
@@ -66,7 +66,7 @@ def authors_key(network: str, name: str) -> str:
 
 
 def in_authors_layout(model: S2S, prefix: str = "module.") -> dict[str, Any]:
-    """What the authors' script would have saved of this model: old-style spectral norm keeps weight as weight_orig."""
+    """Return the file of the authors' script for this model; old-style spectral norm stores weight as weight_orig."""
     tree: dict[str, Any] = {"last_epoch": 3, "best_acc": 50.0}
     tree |= {f"optimizer_{letter}_dict": {} for letter in "GDR"}
     for section, network in SECTIONS.items():
@@ -125,7 +125,7 @@ def test_the_layout_is_that_of_the_authors() -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 @pytest.mark.parametrize("new_format", [True, False])
-def test_a_file_gives_every_tensor_its_place(model: S2S, tmp_path: Path, prefix: str, new_format: bool) -> None:
+def test_every_tensor_of_a_file_is_read(model: S2S, tmp_path: Path, prefix: str, new_format: bool) -> None:
     path = tmp_path / "released.pth"
     save(in_authors_layout(model, prefix), path, _use_new_zipfile_serialization=new_format)
     assert_read(path, model)
@@ -165,7 +165,7 @@ def test_another_shape_is_named(model: S2S, tmp_path: Path, network: str, name: 
     assert [part for part in (section, name, str(shape), str((shape[0] + 1, *shape[1:]))) if part not in message] == []
 
 
-def test_keys_of_the_generator_without_a_place_are_listed(model: S2S, tmp_path: Path) -> None:
+def test_unknown_keys_of_the_generator_are_listed(model: S2S, tmp_path: Path) -> None:
     tree = in_authors_layout(model)
     extra = ["attention1.theta.weight_orig", "res7.in1.weight", "begin_conv.scale"]
     tree["generator_model_dict"] |= {f"module.{key}": torch.zeros(1) for key in extra}
@@ -181,10 +181,10 @@ def test_keys_of_the_generator_without_a_place_are_listed(model: S2S, tmp_path: 
         ("retriebal_model_dict", "extract1.layers.0.weight"),
         ("retriebal_model_dict", "sa1.w3"),
         ("discriminator_model_dict", "model.11.weight"),
-        ("discriminator_model_dict", "model.0.weight_u"),  # the paper's discriminator has one there
+        ("discriminator_model_dict", "model.0.weight_u"),  # the paper's discriminator has one
     ],
 )
-def test_keys_without_a_place_elsewhere_are_refused(model: S2S, tmp_path: Path, section: str, key: str) -> None:
+def test_unknown_keys_of_other_networks_are_refused(model: S2S, tmp_path: Path, section: str, key: str) -> None:
     tree = in_authors_layout(model)
     tree[section][f"module.{key}"] = torch.zeros(1)
     with pytest.raises(WeightsError, match=section) as error:
@@ -206,7 +206,7 @@ def test_another_dictionary_is_refused(model: S2S, tmp_path: Path, missing: str 
 
 
 class RunsCode:
-    """Pickles into a call that makes a directory."""
+    """An object that pickles into a call that creates a directory."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -228,7 +228,7 @@ def test_a_pickle_that_runs_code_is_refused(model: S2S, tmp_path: Path, new_form
 @pytest.mark.parametrize(
     "content", [b"", b"not a checkpoint", b"PK\x03\x04 nor this", bytes(range(256)), b"\x80\x02}q\x00"]
 )
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+def test_another_kind_of_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "released.pth"
     path.write_bytes(content)
     with pytest.raises(WeightsError) as error:

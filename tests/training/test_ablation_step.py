@@ -1,4 +1,4 @@
-"""The training cycle of each ablation against plain backward passes of its own losses, and what it must not touch."""
+"""The training cycle of each ablation against plain backward passes of its losses; idle networks stay unchanged."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def plain_cycle(model: S2S, ablation: str, satellite: Tensor, street: Tensor) ->
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_a_cycle_is_the_plain_one(ablation: Ablation) -> None:
+def test_a_cycle_equals_the_plain_one(ablation: Ablation) -> None:
     model = make(ablation)
     plain = copy.deepcopy(model)
     before = copy.deepcopy(model.state_dict())
@@ -155,7 +155,7 @@ def test_pieces_give_the_step_of_the_whole_batch(ablation: Ablation) -> None:
 
 
 @pytest.mark.parametrize("ablation", ["retrieval_only", "separate_features"])
-def test_descriptors_come_from_the_encoder_of_their_own(ablation: Ablation) -> None:
+def test_descriptors_come_from_the_separate_encoder(ablation: Ablation) -> None:
     model = make(ablation).eval()
     satellite, _ = batch(2)
     before = model.embed_satellite(satellite)
@@ -187,7 +187,7 @@ def test_a_seed_gives_all_ablations_the_same_start() -> None:
 
 
 @pytest.mark.parametrize("key", ["train.validate_synthesis", "tune.synthesis"])
-def test_views_that_there_are_not_cannot_be_compared(key: str) -> None:
+def test_comparing_views_needs_a_generator(key: str) -> None:
     section, field = key.split(".")
     value: object = True if section == "train" else "l1"
     tree = {section: {field: value}, "model": {"ablation": "retrieval_only"}}

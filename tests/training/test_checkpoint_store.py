@@ -40,7 +40,7 @@ def test_store_keeps_the_newest_and_the_best(model: S2S, tmp_path: Path) -> None
     assert store.best() == 2
 
 
-def test_of_equal_recall_the_later_is_best(model: S2S, tmp_path: Path) -> None:
+def test_the_later_of_equal_recalls_is_best(model: S2S, tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path / "checkpoints"))
     for step in (1, 2):
         save(store, model, step, 0.5)
@@ -58,7 +58,7 @@ def test_saving_copies_the_state_before_it_changes(model: S2S, tmp_path: Path) -
     torch.testing.assert_close(store.load(1).model["generator.decoder.head.weight"], before, rtol=0, atol=0)
 
 
-def test_damaged_newest_is_named_and_the_one_before_is_used(
+def test_a_damaged_newest_checkpoint_is_logged_and_the_previous_one_is_used(
     model: S2S, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = CheckpointStore(str(tmp_path / "checkpoints"))

@@ -1,4 +1,4 @@
-"""The training loop without Ray: resume, refusals, what a run leaves behind."""
+"""The training loop without Ray: resuming, refusals, and the files of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class ProcessEndedError(Exception):
-    """Stands for whatever ends a process."""
+    """Stands for anything that ends a process."""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(base: Config, t
     assert [entry["epoch"] for entry in longer.fit()] == [0, 1, 2]
 
 
-def test_a_lowered_learning_rate_is_taken_up_on_resuming(base: Config, tmp_path: Path) -> None:
+def test_a_lowered_learning_rate_is_used_after_resuming(base: Config, tmp_path: Path) -> None:
     Trainer(configured(base, tmp_path, epochs=1)).fit()
     lowered = Trainer(configured(base, tmp_path, lr_generator=1e-5, betas=(0.4, 0.99)))
     lowered.fit()
@@ -145,7 +145,7 @@ def test_a_lowered_learning_rate_is_taken_up_on_resuming(base: Config, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("batch", 5), ("seed", 9)])
-def test_resuming_under_settings_that_move_the_position_is_refused(
+def test_resuming_with_settings_that_change_the_position_is_refused(
     base: Config, tmp_path: Path, key: str, value: int
 ) -> None:
     Trainer(configured(base, tmp_path, epochs=1)).fit()
@@ -175,7 +175,7 @@ def test_missing_data_is_named(base: Config, tmp_path: Path) -> None:
         check_ready(Config.from_tree(tree))
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint_of_it(base: Config, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_without_saving_it(base: Config, tmp_path: Path) -> None:
     config = configured(base, tmp_path)
     trainer = Trainer(config)
     cycle = trainer.cycle

@@ -45,7 +45,7 @@ def test_once_the_loss_has_converged() -> None:
     assert mining.started_at == 6
 
 
-def test_a_gain_starts_the_patience_anew() -> None:
+def test_a_gain_restarts_the_patience() -> None:
     mining = schedule(patience=2, min_gain=0.1, discard=[50])
     assert discards(mining, [1.0, 0.95, 0.85, 0.84, 0.7, 0.69, 0.68]) == [0, 0, 0, 0, 0, 0, 0, 50]
 
@@ -62,7 +62,7 @@ def test_the_plateau_of_the_recall() -> None:
     assert discards(mining, [1.0, 0.5, 0.25, 0.1, 0.05, 0.01], recalls) == [0, 0, 0, 0, 0, 50, 50]
 
 
-def test_epochs_without_validation_do_not_wear_out_the_patience() -> None:
+def test_epochs_without_validation_do_not_use_up_the_patience() -> None:
     mining = schedule(metric="recall", patience=2, min_gain=0.1, discard=[50])
     recalls = [0.3, None, None, None, 0.3, None, 0.3]
     assert discards(mining, [1.0] * 7, recalls) == [0, 0, 0, 0, 0, 0, 0, 50]
@@ -75,7 +75,7 @@ def test_the_default_waits_for_five_epochs_without_a_gain_of_one_percent() -> No
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_restored_schedule_goes_on_as_if_nothing_had_happened(cut: int) -> None:
+def test_a_restored_schedule_continues_unchanged(cut: int) -> None:
     settings = {"patience": 2, "min_gain": 0.1, "discard": [50, 80], "stage_epochs": 2}
     losses = [1.0, 0.8, 0.79, 0.6, 0.59, 0.58, 0.2, 0.1, 0.1]
     expected = discards(schedule(**settings), losses)

@@ -55,7 +55,7 @@ def test_keys_of_a_newer_version_are_logged_and_left_out(config: Config, caplog:
     assert {"train.warmup", "source.weather", "extra"} == set(caplog.messages[0].rpartition(": ")[2].split(", "))
 
 
-def test_what_cannot_be_read_names_the_file(config: Config) -> None:
+def test_errors_name_the_file(config: Config) -> None:
     tree = config.model_dump(mode="json")
     with pytest.raises(StateError, match=r"RUN/config.yaml has format 2, .* upgrade s2s-ray"):
         Config.from_stored({**tree, "format": 2}, "RUN/config.yaml")

@@ -1,4 +1,4 @@
-"""The training cycle against a straight-line one: three separate backward passes, PyTorch's Adam, plain losses."""
+"""The training cycle against a plain one: three separate backward passes, PyTorch's Adam, plain losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEGATIVES[0, 1] = NEGATIVES[1, 0] = NEGATIVES[3, 2] = False
 
 @pytest.fixture
 def model() -> S2S:
-    """A float64 model in training mode whose attention takes part."""
+    """Return a float64 model in training mode whose attention has an effect."""
     torch.manual_seed(0)
     model = S2S(TINY).double().train()
     for module in model.modules():
@@ -55,7 +55,7 @@ def moved(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 
 
 class PlainCycle:
-    """The cycle as the specification writes it, on a copy of the model with PyTorch's own BatchNorm."""
+    """The cycle of the specification, on a copy of the model with PyTorch's BatchNorm."""
 
     def __init__(self, model: S2S, loss: LossConfig, train: TrainConfig) -> None:
         self.model = copy.deepcopy(model)
@@ -159,7 +159,7 @@ def _cross_entropy(logits: Tensor, label: float) -> Tensor:
 
 
 def assert_same_gradients(found: nn.Module, expected: dict[str, Tensor]) -> None:
-    """Tensor by tensor, in the measure of the whole network's gradient where a tensor's own is rounding."""
+    """Compare tensor by tensor, relative to the gradient of the whole network if that of a tensor is rounding."""
     gradients = {name: parameter.grad for name, parameter in found.named_parameters() if parameter.grad is not None}
     assert set(gradients) == set(expected)
     total = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -200,8 +200,8 @@ def test_the_generator_step_sees_the_updated_networks(model: S2S, order: str, st
     assert differing - {"g_loss"} == stale
 
 
-def test_statistics_move_once_a_cycle(model: S2S) -> None:
-    """One power iteration of G and D on the weights of before their steps, one BatchNorm update of R."""
+def test_statistics_are_updated_once_per_cycle(model: S2S) -> None:
+    """Expect one power iteration of G and D on the weights before their steps, and one BatchNorm update of R."""
     plain = PlainCycle(model, LossConfig(), TRAIN)
     for network in (plain.model.generator, plain.model.discriminator):
         _power_iterate(network)
@@ -220,7 +220,7 @@ def test_statistics_move_once_a_cycle(model: S2S) -> None:
     }
 
 
-def test_every_trained_weight_moves_and_no_other(model: S2S) -> None:
+def test_exactly_the_trained_weights_change(model: S2S) -> None:
     before = state_of(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     untrained = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -234,7 +234,7 @@ def test_every_trained_weight_moves_and_no_other(model: S2S) -> None:
 
 
 def test_each_network_has_its_own_rate(model: S2S) -> None:
-    """Adam's first step is the rate itself, wherever the gradient is not tiny."""
+    """Adam's first step equals the rate unless the gradient is tiny."""
     before = state_of(model)
     TrainingStep(model, LossConfig(), TRAIN)(*batch(4))
     for network, rate in zip(NETWORKS, (1e-3, 2e-3, 5e-4), strict=True):
@@ -293,7 +293,7 @@ def test_pieces_have_the_gradients_of_the_whole_batch(
 
 
 def test_pieces_need_the_memory_of_one(model: S2S) -> None:
-    """What backward keeps at a time, counted in values."""
+    """Count the values that the backward pass keeps at a time."""
     for norm in (module for module in model.modules() if isinstance(module, GlobalBatchNorm2d)):
         norm.frozen = True
 
@@ -318,7 +318,7 @@ def test_pieces_need_the_memory_of_one(model: S2S) -> None:
 
 
 @pytest.mark.parametrize("poisoned", ["satellite", "street"])
-def test_a_bad_pair_is_noticed_before_any_weight_moves(model: S2S, poisoned: str) -> None:
+def test_a_bad_pair_is_detected_before_any_weight_changes(model: S2S, poisoned: str) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     views = dict(zip(("satellite", "street"), batch(4), strict=True))
     views[poisoned][2, 1, 7, 9] = torch.nan
@@ -327,7 +327,7 @@ def test_a_bad_pair_is_noticed_before_any_weight_moves(model: S2S, poisoned: str
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_weights_that_explode_are_noticed_before_the_generator_moves(model: S2S) -> None:
+def test_exploding_weights_are_detected_before_the_generator_changes(model: S2S) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.generator.named_parameters()}
     rates = TRAIN.model_copy(update={"lr_discriminator": 1e300})
     with pytest.raises(NotFiniteError, match=r"gan is (nan|inf)"):
@@ -342,14 +342,14 @@ def test_the_norms_of_the_gradients(model: S2S) -> None:
         assert found[name] == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item())
 
 
-def test_in_evaluation_mode_no_statistic_moves(model: S2S) -> None:
+def test_evaluation_mode_updates_no_statistics(model: S2S) -> None:
     before = state_of(model)
     TrainingStep(model.eval(), LossConfig(), TRAIN)(*batch(2))
     parameters = {name for name, _ in model.named_parameters()}
     assert moved(before, model) - parameters == set()
 
 
-def test_a_frozen_batchnorm_never_moves() -> None:
+def test_a_frozen_batchnorm_never_changes() -> None:
     torch.manual_seed(0)
     model = S2S(TINY.model_copy(update={"street_batchnorm": "frozen"})).double().train()
     before = state_of(model.retrieval)
@@ -374,7 +374,7 @@ def test_frozen_networks_thaw_even_after_an_error(model: S2S) -> None:
 
 
 def test_bfloat16_follows_single_precision(model: S2S) -> None:
-    """D and R move far in their steps: a weight whose cast was kept from before would show in gan and ret_weighted."""
+    """D and R change much in their steps: a stale cast of a weight would show in gan and ret_weighted."""
     for block in model.generator.encoder.bottleneck:
         nn.init.normal_(block.norm2.bias)  # features of zero mean alone make descriptors of rounding
     model.float()

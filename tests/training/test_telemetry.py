@@ -1,4 +1,4 @@
-"""What a training tells whoever watches it; trackers; and that neither is needed."""
+"""The gauges and trackers of a training, neither of which is required."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NARROW = {
 
 
 class Recorder:
-    """Gauges that remember everything they were set to."""
+    """Gauges that record all values they were set to."""
 
     def __init__(self) -> None:
         self.values: list[tuple[str, float, dict[str, str]]] = []
@@ -75,14 +75,14 @@ def run(config: Config, folder: Path, **values: Any) -> Config:
     return with_values(config, changes)
 
 
-def test_every_figure_of_a_run_is_told(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gauge_of_a_run_is_set(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "EVERY_S", 0.0)
     gauges = Recorder()
     trainer = Trainer(run(config, tmp_path))
     history = trainer.fit(gauges=gauges)
-    told = {name for name, _, _ in gauges.values}
+    names = {name for name, _, _ in gauges.values}
     on_cpu = {name for name in TRAINING if name.startswith("s2s_train_")} - {"s2s_train_gpu_memory_bytes"}
-    assert told == on_cpu
+    assert names == on_cpu
     assert gauges.of("s2s_train_step") == [1, 2, 3, 4]
     assert gauges.of("s2s_train_epoch") == [1, 1, 2, 2]
     assert gauges.of("s2s_train_recall_at_1") == [entry["recall_at_1"] for entry in history]
@@ -125,7 +125,7 @@ def test_waits_are_counted_and_batches_pass_through(monkeypatch: pytest.MonkeyPa
     assert gauges.of("s2s_train_kept_triplets") == [0.5, 0.5]
 
 
-def test_a_diverged_run_says_so_until_it_goes_on(config: Config, tmp_path: Path) -> None:
+def test_a_diverged_run_is_marked_until_it_resumes(config: Config, tmp_path: Path) -> None:
     wild = run(config, tmp_path, train__lr_retrieval=1e30)
     with pytest.raises(DivergedError):
         Trainer(wild).fit()
@@ -135,8 +135,8 @@ def test_a_diverged_run_says_so_until_it_goes_on(config: Config, tmp_path: Path)
     assert not storage.exists(note)
 
 
-def test_mlflow_has_what_the_history_has(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own local store; a run that goes on is one run there."""
+def test_mlflow_receives_the_history(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With MLflow's local store; a resumed run is still one run."""
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
@@ -157,10 +157,10 @@ def test_mlflow_has_what_the_history_has(config: Config, tmp_path: Path, monkeyp
         assert logged == {entry["step"]: entry[name] for entry in history}
 
 
-def test_weights_and_biases_has_what_the_history_has(
+def test_weights_and_biases_receives_the_history(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Offline, as it writes what it would send."""
+    """In offline mode, which writes the data that it would send."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
@@ -174,7 +174,7 @@ def test_weights_and_biases_has_what_the_history_has(
             assert json.dumps(entry[name]).encode() in content
 
 
-def test_a_tracker_that_is_lost_costs_a_warning(
+def test_a_lost_tracker_is_logged(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mlflow import MlflowClient
@@ -200,7 +200,7 @@ def test_a_tracker_that_is_not_installed_is_named(config: Config, monkeypatch: p
         check_installed(with_values(config, {"train.trackers": ["wandb"]}))
 
 
-def test_figures_and_parameters_are_flat() -> None:
+def test_metrics_and_parameters_are_flat() -> None:
     assert dict(numbers({"a": 1, "b": 0.5, "c": None, "d": "x", "e": True})) == {"a": 1.0, "b": 0.5}
     flat = dict(parameters(Config()))
     assert flat["mining.discard"] == [90.0, 95.0, 99.0]
