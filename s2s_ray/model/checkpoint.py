@@ -57,5 +57,6 @@ def load_checkpoint(uri: str | Path, device: str | torch.device = "cpu") -> S2S:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {uri}: its weights do not fit its configuration: {error}") from None
+        reason = " ".join(str(error).split())  # PyTorch writes a line for each key
+        raise CheckpointError(f"checkpoint {uri}: its weights do not fit its configuration: {reason}") from None
     return model.to(device).eval()

@@ -64,7 +64,8 @@ def _read(uri: str) -> dict[str, Tensor]:
                 else torch.load(path, map_location="cpu", weights_only=True)
             )
         except (SafetensorError, *DAMAGED_PICKLE) as error:
-            raise WeightsError(f"model.street_weights={uri!r} is not a state dict of plain tensors: {error}") from None
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise WeightsError(f"model.street_weights={uri!r} is not a state dict of plain tensors: {reason}") from None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise WeightsError(f"model.street_weights={uri!r} is not a state dict of plain tensors")
     return state

@@ -107,7 +107,8 @@ class CheckpointStore:
                 model = load_file(directory / MODEL_FILE)
                 trainer = torch.load(directory / TRAINER_FILE, map_location="cpu", weights_only=True)
             except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-                raise CheckpointError(f"checkpoint {uri} is undamaged but cannot be read: {error}") from None
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise CheckpointError(f"checkpoint {uri} is undamaged but cannot be read: {reason}") from None
             return SavedState(uri, read_meta(str(directory)), model, trainer)
 
     def save(self, step: int, model: dict[str, Tensor], trainer: dict[str, Any], meta: dict[str, Any]) -> None:
