@@ -1,4 +1,4 @@
-"""Load for `serve.py`: callers that take turns with one service, and callers that come at a rate, answered or not."""
+"""Load for `serve.py`: a closed loop of callers, and an open loop at a constant rate."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from urllib.parse import urlsplit
 import numpy as np
 
 
-class Question(NamedTuple):
-    """One kind of request and the bodies it is sent with in turn."""
+class RequestKind(NamedTuple):
+    """One kind of request, and the bodies to send in turn."""
 
     path: str
     bodies: list[bytes]
     headers: dict[str, str]
 
 
-class Told(NamedTuple):
-    """What the callers saw: answers a second, seconds of each answered request, and how many were refused."""
+class Load(NamedTuple):
+    """A measurement: responses per second, seconds of each completed request, and the number of rejected ones."""
 
     rate: float
     seconds: list[float]
-    refused: int
+    rejected: int
 
     def milliseconds(self, percentile: float) -> float:
         return float(np.percentile(self.seconds, percentile)) * 1e3
 
 
 class Caller:
-    """One connection that stays open."""
+    """One persistent connection."""
 
-    def __init__(self, url: str, question: Question) -> None:
+    def __init__(self, url: str, kind: RequestKind) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=120)
-        self._question = question
+        self._kind = kind
 
-    def ask(self, turn: int) -> int:
-        """Send the request; gives the status. Raises RuntimeError for what is neither 200 nor 503."""
-        path, bodies, headers = self._question
+    def send(self, turn: int) -> int:
+        """Send the request and return the status. Raises RuntimeError if it is neither 200 nor 503."""
+        path, bodies, headers = self._kind
         self._connection.request("POST", path, bodies[turn % len(bodies)], headers)
-        answer = self._connection.getresponse()
-        content = answer.read()
-        if answer.status not in (200, 503):
-            raise RuntimeError(f"{path} answered {answer.status}: {content[:200]!r}")
-        return answer.status
+        response = self._connection.getresponse()
+        content = response.read()
+        if response.status not in (200, 503):
+            raise RuntimeError(f"{path} responded with {response.status}: {content[:200]!r}")
+        return response.status
 
     def close(self) -> None:
         self._connection.close()
@@ -56,14 +56,14 @@ class Caller:
 
 @contextmanager
 def _threads(count: int, work) -> Iterator[None]:
-    """`work(number)` in that many threads until the block has ended and all have returned; raises what they raised."""
-    faults: list[BaseException] = []
+    """Run `work(number)` in threads for the duration of the block, wait for them, and raise what they raised."""
+    errors: list[BaseException] = []
 
     def guarded(number: int) -> None:
         try:
             work(number)
-        except BaseException as fault:
-            faults.append(fault)
+        except BaseException as error:
+            errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
     for thread in threads:
@@ -73,17 +73,18 @@ def _threads(count: int, work) -> Iterator[None]:
     finally:
         for thread in threads:
             thread.join()
-    if faults:
-        raise faults[0]
+    if errors:
+        raise errors[0]
 
 
-def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
-    """Each caller asks as soon as it is answered. Counting starts when all have been answered once.
+def closed(url: str, kind: RequestKind, callers: int, seconds: float) -> Load:
+    """Measure a closed loop: each caller sends a request as soon as its previous one is complete.
 
-    Answers come in batches: the rate is that between the last answer before the window and the last one in it.
+    Counting starts once every caller has had a response. Responses arrive in batches: the rate is that between the
+    last response before the window and the last one in it.
     """
-    told: list[tuple[float, float]] = []
-    refused = [0] * callers
+    completed: list[tuple[float, float]] = []
+    rejected = [0] * callers
     waited_for = callers
     window, first = threading.Event(), threading.Lock()
     end = float("inf")
@@ -91,17 +92,17 @@ def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
     def call(number: int) -> None:
         nonlocal end
         try:
-            keep_asking(number)
+            send_repeatedly(number)
         except BaseException:
-            end = 0.0  # for all of them
+            end = 0.0  # ends all callers
             window.set()
             raise
 
-    def keep_asking(number: int) -> None:
+    def send_repeatedly(number: int) -> None:
         nonlocal end, waited_for
-        caller, turn = Caller(url, question), number
-        while (asked := time.perf_counter()) < end:
-            status = caller.ask(turn)
+        caller, turn = Caller(url, kind), number
+        while (started := time.perf_counter()) < end:
+            status = caller.send(turn)
             now = time.perf_counter()
             if turn == number:
                 with first:
@@ -111,33 +112,33 @@ def closed(url: str, question: Question, callers: int, seconds: float) -> Told:
                         window.set()
             turn += 1
             if status == 503:
-                refused[number] += 1
+                rejected[number] += 1
             else:
-                told.append((now, now - asked))
+                completed.append((now, now - started))
         caller.close()
 
     with _threads(callers, call):
         window.wait()
     begin = end - seconds
-    counted = [taken for now, taken in told if begin < now <= end]
+    counted = [seconds_taken for now, seconds_taken in completed if begin < now <= end]
     if not counted:
-        raise RuntimeError(f"no answer of {question.path} within {seconds} s: measure for longer")
-    last = max(now for now, _ in told if now <= end)
-    return Told(len(counted) / (last - begin), counted, sum(refused))
+        raise RuntimeError(f"no response of {kind.path} within {seconds} s: measure for longer")
+    last = max(now for now, _ in completed if now <= end)
+    return Load(len(counted) / (last - begin), counted, sum(rejected))
 
 
-def opened(url: str, question: Question, rate: float, seconds: float, callers: int = 64) -> Told:
-    """Requests at a constant rate; the time of each runs from when it was due, also where it waited for a caller."""
+def opened(url: str, kind: RequestKind, rate: float, seconds: float, callers: int = 64) -> Load:
+    """Measure an open loop at a constant rate; the time of a request includes its wait for a free caller."""
     due: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
     taken: list[float] = []
-    refused = [0] * callers
+    rejected = [0] * callers
 
     def call(number: int) -> None:
-        caller = Caller(url, question)
-        while (one := due.get()) is not None:
-            turn, when = one
-            if caller.ask(turn) == 503:
-                refused[number] += 1
+        caller = Caller(url, kind)
+        while (job := due.get()) is not None:
+            turn, when = job
+            if caller.send(turn) == 503:
+                rejected[number] += 1
             else:
                 taken.append(time.perf_counter() - when)
         caller.close()
@@ -150,4 +151,4 @@ def opened(url: str, question: Question, rate: float, seconds: float, callers: i
             due.put((turn, when))
         for _ in range(callers):
             due.put(None)
-    return Told(len(taken) / (time.perf_counter() - begin), taken, sum(refused))
+    return Load(len(taken) / (time.perf_counter() - begin), taken, sum(rejected))

@@ -1,17 +1,17 @@
-"""What the service costs: real HTTP against the bare model on the same cores, in one run.
+"""The cost of the service: real HTTP against the bare model on the same cores, in one run.
 
-    python benchmarks/serve.py throughput          every endpoint with the `paper` model: at least 0.9 of the model
-    python benchmarks/serve.py overhead            what HTTP adds to the median with the `tiny` model, one caller
+    python benchmarks/serve.py throughput          every endpoint with the `paper` model: at least 0.9 of the bare rate
+    python benchmarks/serve.py overhead            latency that HTTP adds to the median, `tiny` model, one caller
     python benchmarks/serve.py litserve            LitServe serving the same model (pip install "s2s-ray[bench]")
-    python benchmarks/serve.py start               from no replica to the first answer
+    python benchmarks/serve.py start               from no replica to the first response
 
 Images are JPEGs of a procedural city in CVUSA's sizes: panoramas 224 x 1232, tiles 750 x 750. The model has random
 weights. `python -m serve` runs as it would for a user, behind Ray's HAProxy unless `--proxy python` is given, with one
-PyTorch thread to a replica and a replica for each core of the deployment that is measured (one of each for `overhead`).
-"Bare" is what a replica calls, in as many processes with as many threads and images at a time, on views that are ready;
-localisation adds the search. The service is up while it is measured; what it takes of the cores at rest is printed.
-LitServe and the service are never up together.
-Arms alternate, and a ratio is the median of the rounds'; percentiles are those of the last round.
+PyTorch thread per replica and one replica of the measured deployment per core (one of each for `overhead`). "Bare" is
+the function that a replica calls, in as many processes with as many threads and images per batch, on prepared views;
+localisation adds the search. The service is up while the bare model is measured; its use of the cores at rest is
+printed. LitServe and the service are never up together. Arms alternate, and a ratio is the median over the rounds;
+percentiles are those of the last round.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import yaml
-from http_load import Question, Told, closed, opened
+from http_load import Load, RequestKind, closed, opened
 
 from s2s_ray import storage
 from s2s_ray.config import load_config
@@ -56,42 +56,42 @@ JPEG = {"content-type": "image/jpeg"}
 
 
 class Work(NamedTuple):
-    """An endpoint and the work behind it."""
+    """An endpoint, and the work that it does."""
 
-    question: Question
+    request: RequestKind
     deployment: str
     views: torch.Tensor
     bare: Callable[[torch.Tensor], Any]
     whole: Callable[[bytes], Any]
-    """From the JPEG to the answer, in this process."""
+    """The whole work from the JPEG to the result, in this process."""
 
 
 class Images(NamedTuple):
-    """JPEGs."""
+    """JPEG files."""
 
     panoramas: list[bytes]
     tiles: list[bytes]
 
 
 class Release(NamedTuple):
-    """A model with random weights, and an index of random descriptors that fits it."""
+    """A model with random weights, and a matching index of random descriptors."""
 
     checkpoint: str
     index: str
 
     @classmethod
-    def made(cls, preset: str, folder: Path) -> Release:
+    def create(cls, preset: str, folder: Path) -> Release:
         torch.manual_seed(0)
         model = S2S(load_config(preset, ["model.street_weights=random"]).model).eval()
         meta = {"run": "benchmark", "step": 0, "epoch": 0, "metrics": {}}
         save_model(model, meta, folder / "local")
-        made = cls(str(folder / "checkpoint"), str(folder / "index"))
-        storage.publish(folder / "local", made.checkpoint)
+        release = cls(str(folder / "checkpoint"), str(folder / "index"))
+        storage.publish(folder / "local", release.checkpoint)
         size = model.config.descriptor_size
         info = IndexInfo(
             dimension=size,
             count=TILES,
-            checkpoint=fingerprint(made.checkpoint),
+            checkpoint=fingerprint(release.checkpoint),
             dataset="random",
             dataset_digest="-",
             split="test",
@@ -101,12 +101,12 @@ class Release(NamedTuple):
         table = pa.table({**columns, "zone": pa.array([32632] * TILES, pa.int32())})
         descriptors = np.random.default_rng(0).normal(size=(TILES, size)).astype(np.float32)
         descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-        ReferenceIndex.build(info, descriptors, table).save(made.index)
-        return made
+        ReferenceIndex.build(info, descriptors, table).save(release.index)
+        return release
 
 
 def works(release: Release, images: Images) -> dict[str, Work]:
-    """The endpoints by name, each beside what it does without HTTP."""
+    """Return the endpoints by name, each with its work without HTTP."""
     panoramas, tiles = images
     embedder, satellite = Embedder.load(release.checkpoint), Embedder.load(release.checkpoint)
     synthesizer = Synthesizer.load(release.checkpoint)
@@ -124,28 +124,28 @@ def works(release: Release, images: Images) -> dict[str, Work]:
 
     return {
         "embed/street": Work(
-            Question("/v1/embed/street", panoramas, npy),
+            RequestKind("/v1/embed/street", panoramas, npy),
             "street",
             street,
             embedder.embed_street,
             lambda body: embedder.street([decode(body)]),
         ),
         "embed/satellite": Work(
-            Question("/v1/embed/satellite", tiles, npy),
+            RequestKind("/v1/embed/satellite", tiles, npy),
             "satellite",
             polar,
             satellite.embed_satellite,
             lambda body: satellite.satellite([decode(body)]),
         ),
         "synthesize": Work(
-            Question("/v1/synthesize", tiles, {**JPEG, "accept": "image/jpeg"}),
+            RequestKind("/v1/synthesize", tiles, {**JPEG, "accept": "image/jpeg"}),
             "synthesis",
             polar,
             synthesizer.synthesize,
             lambda body: encode(synthesizer.street([decode(body)])[0], "jpeg"),
         ),
         "localize?k=5": Work(
-            Question("/v1/localize?k=5", panoramas, JPEG),
+            RequestKind("/v1/localize?k=5", panoramas, JPEG),
             "street",
             street,
             located,
@@ -162,7 +162,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def process(command: list[str], url: str, path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server until the block ends; it is up when `path` answers 200."""
+    """Run a server for the duration of the block; it is up once `path` responds with 200."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -180,14 +180,14 @@ def process(command: list[str], url: str, path: str) -> Iterator[subprocess.Pope
         with contextlib.suppress(subprocess.TimeoutExpired):
             running.wait(60)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)  # what it has left behind
+            os.killpg(running.pid, signal.SIGKILL)  # processes that it left behind
 
 
 @contextlib.contextmanager
 def service(
     folder: Path, release: Release, options: argparse.Namespace, many: str | None = None, **changes: Any
 ) -> Iterator[str]:
-    """`python -m serve` with several replicas of the deployment `many`; gives its URL."""
+    """Run `python -m serve` with several replicas of the deployment `many`; yield its URL."""
     single = {"num_cpus": 0.05, "max_replicas": 1}
     tree: dict[str, Any] = {**release._asdict(), "threads": 1, "access_log": False, "search": single, "ingress": single}
     for name in ("street", "satellite", "synthesis"):
@@ -200,12 +200,12 @@ def service(
     command = [sys.executable, "-m", "serve", "--settings", str(settings), "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
     with process(command + ["--haproxy"] * (options.proxy == "haproxy"), url, "/readyz"):
-        time.sleep(5)  # what starts beside it has started
+        time.sleep(5)  # until the processes around it have started, too
         yield url
 
 
 def idle_share(seconds: float = 5) -> float:
-    """Share of one core that everything on this machine takes while nobody asks."""
+    """Return the share of one core that this machine uses without requests."""
 
     def busy() -> float:
         fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
@@ -217,7 +217,7 @@ def idle_share(seconds: float = 5) -> float:
 
 
 class Bare:
-    """Processes that run the model alone, one thread each."""
+    """Processes that run the bare model, one thread each."""
 
     def __init__(self, release: Release, images: Images, options: argparse.Namespace) -> None:
         self._options = options
@@ -227,11 +227,11 @@ class Bare:
     def __enter__(self) -> Bare:
         return self
 
-    def __exit__(self, *_fault: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._pool.terminate()
 
     def rate(self, name: str) -> float:
-        """Images a second of all of them together."""
+        """Return the images per second of all processes together."""
         options = self._options
         begin = time.perf_counter()
         done = self._pool.starmap(_batches, [(name, options.batch, begin, options.seconds)] * options.replicas, 1)
@@ -248,7 +248,7 @@ def _load(release: Release, images: Images) -> None:
 
 
 def _batches(name: str, batch: int, begin: float, seconds: float) -> int:
-    """Batches until the time is over; gives the number of images."""
+    """Run batches until the time is over, and return the number of images."""
     work, count = _loaded[name], 0
     views = work.views.repeat(-(-batch // len(work.views)), 1, 1, 1)[:batch]
     while time.perf_counter() < begin + seconds:
@@ -258,7 +258,7 @@ def _batches(name: str, batch: int, begin: float, seconds: float) -> int:
 
 
 def throughput(folder: Path, release: Release, images: Images, options: argparse.Namespace) -> bool:
-    """Every endpoint with callers for four batches a replica, then at four fifths of that rate."""
+    """Measure every endpoint with callers for four batches per replica, then at four fifths of that rate."""
     callers, met = 4 * options.batch * options.replicas, True
     print(
         "endpoint          at rest, cores   bare, /s   HTTP, /s   share (goal 0.9)"
@@ -270,20 +270,20 @@ def throughput(folder: Path, release: Release, images: Images, options: argparse
                 continue
             with service(folder, release, options, one.deployment) as url:
                 idle = idle_share()
-                closed(url, one.question, callers, options.seconds)
+                closed(url, one.request, callers, options.seconds)
                 rounds = [
-                    (bare.rate(name), closed(url, one.question, callers, options.seconds))
+                    (bare.rate(name), closed(url, one.request, callers, options.seconds))
                     for _ in range(options.repetitions)
                 ]
-                rate = statistics.median(told.rate for _, told in rounds)
-                steady = opened(url, one.question, 0.8 * rate, options.seconds)
-            share = statistics.median(told.rate / alone for alone, told in rounds)
+                rate = statistics.median(load.rate for _, load in rounds)
+                steady = opened(url, one.request, 0.8 * rate, options.seconds)
+            share = statistics.median(load.rate / alone for alone, load in rounds)
             alone, last = statistics.median(alone for alone, _ in rounds), rounds[-1][1]
-            times = [told.milliseconds(percentile) for told in (last, steady) for percentile in (50, 95)]
-            refused = sum(told.refused for told in (*(told for _, told in rounds), steady))
+            times = [load.milliseconds(percentile) for load in (last, steady) for percentile in (50, 95)]
+            rejected = sum(load.rejected for load in (*(load for _, load in rounds), steady))
             print(
                 f"{name:16s} {idle:15.2f} {alone:10.2f} {rate:10.2f} {share:18.2f} {times[0]:7.0f} {times[1]:9.0f} "
-                f"{times[2]:13.0f} {times[3]:9.0f}" + f"   {refused} refused" * (refused > 0),
+                f"{times[2]:13.0f} {times[3]:9.0f}" + f"   {rejected} rejected" * (rejected > 0),
                 flush=True,
             )
             met &= share >= GOAL
@@ -291,35 +291,35 @@ def throughput(folder: Path, release: Release, images: Images, options: argparse
 
 
 def overhead(work: dict[str, Work], url: str, options: argparse.Namespace) -> bool:
-    """One caller: the median over HTTP less that of the same work, from JPEG to answer, in this process."""
-    print(f"at rest the service takes {idle_share():.2f} of a core")
+    """Measure one caller: the median over HTTP minus that of the same work in this process."""
+    print(f"at rest the service uses {idle_share():.2f} of a core")
     print("endpoint          in process, ms   HTTP, ms   added, ms   goal")
     met = True
     for name, one in work.items():
-        closed(url, one.question, 1, 2)
+        closed(url, one.request, 1, 2)
         rounds = []
         for _ in range(options.repetitions):
             alone = []
             for turn in range(round(options.seconds * 20)):
-                body = one.question.bodies[turn % IMAGES]
+                body = one.request.bodies[turn % IMAGES]
                 begin = time.perf_counter()
                 one.whole(body)
                 alone.append(time.perf_counter() - begin)
             rounds.append(
-                (statistics.median(alone) * 1e3, closed(url, one.question, 1, options.seconds).milliseconds(50))
+                (statistics.median(alone) * 1e3, closed(url, one.request, 1, options.seconds).milliseconds(50))
             )
         alone, over = (statistics.median(values) for values in zip(*rounds, strict=True))
-        added, goal = statistics.median(http - here for here, http in rounds), ADDED_MS.get(name)
+        added, goal = statistics.median(http - alone for alone, http in rounds), ADDED_MS.get(name)
         print(f"{name:16s} {alone:15.1f} {over:10.1f} {added:11.1f}   {goal or '-'}", flush=True)
         met &= goal is None or added <= goal
     return met
 
 
 def litserve(folder: Path, release: Release, panoramas: list[bytes], options: argparse.Namespace) -> bool:
-    """Street embedding as JSON from multipart forms, by both, with as many replicas.
+    """Compare street embedding as JSON from multipart forms, with as many replicas each.
 
-    Each is alone on the machine while it is measured, started anew every round: at rest LitServe's processes poll for
-    some three tenths of a core. Our satellite and synthesis deployments stand at zero.
+    Each server is alone on the machine while it is measured, and restarted every round: at rest LitServe's processes
+    poll for about three tenths of a core. Our satellite and synthesis deployments are scaled to zero.
     """
     boundary = "x" * 24
     disposition = 'Content-Disposition: form-data; name="image"; filename="a.jpg"'
@@ -330,16 +330,16 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
     counts = (1, 4 * options.batch * options.replicas)
     idle = {"min_replicas": 0}  # LitServe has the street model alone
 
-    def measured(url: str, path: str) -> list[Told]:
-        question = Question(path, bodies, form)
-        closed(url, question, counts[-1], options.seconds)  # warm
-        return [closed(url, question, callers, options.seconds) for callers in counts]
+    def measured(url: str, path: str) -> list[Load]:
+        kind = RequestKind(path, bodies, form)
+        closed(url, kind, counts[-1], options.seconds)  # warm-up
+        return [closed(url, kind, callers, options.seconds) for callers in counts]
 
-    def ours() -> list[Told]:
+    def ours() -> list[Load]:
         with service(folder, release, options, "street", satellite=idle, synthesis=idle) as url:
             return measured(url, "/v1/embed/street")
 
-    def theirs() -> list[Told]:
+    def theirs() -> list[Load]:
         port = free_port()
         command = [sys.executable, program, release.checkpoint, str(port), str(options.batch), str(options.replicas)]
         with process(command, f"http://127.0.0.1:{port}", "/health"):
@@ -347,27 +347,27 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
 
     rounds = []
     for turn in range(options.repetitions):
-        told = {arm: arm() for arm in ((ours, theirs) if turn % 2 else (theirs, ours))}
-        rounds.append((told[ours], told[theirs]))
+        loads = {arm: arm() for arm in ((ours, theirs) if turn % 2 else (theirs, ours))}
+        rounds.append((loads[ours], loads[theirs]))
     print("callers   ours, /s   LitServe, /s   ratio (goal 1)   ours p50, ms   LitServe p50, ms")
     met = True
     for level, callers in enumerate(counts):
         pairs = [(our[level], their[level]) for our, their in rounds]
         ratio = statistics.median(our.rate / their.rate for our, their in pairs)
-        rates = [statistics.median(told.rate for told in arm) for arm in zip(*pairs, strict=True)]
-        medians = [statistics.median(told.milliseconds(50) for told in arm) for arm in zip(*pairs, strict=True)]
+        rates = [statistics.median(load.rate for load in arm) for arm in zip(*pairs, strict=True)]
+        medians = [statistics.median(load.milliseconds(50) for load in arm) for arm in zip(*pairs, strict=True)]
         print(f"{callers:7d} {rates[0]:10.2f} {rates[1]:14.2f} {ratio:16.2f} {medians[0]:14.1f} {medians[1]:18.1f}")
         met &= ratio >= 1
     return met
 
 
-def start(question: Question, url: str) -> None:
-    """Satellite embedding stands at zero; the first request has to wait for a replica."""
+def start(kind: RequestKind, url: str) -> None:
+    """Time the first request to satellite embedding, which is scaled to zero."""
     while httpx2.get(url + "/readyz", trust_env=False).json()["deployments"]["satellite"]:
         time.sleep(0.5)
     begin = time.perf_counter()
-    httpx2.post(url + question.path, content=question.bodies[0], headers=JPEG, timeout=120, trust_env=False)
-    print(f"from no replica to the first answer: {time.perf_counter() - begin:.1f} s")
+    httpx2.post(url + kind.path, content=kind.bodies[0], headers=JPEG, timeout=120, trust_env=False)
+    print(f"from no replica to the first response: {time.perf_counter() - begin:.1f} s")
 
 
 def main() -> int:
@@ -379,10 +379,12 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=os.cpu_count())
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
-        "--compile", action="store_true", help="the replicas that are measured compile their model; bare ones do not"
+        "--compile", action="store_true", help="compile the models of the measured replicas, but not the bare ones"
     )
-    parser.add_argument("--endpoints", nargs="+", help="of throughput; default: all, some four minutes each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of one arm of one round")
+    parser.add_argument(
+        "--endpoints", nargs="+", help="endpoints of `throughput`; default: all, about four minutes each"
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of one arm of one round")
     parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     preset = options.preset or ("tiny" if options.what in ("overhead", "start") else "paper")
@@ -393,7 +395,7 @@ def main() -> int:
     images = Images([encode(one.street, "jpeg") for one in pairs], [encode(one.satellite, "jpeg") for one in pairs])
     with tempfile.TemporaryDirectory(prefix="s2s-serve-") as name:
         folder = Path(name)
-        release = Release.made(preset, folder)
+        release = Release.create(preset, folder)
         count = 1 if options.what in ("overhead", "start") else options.replicas
         print(f"`{preset}`, {count} replicas, batches of {options.batch}, {options.proxy} proxy", flush=True)
         if options.what == "throughput":
@@ -405,7 +407,7 @@ def main() -> int:
             met = litserve(folder, release, images.panoramas, options)
         else:
             with service(folder, release, options, satellite={"min_replicas": 0, "downscale_delay_s": 2}) as url:
-                start(works(release, images)["embed/satellite"].question, url)
+                start(works(release, images)["embed/satellite"].request, url)
             return 0
     print("the goal is met" if met else "THE GOAL IS MISSED")
     return 0 if met else 1

@@ -1,4 +1,4 @@
-"""The street embedding of a checkpoint behind LitServe, for `serve.py litserve`: its own way of doing what ours does.
+"""The street embedding of a checkpoint behind LitServe, for `serve.py litserve`.
 
 python benchmarks/serve_litserve.py CHECKPOINT PORT MAX_BATCH WORKERS
 """
@@ -14,7 +14,7 @@ from s2s_ray.inference import Embedder
 
 
 class StreetEmbedding(litserve.LitAPI):
-    """POST /predict with the image in the form's field `image` -> {"embeddings": [[...]]}."""
+    """POST /predict: an image in the form field `image`; the response is {"embeddings": [[...]]}."""
 
     def __init__(self, checkpoint: str, max_batch: int) -> None:
         super().__init__(max_batch_size=max_batch, batch_timeout=0.005)
@@ -25,7 +25,7 @@ class StreetEmbedding(litserve.LitAPI):
         self._embedder = Embedder.load(self._checkpoint, device)
         self._embedder.specialise("street")
 
-    # LitServe looks at this annotation itself: it must not be a string, as annotations from the future are.
+    # LitServe evaluates this annotation: it must not be a string, as with `from __future__ import annotations`.
     def decode_request(self, request: Request) -> torch.Tensor:
         return self._embedder.geometry.street(decode(request["image"].file.read()), 0.0, None)
 

@@ -1,4 +1,4 @@
-"""The page in a real browser (Debian's chromium), over the real application with a real model in this process."""
+"""The web page in a real browser (Debian's chromium), over the real application and a small model in this process."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from s2s_ray.geo.images import encode
 from s2s_ray.index.build import build_index
 from s2s_ray.service.http.page import VENDOR
 from s2s_ray.service.settings import ServeArgs
-from tests.support.pair_folder import PairFolder
 from tests.support.in_process_service import application, listening
+from tests.support.pair_folder import PairFolder
 from tests.support.served import save_tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -30,13 +30,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 CHROMIUM = shutil.which("chromium")
 TILES = 7
 SECRET = "let-me-in"
-expect.set_options(timeout=30_000)  # ms: other tests may take both cores
+expect.set_options(timeout=30_000)  # milliseconds; other tests may use both cores
 DESKTOP, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
-    """An index with pictures of a few places around one point, and a random model."""
+    """Store an index with pictures of a few places around one point, and a model with random weights."""
     if CHROMIUM is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     folder = tmp_path_factory.mktemp("page")
@@ -44,15 +44,15 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> ServeArgs:
     for number in range(TILES):
         place = {"latitude": 48.1 + 0.001 * number, "longitude": 11.5 + 0.001 * (number % 3)}
         pairs.add(f"place-{number}", "test", tile=64, **place)
-    for number in range(2):  # a data set has these too
+    for number in range(2):  # a data set needs these too
         pairs.add(f"train-{number}", "train")
         pairs.add(f"val-{number}", "val")
     config = pairs.config(folder / "data", keep_tiles=True)
     prepare(config)
     model = save_tiny(folder / "local", config.model.height, config.model.width)
     storage.publish(folder / "local", str(folder / "checkpoint"))
-    mark = registry.fingerprint(str(folder / "checkpoint"))
-    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=mark, split="test")
+    fingerprint = registry.fingerprint(str(folder / "checkpoint"))
+    index = build_index(model, PairDataset(config.data.uri, "test"), checkpoint_fingerprint=fingerprint, split="test")
     index.save(str(folder / "index"))
     return ServeArgs(checkpoint=str(folder / "checkpoint"), index=str(folder / "index"))
 
@@ -73,12 +73,12 @@ def browser(arguments: ServeArgs) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page at desktop size; it may ask no other host and print no error."""
+    """Open the page at desktop size; it must use no other host and log no error."""
     opened = browser.new_page(viewport=DESKTOP)
     faults: list[str] = []
     opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     opened.on("pageerror", lambda error: faults.append(str(error)))
-    opened.on("request", lambda asked: faults.append(asked.url) if not local(asked.url, url) else None)
+    opened.on("request", lambda sent: faults.append(sent.url) if not local(sent.url, url) else None)
     opened.goto(url)
     expect(opened.locator("#served")).to_contain_text(f"{TILES} tiles")
     yield opened
@@ -87,12 +87,12 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     assert [fault for fault in faults if not fault.startswith(expected)] == []
 
 
-def local(asked: str, url: str) -> bool:
-    return asked.startswith((url, "data:", "blob:"))
+def local(requested: str, url: str) -> bool:
+    return requested.startswith((url, "data:", "blob:"))
 
 
 def keep(page: Page, name: str) -> None:
-    """A screenshot to look at, where S2S_SCREENSHOTS names a folder."""
+    """Save a screenshot if S2S_SCREENSHOTS names a folder."""
     if folder := os.environ.get("S2S_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
@@ -102,8 +102,8 @@ def panorama(seed: int = 0) -> bytes:
     return encode(pixels, "png")
 
 
-def asked_heading(url: str) -> str | None:
-    """Of a request to localise; None for any other."""
+def requested_heading(url: str) -> str | None:
+    """Return the heading of a request to localise; None for any other request."""
     parts = urlsplit(url)
     return parse_qs(parts.query)["heading"][0] if parts.path == "/v1/localize" else None
 
@@ -113,10 +113,10 @@ def upload(page: Page, field: str, content: bytes, kind: str = "image/png") -> N
 
 
 def wait_for_pictures(page: Page, selector: str) -> None:
-    """Until all are loaded. Asked from outside: the page's own policy forbids it the `eval` of `wait_for_function`."""
+    """Wait until all images are loaded. The policy of the page forbids the `eval` of `wait_for_function`."""
     deadline = time.monotonic() + 30
     while not page.locator(selector).evaluate_all("pictures => pictures.every(one => one.naturalWidth > 0)"):
-        assert time.monotonic() < deadline, f"pictures {selector} are not loaded"
+        assert time.monotonic() < deadline, f"the images {selector} are not loaded"
         page.wait_for_timeout(100)
 
 
@@ -131,7 +131,7 @@ def test_an_example_is_found_and_shown_on_the_map(page: Page) -> None:
     keep(page, "localize")
 
 
-def test_a_tile_is_drawn_beside_its_polar_image(page: Page) -> None:
+def test_a_view_is_synthesised_and_shown_with_its_polar_image(page: Page) -> None:
     page.locator("#tile-examples button").nth(1).click()
     expect(page.locator("#drawn")).to_be_visible()
     sizes = page.evaluate("['polar', 'street'].map(id => document.getElementById(id)).map(c => [c.width, c.height])")
@@ -144,7 +144,7 @@ def test_a_tile_is_drawn_beside_its_polar_image(page: Page) -> None:
     keep(page, "synthesize")
 
 
-def test_the_heading_is_turned_and_asked_for_by_keyboard_alone(page: Page) -> None:
+def test_the_heading_is_changed_by_keyboard_alone(page: Page) -> None:
     for _ in range(20):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.closest('#panorama-examples') !== null"):
@@ -154,8 +154,8 @@ def test_the_heading_is_turned_and_asked_for_by_keyboard_alone(page: Page) -> No
     page.keyboard.press("Tab")
     while page.evaluate("document.activeElement.id") != "heading":
         page.keyboard.press("Tab")
-    # On a busy machine the pause after which it asks may pass between two of the presses.
-    with page.expect_request(lambda asked: asked_heading(asked.url) == "-15"):
+    # On a busy machine the pause before a request may end between two key presses.
+    with page.expect_request(lambda sent: requested_heading(sent.url) == "-15"):
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
     expect(page.locator("#heading-value")).to_have_text("N 345°")
@@ -190,7 +190,7 @@ def test_files_are_chosen_or_dropped(page: Page) -> None:
         ("tile-file", b"", "The image is empty"),
     ],
 )
-def test_what_is_refused_is_said_in_words(page: Page, field: str, content: bytes, words: str) -> None:
+def test_errors_are_shown_in_words(page: Page, field: str, content: bytes, words: str) -> None:
     upload(page, field, content)
     alert = page.locator(f"#{'localize' if field.startswith('panorama') else 'synthesize'}-error")
     expect(alert).to_contain_text(words)
@@ -208,12 +208,12 @@ def test_it_fits_a_phone(browser: Browser, url: str) -> None:
     assert phone.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     smallest = phone.evaluate("Math.min(...[...document.querySelectorAll('button, input[type=range]')]"
                               ".filter(e => e.offsetParent).map(e => e.getBoundingClientRect().height))")  # fmt: skip
-    assert smallest >= 32, "fingers need something to meet"
+    assert smallest >= 32, "touch targets need a minimum size"
     keep(phone, "phone")
     phone.close()
 
 
-def test_without_the_map_library_it_says_so_and_works(browser: Browser, url: str) -> None:
+def test_without_the_map_library_it_works_and_explains(browser: Browser, url: str) -> None:
     bare = browser.new_page(viewport=DESKTOP)
     bare.route("**/vendor/leaflet*", lambda route: route.abort())
     bare.goto(url)
@@ -224,13 +224,13 @@ def test_without_the_map_library_it_says_so_and_works(browser: Browser, url: str
     bare.close()
 
 
-def test_a_service_that_does_not_answer_is_said_in_words(page: Page) -> None:
+def test_an_overloaded_service_is_explained(page: Page) -> None:
     page.route("**/v1/localize*", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, body="Busy"))
     upload(page, "panorama-file", panorama())
     expect(page.locator("#localize-error")).to_contain_text("responded with 503: Busy. Try again in 2 s.")
 
 
-def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
+def test_a_token_is_requested(browser: Browser, arguments: ServeArgs) -> None:
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     closed = arguments.model_copy(update={"tokens": ServeArgs(
         checkpoint="c", index="i", tokens=[{"name": "visitor", "sha256": digest}]  # type: ignore[list-item]
@@ -250,10 +250,10 @@ def test_a_token_is_asked_for(browser: Browser, arguments: ServeArgs) -> None:
 
 def test_the_documentation_works_offline(browser: Browser, url: str) -> None:
     if not VENDOR.is_dir():
-        pytest.skip("s2s_ray/service/static/vendor is empty: `make setup` fetches it where npm is installed")
+        pytest.skip("s2s_ray/service/static/vendor is empty: `make setup` installs it if npm is available")
     page = browser.new_page(viewport=DESKTOP)
     others: list[Any] = []
-    page.on("request", lambda asked: others.append(asked.url) if not local(asked.url, url) else None)
+    page.on("request", lambda sent: others.append(sent.url) if not local(sent.url, url) else None)
     page.goto(f"{url}/docs")
     expect(page.locator(".swagger-ui .opblock-post").first).to_be_visible()
     assert page.locator(".swagger-ui .opblock-post").count() == 6

@@ -1,4 +1,4 @@
-"""`serve run` of the real configuration on a private local cluster: every endpoint over HTTP, overload, the end."""
+"""`serve run` of the real configuration on a private local cluster: every endpoint over HTTP, overload, shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The service with a queue short enough to overflow."""
+    """Start the service with a queue short enough to overflow."""
     synthesis = {**SCARCE, "max_batch": 1, "max_ongoing_requests": 1, "max_queued_requests": 1}
     with running_in(tmp_path_factory.mktemp("service"), max_upload_mb=0.5, synthesis=synthesis) as service:
         yield service
@@ -49,12 +49,12 @@ def test_embeddings_are_those_of_the_plain_classes(running: Running) -> None:
 
 def test_localisation_is_that_of_the_plain_class(running: Running) -> None:
     panorama = noise(60, 120, 3)
-    answer = post(running, "/v1/localize", panorama, params={"k": 4, "rows": "0,1"}).json()
+    response = post(running, "/v1/localize", panorama, params={"k": 4, "rows": "0,1"}).json()
     [expected] = running.localizer.street([panorama], k=4, rows=(0.0, 1.0))
-    assert answer["release"] == running.release.id
-    assert [found["id"] for found in answer["matches"]] == [match.id for match in expected]
-    assert [found["latitude"] for found in answer["matches"]] == [match.latitude for match in expected]
-    distances = [found["descriptor_distance"] for found in answer["matches"]]
+    assert response["release"] == running.release.id
+    assert [found["id"] for found in response["matches"]] == [match.id for match in expected]
+    assert [found["latitude"] for found in response["matches"]] == [match.latitude for match in expected]
+    distances = [found["descriptor_distance"] for found in response["matches"]]
     np.testing.assert_allclose(distances, [match.descriptor_distance for match in expected], atol=1e-5)
     assert len(post(running, "/v1/localize", panorama).json()["matches"]) == TILES
 
@@ -69,7 +69,7 @@ def test_synthesis_is_that_of_the_plain_class(running: Running) -> None:
     assert webp.headers["content-type"] == "image/webp"
 
 
-def test_model_says_what_is_served(running: Running) -> None:
+def test_the_model_describes_the_release(running: Running) -> None:
     model = running.http.get("/v1/model").json()
     assert model["release"] == running.release.id
     assert (model["run"], model["step"], model["metrics"]) == ("tiny", 3, {"recall_at_1": 0.5})
@@ -89,41 +89,41 @@ def test_model_says_what_is_served(running: Running) -> None:
         ("/v1/synthesize", encode(noise(60, 40, 0), "png"), "image/png", 422),
     ],
 )
-def test_bad_requests_have_a_sentence(running: Running, path: str, body: bytes, kind: str, status: int) -> None:
+def test_bad_requests_get_a_sentence(running: Running, path: str, body: bytes, kind: str, status: int) -> None:
     response = running.http.post(path, content=body, headers={"content-type": kind})
     assert response.status_code == status
     assert response.json()["error"].endswith(".")
     assert response.headers["s2s-release"] == running.release.id
 
 
-def test_parallel_requests_are_batched_and_each_gets_its_own_answer(running: Running) -> None:
+def test_parallel_requests_are_batched_and_each_gets_its_own_result(running: Running) -> None:
     panoramas = [noise(60, 120, seed) for seed in range(16)]
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda panorama: post(running, "/v1/embed/street", panorama).json(), panoramas))
+        responses = list(pool.map(lambda panorama: post(running, "/v1/embed/street", panorama).json(), panoramas))
     expected = running.localizer.embedder.street(panoramas)
-    np.testing.assert_allclose([answer["descriptor"] for answer in answers], expected, atol=1e-6)
+    np.testing.assert_allclose([response["descriptor"] for response in responses], expected, atol=1e-6)
 
 
-def test_overload_is_answered_at_once_and_the_service_goes_on(running: Running) -> None:
+def test_overload_is_rejected_at_once_and_the_service_continues(running: Running) -> None:
     tile = noise(48, 48, 0)
     with ThreadPoolExecutor(24) as pool:
-        answers = list(pool.map(lambda _: post(running, "/v1/synthesize", tile), range(48)))
-    statuses = {answer.status_code for answer in answers}
+        responses = list(pool.map(lambda _: post(running, "/v1/synthesize", tile), range(48)))
+    statuses = {response.status_code for response in responses}
     assert statuses == {200, 503}, statuses
-    for answer in answers:
-        if answer.status_code == 503:
-            assert answer.headers["retry-after"] == "1"
-            assert "try again later" in answer.json()["error"]
+    for response in responses:
+        if response.status_code == 503:
+            assert response.headers["retry-after"] == "1"
+            assert "try again later" in response.json()["error"]
     assert post(running, "/v1/synthesize", tile).status_code == 200
 
 
-def figures(running: Running) -> Counter[tuple[str, ...]]:
-    """Sums over all replicas: requests by path and status, counted latencies by path, batched images."""
+def totals(running: Running) -> Counter[tuple[str, ...]]:
+    """Return sums over all replicas: requests by path and status, latencies by path, batched images."""
     sums: Counter[tuple[str, ...]] = Counter()
     for family in text_string_to_metric_families(running.http.get("/metrics").text):
         for sample in family.samples:
             label = sample.labels.get
-            if label("endpoint") == "/metrics":  # reading them is counted, too
+            if label("endpoint") == "/metrics":  # reading the metrics is counted, too
                 continue
             if sample.name == "ray_s2s_requests_total":
                 sums["requests", label("endpoint", ""), label("status", "")] += int(sample.value)
@@ -138,17 +138,17 @@ def figures(running: Running) -> Counter[tuple[str, ...]]:
     return sums
 
 
-def test_the_figures_agree_with_what_clients_count(running: Running) -> None:
-    before = settled(figures, running)
+def test_the_metrics_agree_with_what_clients_count(running: Running) -> None:
+    before = settled(totals, running)
     panorama, tile = noise(60, 120, 1), noise(48, 48, 2)
-    asked = [("/v1/localize", panorama)] * 12 + [("/v1/embed/satellite", tile)] * 9 + [("/v1/embed/street", tile)] * 5
+    sent = [("/v1/localize", panorama)] * 12 + [("/v1/embed/satellite", tile)] * 9 + [("/v1/embed/street", tile)] * 5
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda one: (one[0], post(running, *one).status_code), asked))
-    counted = Counter(("requests", path, str(status)) for path, status in answers)
+        responses = list(pool.map(lambda one: (one[0], post(running, *one).status_code), sent))
+    counted = Counter(("requests", path, str(status)) for path, status in responses)
     assert counted["requests", "/v1/embed/street", "422"] == 5
-    after = settled(figures, running)
-    grown = {key: after[key] - before[key] for key in counted}
-    assert grown == dict(counted)
+    after = settled(totals, running)
+    growth = {key: after[key] - before[key] for key in counted}
+    assert growth == dict(counted)
     for path in ("/v1/localize", "/v1/embed/satellite", "/v1/embed/street"):
         total = sum(count for key, count in counted.items() if key[1] == path)
         assert after["timed", path] - before["timed", path] == total
@@ -160,7 +160,7 @@ def test_the_figures_agree_with_what_clients_count(running: Running) -> None:
     assert after["tiles",] == TILES
 
 
-def test_damaged_uploads_kill_nothing(running: Running) -> None:
+def test_damaged_uploads_kill_no_process(running: Running) -> None:
     names = ("Ingress", "StreetEmbedding", "SatelliteEmbedding", "Synthesis", "Search")
     before = {name: replicas(running, name) for name in names}
     statuses: Counter[int] = Counter()
@@ -171,13 +171,13 @@ def test_damaged_uploads_kill_nothing(running: Running) -> None:
     assert {name: replicas(running, name) for name in names} == before
 
 
-def test_a_deadline_drops_what_has_not_begun(running: Running) -> None:
-    """Twenty callers with no patience, then one with: it does not wait for the twenty."""
+def test_a_deadline_drops_work_that_has_not_started(running: Running) -> None:
+    """Twenty requests with a short deadline, then one with a long one: it does not wait for the twenty."""
     tile = noise(48, 48, 0)
     with ThreadPoolExecutor(20) as pool:
-        impatient = list(
+        short = list(
             pool.map(lambda _: post(running, "/v1/embed/satellite", tile, headers={"s2s-timeout": "0.002"}), range(20))
         )
-    assert {answer.status_code for answer in impatient} <= {200, 504}
-    assert 504 in {answer.status_code for answer in impatient}
+    assert {response.status_code for response in short} <= {200, 504}
+    assert 504 in {response.status_code for response in short}
     assert post(running, "/v1/embed/satellite", tile).status_code == 200

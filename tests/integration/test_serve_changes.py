@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(folder: Path) -> Iterator[Running]:
-    """The service, quick to add and remove replicas; satellite embedding may stand at zero."""
+    """Start a service that adds and removes replicas quickly; satellite embedding may scale to zero."""
     lively = {"num_cpus": 0.2, "upscale_delay_s": 0.5, "downscale_delay_s": 2, "look_back_s": 11}
     street = {**lively, "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
     satellite = {**lively, "min_replicas": 0, "max_replicas": 1}
@@ -35,30 +35,32 @@ def running(folder: Path) -> Iterator[Running]:
         yield service
 
 
-def test_releases_change_under_load_without_a_failed_or_mixed_answer(running: Running, folder: Path) -> None:
+def test_releases_change_under_load_without_a_failed_or_mixed_response(running: Running, folder: Path) -> None:
     first, second = running.release, publish(folder, 6, running.root)
-    truth = {release.id: expected(release) for release in (first, second)}
-    assert abs(truth[first.id][1] - truth[second.id][1]) > 1e-3, "the releases can be told apart"
-    with load(raw(running)) as answers:
-        until(lambda: len(answers) > 20, 30, "no load")
+    matches = {release.id: expected(release) for release in (first, second)}
+    assert abs(matches[first.id][1] - matches[second.id][1]) > 1e-3, "the releases are distinguishable"
+    with load(raw(running)) as outcomes:
+        until(lambda: len(outcomes) > 20, 30, "no load")
         registry.promote(running.root, "demo", second.id)
-        took = until(lambda: answers[-1].release == second.id, 60, "the new release is not served")
+        seconds = until(lambda: outcomes[-1].release == second.id, 60, "the new release is not served")
         time.sleep(2)
         registry.rollback(running.root, "demo")
-        until(lambda: answers[-1].release == first.id, 60, "the old release is not served again")
+        until(lambda: outcomes[-1].release == first.id, 60, "the old release is not served again")
         time.sleep(1)
-    print(f"\npromoted under load: {summary(answers)}; the new release answered {took:.1f} s after the promotion")
-    assert {answer.status for answer in answers} == {200}
-    assert Counter(answer.release for answer in answers)[second.id] > 10
-    for answer in answers:
-        assert answer.release is not None
-        assert answer.best is not None
-        id, distance = truth[answer.release]
-        assert answer.best[0] == id
-        assert answer.best[1] == pytest.approx(distance, abs=1e-4), "a descriptor of one release met another's index"
+    print(f"\npromoted under load: {summary(outcomes)}; the new release was served {seconds:.1f} s after the promotion")
+    assert {outcome.status for outcome in outcomes} == {200}
+    assert Counter(outcome.release for outcome in outcomes)[second.id] > 10
+    for outcome in outcomes:
+        assert outcome.release is not None
+        assert outcome.best is not None
+        id, distance = matches[outcome.release]
+        assert outcome.best[0] == id
+        assert outcome.best[1] == pytest.approx(distance, abs=1e-4), (
+            "the descriptor of one release met the index of the other"
+        )
 
 
-def test_a_damaged_release_is_not_served_and_said_so(running: Running, folder: Path) -> None:
+def test_a_damaged_release_is_reported_and_not_served(running: Running, folder: Path) -> None:
     third = publish(folder, 7, running.root)
     weights = Path(third.checkpoint_uri) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -68,21 +70,21 @@ def test_a_damaged_release_is_not_served_and_said_so(running: Running, folder: P
     assert "fails its checksum" in state["fault"] or "cannot be loaded" in state["fault"]
     assert raw(running)().release == running.release.id
     registry.rollback(running.root, "demo")
-    until(lambda: running.http.get("/readyz").json()["fault"] is None, 30, "the fault stays")
+    until(lambda: running.http.get("/readyz").json()["fault"] is None, 30, "the fault remains")
 
 
 def until_fault(running: Running) -> dict[str, Any]:
-    until(lambda: running.http.get("/readyz").json()["fault"], 30, "no fault is told")
+    until(lambda: running.http.get("/readyz").json()["fault"], 30, "no fault is reported")
     state: dict[str, Any] = running.http.get("/readyz").json()
     return state
 
 
 @pytest.mark.parametrize("deployment", ["StreetEmbedding", "Search"])
-def test_a_killed_replica_costs_no_answer(running: Running, deployment: str) -> None:
+def test_a_killed_replica_fails_no_request(running: Running, deployment: str) -> None:
     kill_replicas(running, deployment)
 
 
-def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:
+def test_a_killed_ingress_fails_no_request_of_clients_that_retry(running: Running) -> None:
     kill_ingress(running)
     assert running.http.get("/readyz").status_code == 200
 
@@ -92,32 +94,32 @@ def held(running: Running) -> dict[str, int]:
     return counts
 
 
-def test_replicas_are_added_under_load_and_removed_to_zero_where_allowed(running: Running) -> None:
-    until(lambda: held(running)["satellite"] == 0, 60, "satellite embedding never stands at zero")
+def test_replicas_are_added_under_load_and_removed_to_zero_if_allowed(running: Running) -> None:
+    until(lambda: held(running)["satellite"] == 0, 60, "satellite embedding does not scale to zero")
     assert running.http.get("/readyz").status_code == 200
     tile = encode(noise(48, 48, 1), "png")
     started = time.monotonic()
-    answer = running.http.post("/v1/embed/satellite", content=tile, headers={"content-type": "image/png"})
-    assert answer.status_code == 200
-    print(f"\nfrom zero: answered after {time.monotonic() - started:.1f} s")
-    with load(many_at_once(running)) as answers:
+    response = running.http.post("/v1/embed/satellite", content=tile, headers={"content-type": "image/png"})
+    assert response.status_code == 200
+    print(f"\nfrom zero: first response after {time.monotonic() - started:.1f} s")
+    with load(many_at_once(running)) as outcomes:
         up = until(lambda: held(running)["street"] == 2, 90, "no replica was added")
-    assert {answer.status for answer in answers} == {200}, summary(answers)
+    assert {outcome.status for outcome in outcomes} == {200}, summary(outcomes)
     down = until(lambda: held(running)["street"] == 1, 90, "no replica was removed")
-    until(lambda: held(running)["satellite"] == 0, 60, "satellite embedding does not go back to zero")
-    print(f"second replica after {up:.1f} s of load, gone {down:.1f} s after it")
+    until(lambda: held(running)["satellite"] == 0, 60, "satellite embedding does not return to zero")
+    print(f"second replica after {up:.1f} s of load, removed {down:.1f} s after it")
 
 
 def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
-    """Requests that come whether or not others were answered: the accepted ones stay quick, memory does not grow."""
+    """Requests arrive whether or not earlier ones are complete: accepted ones stay fast, memory does not grow."""
     processes = [*replicas(running, "Ingress"), *replicas(running, "Synthesis")]
     before = sum(map(resident_mb, processes))
-    told = flood(running)
+    flooded = flood(running)
     grown = sum(map(resident_mb, processes)) - before
-    print(f"\n{told}; memory {grown:+.0f} MB")
-    assert {answer.status for answer in told.answers} == {200, 503}
-    # What the limits of the deployments leave. Most wait in Ray's Python proxy, which takes a few dozen a second.
-    assert told.within(1) <= 5
+    print(f"\n{flooded}; memory {grown:+.0f} MB")
+    assert {outcome.status for outcome in flooded.outcomes} == {200, 503}
+    # The limits of the deployments allow this. Most requests wait in Ray's Python proxy, at a few dozen a second.
+    assert flooded.within(1) <= 5
     assert grown < 100
     assert running.http.post("/v1/synthesize", content=encode(noise(48, 48, 1), "png")).status_code == 200
 

@@ -1,4 +1,4 @@
-"""The service behind Ray's HAProxy: it answers as without, bounds what waits, and listens on loopback only."""
+"""The service behind Ray's HAProxy: same results, bounded queues, and listening on loopback only."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def haproxies(running: Running) -> list[psutil.Process]:
     found = []
     for process in processes_of(running.process.pid):
-        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+        with suppress(psutil.NoSuchProcess):  # it has just ended
             if process.name() == "haproxy":
                 found.append(process)
     return found
 
 
 def all_listen_on(running: Running) -> set[tuple[str, int]]:
-    """Addresses and ports, IPv4 and IPv6, at a moment when no process takes over from another, as with each change."""
+    """Return the addresses and ports, IPv4 and IPv6, while no process replaces another, as after each change."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         processes, found = haproxies(running), set()
@@ -44,36 +44,36 @@ def all_listen_on(running: Running) -> set[tuple[str, int]]:
             if processes and haproxies(running) == processes:
                 return found
         time.sleep(0.1)
-    raise AssertionError("no HAProxy that stays as it is for a moment within a minute")
+    raise AssertionError("HAProxy kept changing for a minute")
 
 
-def test_it_answers_as_the_plain_classes_do(running: Running) -> None:
+def test_the_results_are_those_of_the_plain_classes(running: Running) -> None:
     [[first, *_]] = running.localizer.street([PANORAMA], k=3)
-    answer = raw(running)()
-    assert (answer.status, answer.release) == (200, running.release.id)
-    assert answer.best is not None
-    assert answer.best[0] == first.id
-    assert answer.best[1] == pytest.approx(first.descriptor_distance, abs=1e-4)
+    outcome = raw(running)()
+    assert (outcome.status, outcome.release) == (200, running.release.id)
+    assert outcome.best is not None
+    assert outcome.best[0] == first.id
+    assert outcome.best[1] == pytest.approx(first.descriptor_distance, abs=1e-4)
 
 
-def test_nothing_of_it_listens_beyond_loopback(running: Running) -> None:
+def test_it_listens_on_loopback_only(running: Running) -> None:
     ports = all_listen_on(running)
     assert int(running.url.rpartition(":")[2]) in {port for _, port in ports}
-    assert len(ports) == 3, "the service, figures, statistics"
+    assert len(ports) == 3, "the service, metrics, statistics"
     assert {address for address, _ in ports} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("deployment", ["StreetEmbedding", "Search"])
-def test_a_killed_replica_costs_no_answer(running: Running, deployment: str) -> None:
+def test_a_killed_replica_fails_no_request(running: Running, deployment: str) -> None:
     kill_replicas(running, deployment)
 
 
-def test_a_killed_ingress_costs_patient_clients_no_answer(running: Running) -> None:
+def test_a_killed_ingress_fails_no_request_of_clients_that_retry(running: Running) -> None:
     kill_ingress(running)
 
 
 def test_an_open_loop_at_many_times_the_capacity(running: Running) -> None:
-    told = flood(running)
-    print(f"\n{told}")
-    assert {answer.status for answer in told.answers} == {200, 503}
-    assert told.within(1) <= 5, "what the limits of the deployments leave"
+    flooded = flood(running)
+    print(f"\n{flooded}")
+    assert {outcome.status for outcome in flooded.outcomes} == {200, 503}
+    assert flooded.within(1) <= 5, "the limits of the deployments allow this"

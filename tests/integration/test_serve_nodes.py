@@ -22,13 +22,13 @@ DEPLOYMENTS = ("Ingress", "StreetEmbedding", "Search")
 
 
 def replicas_on(node: subprocess.Popen[bytes]) -> Counter[str]:
-    """How many replicas of each deployment a node runs."""
+    """Return the number of replicas of each deployment on a node."""
     replicas = (re.match(r"ray::ServeReplica:s2s:(\w+)", command) for command in commands_of(node.pid))
     return Counter(replica[1] for replica in replicas if replica)
 
 
-def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
-    """Of each deployment one replica is on the node that goes, without a word, and comes up elsewhere."""
+def test_a_lost_node_fails_no_request_of_clients_that_retry(tmp_path: Path) -> None:
+    """The node that is killed has one replica of each deployment; they are replaced on the other node."""
     root = str(tmp_path / "registry")
     release = publish(tmp_path, 5, root)
     registry.promote(root, "demo", release.id)
@@ -50,15 +50,15 @@ def test_a_lost_node_costs_patient_callers_nothing(tmp_path: Path) -> None:
         localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
         with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
             running = Running(http, url, root, release, localizer, leaving)
-            with load(raw(running)) as blunt, load(patient(running)) as answers:
-                until(lambda: len(answers) > 20 and len(blunt) > 20, 60, "no load")
+            with load(raw(running)) as unretried, load(patient(running)) as outcomes:
+                until(lambda: len(outcomes) > 20 and len(unretried) > 20, 60, "no load")
                 kill(processes_of(leaving.pid))
-                again = until(
+                replaced = until(
                     lambda: all(replicas_on(staying)[name] == 2 for name in DEPLOYMENTS), 180, "no new replicas"
                 )
-                before = len(answers)
-                until(lambda: len(answers) > before + 40, 90, "no answers any more")
-        print(f"\nnode lost: not repeated {summary(blunt)}; through the client {summary(answers)}")
-        print(f"its replicas were replaced after {again:.0f} s")
-        assert {answer.status for answer in answers} == {200}
-        assert Counter(answer.status for answer in blunt)[200] > 0.9 * len(blunt), summary(blunt)
+                before = len(outcomes)
+                until(lambda: len(outcomes) > before + 40, 90, "no responses any more")
+        print(f"\nnode lost: without retries {summary(unretried)}; through the client {summary(outcomes)}")
+        print(f"its replicas were replaced after {replaced:.0f} s")
+        assert {outcome.status for outcome in outcomes} == {200}
+        assert Counter(outcome.status for outcome in unretried)[200] > 0.9 * len(unretried), summary(unretried)

@@ -1,4 +1,4 @@
-"""The HTTP interface in process: the real application over plain fakes of the deployments."""
+"""The HTTP API in process: the real application over fake deployments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import ConfigError, ReferenceIndexError, ReleaseNotLoadedError
+from s2s_ray.errors import ConfigError, DescriptorError, ReferenceIndexError, ReleaseNotLoadedError, StorageError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.geo.views import ViewGeometry
@@ -60,8 +60,8 @@ def fakes() -> Fakes:
     return Fakes()
 
 
-def ask(fakes: Fakes, method: str, path: str, **options: Any) -> httpx2.Response:
-    """One request against a fresh application (10 kB and 0.1 megapixels are its limits)."""
+def request(fakes: Fakes, method: str, path: str, **options: Any) -> httpx2.Response:
+    """Send one request to a new application, whose limits are 10 kB and 0.1 megapixels."""
 
     async def exchange() -> httpx2.Response:
         with ThreadPoolExecutor(1) as decoders:
@@ -79,12 +79,12 @@ def ask(fakes: Fakes, method: str, path: str, **options: Any) -> httpx2.Response
 
 def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx2.Response:
     headers = {"content-type": "image/png", **options.pop("headers", {})}
-    return ask(fakes, "POST", path, content=encode(pixels, "png"), headers=headers, **options)
+    return request(fakes, "POST", path, content=encode(pixels, "png"), headers=headers, **options)
 
 
 def form(fakes: Fakes, path: str, *images: NDArray[np.uint8], **options: Any) -> httpx2.Response:
-    files = [("image", (f"{place}.png", encode(pixels, "png"))) for place, pixels in enumerate(images)]
-    return ask(fakes, "POST", path, files=files, **options)
+    files = [("image", (f"{number}.png", encode(pixels, "png"))) for number, pixels in enumerate(images)]
+    return request(fakes, "POST", path, files=files, **options)
 
 
 def sentence(response: httpx2.Response) -> str:
@@ -104,18 +104,18 @@ def test_street_embedding(fakes: Fakes) -> None:
     np.testing.assert_array_equal(view, GEOMETRY.street(panorama, 90, (0.1, 0.6)))
 
 
-def test_descriptors_in_json_are_those_of_the_model_to_the_bit(fakes: Fakes) -> None:
+def test_json_descriptors_equal_those_of_the_model_exactly(fakes: Fakes) -> None:
     descriptor = np.array([0.1, -1e-38, 1 / 3, np.nextafter(np.float32(0.5), np.float32(1))], np.float32)
-    fakes.street.answer = lambda _view: descriptor
+    fakes.street.function = lambda _view: descriptor
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert response.headers["content-type"] == "application/json"
     np.testing.assert_array_equal(np.array(response.json()["descriptor"], np.float32), descriptor)
-    assert b"[0.1," in response.content, "no more digits than float32 has"
+    assert b"[0.1," in response.content, "no more digits than float32 needs"
 
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-npy"])
-def test_a_descriptor_that_is_not_finite_is_no_answer(fakes: Fakes, accept: str) -> None:
-    fakes.street.answer = lambda _view: np.array([0.5, np.nan, 0, 0], np.float32)
+def test_a_descriptor_that_is_not_finite_is_an_error(fakes: Fakes, accept: str) -> None:
+    fakes.street.function = lambda _view: np.array([0.5, np.nan, 0, 0], np.float32)
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"accept": accept})
     assert response.status_code == 500
     assert response.headers["x-request-id"] in sentence(response)
@@ -152,10 +152,10 @@ def test_localisation(fakes: Fakes) -> None:
     response = post(fakes, "/v1/localize", flat(40, 100), params={"k": 2})
     assert response.status_code == 200
     assert response.json()["release"] == RELEASE.id
-    nowhere = {"longitude": None, "distance_m": None}
+    unknown = {"longitude": None, "distance_m": None}
     assert response.json()["matches"] == [
-        {"rank": 1, "id": "tile-1", "latitude": 50.0, **nowhere, "descriptor_distance": 0.1},
-        {"rank": 2, "id": "tile-2", "latitude": 50.0, **nowhere, "longitude": 7.0, "descriptor_distance": 0.2},
+        {"rank": 1, "id": "tile-1", "latitude": 50.0, **unknown, "descriptor_distance": 0.1},
+        {"rank": 2, "id": "tile-2", "latitude": 50.0, **unknown, "longitude": 7.0, "descriptor_distance": 0.2},
     ]
     [(descriptor, k, prior)] = fakes.search.calls
     assert (descriptor.tolist(), k, prior) == ([1, 0, 0, 0], 2, None)
@@ -192,8 +192,8 @@ def test_geojson(fakes: Fakes) -> None:
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_forms_answer_for_each_image_by_name(fakes: Fakes, images: int) -> None:
-    pixels = [flat(40, 100 + place) for place in range(images)]
+def test_forms_get_a_result_for_each_image_by_name(fakes: Fakes, images: int) -> None:
+    pixels = [flat(40, 100 + number) for number in range(images)]
     tree = form(fakes, "/v1/localize", *pixels, params={"k": 1}).json()
     assert [(one["name"], len(one["matches"])) for one in tree["images"]] == [(f"{i}.png", 1) for i in range(images)]
     views = [view for (view,) in fakes.street.calls]
@@ -234,13 +234,13 @@ def test_k_is_ten_by_default(fakes: Fakes) -> None:
 
 
 def test_model_health_and_documentation(fakes: Fakes) -> None:
-    model = ask(fakes, "GET", "/v1/model").json()
+    model = request(fakes, "GET", "/v1/model").json()
     assert (model["release"], model["height"], model["index"]["count"]) == (RELEASE.id, HEIGHT, COUNT)
-    assert ask(fakes, "GET", "/healthz").json() == {"status": "ok", "release": RELEASE.id}
-    ready = ask(fakes, "GET", "/readyz")
+    assert request(fakes, "GET", "/healthz").json() == {"status": "ok", "release": RELEASE.id}
+    ready = request(fakes, "GET", "/readyz")
     assert (ready.status_code, ready.json()["status"], ready.json()["fault"]) == (200, "ready", None)
     assert set(ready.json()["deployments"].values()) == {1}
-    paths = ask(fakes, "GET", "/openapi.json").json()["paths"]
+    paths = request(fakes, "GET", "/openapi.json").json()["paths"]
     assert {"/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", "/v1/localize"} <= set(paths)
     assert "image/jpeg" in paths["/v1/localize"]["post"]["requestBody"]["content"]
 
@@ -265,24 +265,24 @@ def test_model_health_and_documentation(fakes: Fakes) -> None:
     ],
 )
 def test_bad_uploads(fakes: Fakes, path: str, body: bytes, headers: Any, status: int, words: str) -> None:
-    response = ask(fakes, "POST", path, content=body, headers=headers)
+    response = request(fakes, "POST", path, content=body, headers=headers)
     assert response.status_code == status
     assert words in sentence(response)
     assert fakes.street.calls == fakes.satellite.calls == fakes.synthesis.calls == []
 
 
-def test_what_curl_calls_a_form_is_taken_for_an_image(fakes: Fakes) -> None:
-    """`curl --data-binary @file` without a header says application/x-www-form-urlencoded."""
+def test_the_default_content_type_of_curl_is_accepted(fakes: Fakes) -> None:
+    """`curl --data-binary @file` without a header sends application/x-www-form-urlencoded."""
     kind = {"content-type": "application/x-www-form-urlencoded"}
-    assert ask(fakes, "POST", "/v1/localize", content=encode(flat(40, 100), "png"), headers=kind).status_code == 200
+    assert request(fakes, "POST", "/v1/localize", content=encode(flat(40, 100), "png"), headers=kind).status_code == 200
 
 
-def test_a_body_without_its_length_is_counted(fakes: Fakes) -> None:
+def test_a_body_without_content_length_is_counted(fakes: Fakes) -> None:
     async def chunks() -> Any:
         for _ in range(3):
             yield b"x" * 4_000
 
-    response = ask(fakes, "POST", "/v1/embed/street", content=chunks())
+    response = request(fakes, "POST", "/v1/embed/street", content=chunks())
     assert "content-length" not in response.request.headers
     assert response.status_code == 413
 
@@ -317,14 +317,14 @@ def test_bad_parameters(fakes: Fakes, query: str, words: str) -> None:
     assert not fakes.street.calls
 
 
-def test_forms_that_are_refused(fakes: Fakes) -> None:
+def test_rejected_forms(fakes: Fakes) -> None:
     response = form(fakes, "/v1/localize", *[flat(20, 50)] * 4)
     assert (response.status_code, "more than 3 images" in sentence(response)) == (413, True)
     files = [("image", ("good.png", encode(flat(40, 100), "png"))), ("image", ("bad.png", b"nothing"))]
-    response = ask(fakes, "POST", "/v1/localize", files=files)
+    response = request(fakes, "POST", "/v1/localize", files=files)
     assert response.status_code == 400
     assert sentence(response).startswith("Image 2 ('bad.png') is not a JPEG")
-    response = ask(fakes, "POST", "/v1/localize", files=files[:1], data={"k": "3"})
+    response = request(fakes, "POST", "/v1/localize", files=files[:1], data={"k": "3"})
     assert (response.status_code, "parameters go into the URL" in sentence(response)) == (400, True)
     assert not fakes.search.calls
 
@@ -342,21 +342,21 @@ def test_forms_that_are_refused(fakes: Fakes) -> None:
     ],
     ids=lambda image: image.mode,
 )
-def test_every_kind_of_pixel_is_taken(fakes: Fakes, image: Image.Image) -> None:
+def test_every_kind_of_pixel_is_accepted(fakes: Fakes, image: Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG" if image.mode == "CMYK" else "PNG")
-    assert ask(fakes, "POST", "/v1/localize", content=buffer.getvalue()).status_code == 200
+    assert request(fakes, "POST", "/v1/localize", content=buffer.getvalue()).status_code == 200
 
 
-def test_animations_count_by_their_first_image_and_orientation_is_applied(fakes: Fakes) -> None:
+def test_the_first_frame_of_an_animation_counts_and_orientation_is_applied(fakes: Fakes) -> None:
     frames = [Image.fromarray(flat(40, 90)), Image.fromarray(255 - flat(40, 90))]
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    assert ask(fakes, "POST", "/v1/embed/street", content=buffer.getvalue()).status_code == 200
+    assert request(fakes, "POST", "/v1/embed/street", content=buffer.getvalue()).status_code == 200
     turned, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees to look at it
+    exif[0x0112] = 6  # display rotated by 90 degrees
     Image.fromarray(np.rot90(flat(40, 90)).copy()).save(turned, "PNG", exif=exif)
-    assert ask(fakes, "POST", "/v1/embed/street", content=turned.getvalue()).status_code == 200
+    assert request(fakes, "POST", "/v1/embed/street", content=turned.getvalue()).status_code == 200
     for (view,) in fakes.street.calls:
         np.testing.assert_array_equal(view, GEOMETRY.street(flat(40, 90)))
 
@@ -369,11 +369,11 @@ def test_bad_layout_and_accept(fakes: Fakes) -> None:
     assert not fakes.synthesis.calls
 
 
-def test_unknown_paths_and_methods_answer_in_json(fakes: Fakes) -> None:
-    response = ask(fakes, "GET", "/v1/nothing")
+def test_unknown_paths_and_methods_get_json(fakes: Fakes) -> None:
+    response = request(fakes, "GET", "/v1/nothing")
     assert response.status_code == 404
     sentence(response)
-    response = ask(fakes, "GET", "/v1/localize")
+    response = request(fakes, "GET", "/v1/localize")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     sentence(response)
@@ -384,7 +384,7 @@ def test_unknown_paths_and_methods_answer_in_json(fakes: Fakes) -> None:
     "fault",
     [
         BackPressureError(9, 8),
-        # as Ray raises in the caller what a replica raised
+        # as Ray raises the error of a replica in the caller
         RayTaskError("call", "traceback", ReleaseNotLoadedError("release x cannot be loaded")).as_instanceof_cause(),
     ],
 )
@@ -394,29 +394,29 @@ def test_overload_and_damaged_releases_are_503_with_retry_after(
     def fail(*_args: Any) -> None:
         raise fault
 
-    getattr(fakes, deployment).answer = fail
+    getattr(fakes, deployment).function = fail
     response = post(fakes, "/v1/localize", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
     assert "try again later" in sentence(response)
 
 
-def test_a_lost_replica_is_asked_again_elsewhere(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_to_a_lost_replica_is_retried(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s2s_ray.service.http.exchange._FIRST_PAUSE_S", 0.001)
     faults = [RayActorError(), ObjectLostError("ab", None, "")]
 
-    def answer(_view: Any) -> Any:
+    def fail_twice(_view: Any) -> Any:
         if faults:
             raise faults.pop()
         return np.array([1, 0, 0, 0], np.float32)
 
-    fakes.street.answer = answer
+    fakes.street.function = fail_twice
     assert post(fakes, "/v1/embed/street", flat(40, 100)).json()["descriptor"] == [1, 0, 0, 0]
     assert fakes.recorder.retries == ["street", "street"]
 
     def lost(_view: Any) -> Any:
         raise RayActorError()
 
-    fakes.street.answer = lost
+    fakes.street.function = lost
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
 
@@ -431,7 +431,7 @@ def test_deadlines(fakes: Fakes) -> None:
             cancelled.append(True)
             raise
 
-    fakes.street.answer = lambda _view: slow()
+    fakes.street.function = lambda _view: slow()
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "0.4"})
     assert (response.status_code, "not completed within 0.4 s" in sentence(response)) == (504, True)
     fakes.settings = {"timeout_s": 0.5}
@@ -442,17 +442,17 @@ def test_deadlines(fakes: Fakes) -> None:
         assert post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": text}).status_code == 400
 
 
-def test_bodies_under_way_are_bounded_together(fakes: Fakes) -> None:
+def test_the_total_size_of_pending_bodies_is_bounded(fakes: Fakes) -> None:
     fakes.settings = {"max_pending_mb": 0.0001}
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
 
 
-def test_a_fault_of_ours_is_one_sentence_with_the_request_id(fakes: Fakes) -> None:
+def test_an_internal_error_is_one_sentence_with_the_request_id(fakes: Fakes) -> None:
     def fail(_view: Any) -> Any:
         raise KeyError("a defect")
 
-    fakes.street.answer = fail
+    fakes.street.function = fail
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"x-request-id": "mine-1"})
     assert (response.status_code, response.headers["x-request-id"]) == (500, "mine-1")
     assert "under mine-1" in sentence(response)
@@ -460,17 +460,30 @@ def test_a_fault_of_ours_is_one_sentence_with_the_request_id(fakes: Fakes) -> No
     assert "text" not in response.headers["x-request-id"]
 
 
-def test_nothing_is_answered_before_a_release_is_loaded(fakes: Fakes) -> None:
+def test_an_error_of_a_replica_is_never_the_mistake_of_the_caller(fakes: Fakes) -> None:
+    """Even of a class whose status is 4xx: the ingress has validated the request."""
+    error = RayTaskError("call", "traceback", DescriptorError("not finite")).as_instanceof_cause()
+
+    def fail(*_args: Any) -> Any:
+        raise error
+
+    fakes.search.function = fail
+    response = post(fakes, "/v1/localize", flat(40, 100))
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] in sentence(response)
+
+
+def test_requests_before_a_release_is_loaded_get_a_503(fakes: Fakes) -> None:
     fakes.current = None
     assert post(fakes, "/v1/embed/street", flat(40, 100)).status_code == 503
-    response = ask(fakes, "GET", "/readyz")
+    response = request(fakes, "GET", "/readyz")
     assert (response.status_code, response.json()["status"]) == (503, "not ready")
-    assert ask(fakes, "GET", "/healthz").status_code == 200
+    assert request(fakes, "GET", "/healthz").status_code == 200
 
 
 def test_tokens(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
-    assert post(fakes, "/v1/releases/rollback", flat(2, 2)).status_code == 403, "nobody may where there are no tokens"
-    hashes = [hashlib.sha256(secret.encode()).hexdigest() for secret in (SECRET, "of-the-admin")]
+    assert post(fakes, "/v1/releases/rollback", flat(2, 2)).status_code == 403, "without tokens nobody is allowed to"
+    hashes = [hashlib.sha256(secret.encode()).hexdigest() for secret in (SECRET, "admin-secret")]
     fakes.settings = {
         "tokens": [{"name": "app", "sha256": hashes[0]}, {"name": "ops", "sha256": hashes[1], "admin": True}]
     }
@@ -479,19 +492,19 @@ def test_tokens(fakes: Fakes, caplog: pytest.LogCaptureFixture) -> None:
         assert response.status_code == 401
         assert response.headers["www-authenticate"].startswith("Bearer")
         assert SECRET not in sentence(response)
-    assert ask(fakes, "GET", "/v1/model").status_code == 401
+    assert request(fakes, "GET", "/v1/model").status_code == 401
     with caplog.at_level("INFO", logger="s2s_ray.service.access"):
         bearer = {"authorization": f"Bearer {SECRET}"}
         assert post(fakes, "/v1/embed/street", flat(40, 100), headers=bearer).status_code == 200
     fields = caplog.records[-1].__dict__["fields"]
     assert (fields["caller"], fields["status"], fields["path"]) == ("app", 200, "/v1/embed/street")
     assert SECRET not in str(fields)
-    response = ask(fakes, "POST", "/v1/releases/x/promote", headers=bearer)
+    response = request(fakes, "POST", "/v1/releases/x/promote", headers=bearer)
     assert (response.status_code, "'app'" in sentence(response)) == (403, True)
-    response = ask(fakes, "POST", "/v1/releases/x/promote", headers={"authorization": "Bearer of-the-admin"})
-    assert response.status_code == 409, "this one serves two URIs"
+    response = request(fakes, "POST", "/v1/releases/x/promote", headers={"authorization": "Bearer admin-secret"})
+    assert response.status_code == 409, "this service is pinned to two URIs"
     for path in ("/healthz", "/readyz", "/", "/docs", "/openapi.json", "/static/page.js"):
-        assert ask(fakes, "GET", path).status_code == 200
+        assert request(fakes, "GET", path).status_code == 200
 
 
 def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Path) -> None:
@@ -502,48 +515,61 @@ def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Pa
     registry.promote(root, "demo", "first")
     token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
     fakes.settings = {"registry": root, "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
-    answer = ask(fakes, "POST", "/v1/releases/second/promote", headers=secret)
-    assert (answer.status_code, answer.json()) == (200, {"release": RELEASE.id, "current": "second"})
-    listed = ask(fakes, "GET", "/v1/releases", headers=secret).json()["releases"]
+    response = request(fakes, "POST", "/v1/releases/second/promote", headers=secret)
+    assert (response.status_code, response.json()) == (200, {"release": RELEASE.id, "current": "second"})
+    listed = request(fakes, "GET", "/v1/releases", headers=secret).json()["releases"]
     assert [(one["release"], one["current"], one["indexed"]) for one in listed] == [
         ("first", False, True),
         ("second", True, True),
     ]
-    assert ask(fakes, "POST", "/v1/releases/rollback", headers=secret).json()["current"] == "first"
+    assert request(fakes, "POST", "/v1/releases/rollback", headers=secret).json()["current"] == "first"
     assert registry.current(root, "demo") == "first"
     for path in ("/v1/releases/rollback", "/v1/releases/third/promote", "/v1/releases/.hidden/promote"):
-        answer = ask(fakes, "POST", path, headers=secret)
-        assert answer.status_code == 404, path
-        sentence(answer)
+        response = request(fakes, "POST", path, headers=secret)
+        assert response.status_code == 404, path
+        sentence(response)
 
 
-def test_no_other_page_may_ask_unless_configured(fakes: Fakes) -> None:
+def test_a_registry_that_cannot_be_read_is_a_503_that_hides_its_location(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any) -> Any:
+        raise StorageError("s3://secret-bucket cannot be reached")
+
+    monkeypatch.setattr(registry, "list_releases", fail)
+    fakes.settings = {"registry": "r", "name": "demo", "checkpoint": None, "index": None}
+    response = request(fakes, "GET", "/v1/releases")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert "secret-bucket" not in sentence(response)
+
+
+def test_other_web_pages_are_allowed_only_if_configured(fakes: Fakes) -> None:
     origin = {"origin": "https://elsewhere.example"}
     assert "access-control-allow-origin" not in post(fakes, "/v1/embed/street", flat(40, 100), headers=origin).headers
     fakes.settings = {"cors_origins": ["https://elsewhere.example"]}
-    answer = post(fakes, "/v1/embed/street", flat(40, 100), headers=origin)
-    assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
+    response = post(fakes, "/v1/embed/street", flat(40, 100), headers=origin)
+    assert response.headers["access-control-allow-origin"] == "https://elsewhere.example"
 
 
-def test_pictures(fakes: Fakes) -> None:
-    assert ask(fakes, "GET", "/v1/thumbnail", params={"id": "tile-1"}).content == b"jpeg"
-    assert ask(fakes, "GET", "/v1/thumbnail", params={"id": "tile-9"}).status_code == 404
-    [place] = ask(fakes, "GET", "/v1/examples").json()["examples"]
-    assert ask(fakes, "GET", f"/{place['street']}").content == b"street"
-    assert ask(fakes, "GET", f"/{place['tile']}").headers["content-type"] == "image/jpeg"
-    assert ask(fakes, "GET", "/v1/examples/1/tile").status_code == 404
+def test_images_of_the_index(fakes: Fakes) -> None:
+    assert request(fakes, "GET", "/v1/thumbnail", params={"id": "tile-1"}).content == b"jpeg"
+    assert request(fakes, "GET", "/v1/thumbnail", params={"id": "tile-9"}).status_code == 404
+    [place] = request(fakes, "GET", "/v1/examples").json()["examples"]
+    assert request(fakes, "GET", f"/{place['street']}").content == b"street"
+    assert request(fakes, "GET", f"/{place['tile']}").headers["content-type"] == "image/jpeg"
+    assert request(fakes, "GET", "/v1/examples/1/tile").status_code == 404
 
 
-def test_the_page_and_the_documentation_name_no_other_host(fakes: Fakes) -> None:
+def test_the_page_and_the_documentation_use_no_other_host(fakes: Fakes) -> None:
     for path in ("/", "/docs", "/static/page.js", "/static/page.css"):
-        text = ask(fakes, "GET", path).text
+        text = request(fakes, "GET", path).text
         assert not re.findall(r"https?://(?!www\.w3\.org)[a-z]", text), path
-    assert ask(fakes, "GET", "/").headers["content-security-policy"].startswith("default-src 'self'")
+    assert request(fakes, "GET", "/").headers["content-security-policy"].startswith("default-src 'self'")
     fakes.settings = {
         "base_map_url": "https://tiles.example/{z}/{x}/{y}.png",
         "base_map_attribution": 'a "map" <of> us',
     }
-    page = ask(fakes, "GET", "/")
+    page = request(fakes, "GET", "/")
     assert "https://tiles.example;" in page.headers["content-security-policy"]
     assert "&lt;of&gt;" in page.text
 
@@ -567,7 +593,7 @@ def test_negotiation(accept: str, kind: str | None) -> None:
     assert negotiate(accept, responses.SYNTHESIS_TYPES) == kind
 
 
-def test_arguments_from_the_command_line_are_text() -> None:
+def test_arguments_from_the_command_line_are_parsed() -> None:
     args = ServeArgs.model_validate({"registry": "r", "name": "n", "threads": "2", "max_upload_mb": "8"})
     assert (args.threads, args.max_upload_mb) == (2, 8.0)
 
@@ -588,24 +614,26 @@ def test_arguments_from_the_command_line_are_text() -> None:
         ({"checkpoint": "c", "index": "i", "follow": "best"}, "follow=best"),
     ],
 )
-def test_arguments_that_contradict(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_settings(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ServeArgs.parse(arguments)
 
 
 def test_serve_recognises_the_typed_argument_of_build() -> None:
-    """A string annotation would make Serve hand over a dictionary."""
+    """With a string annotation, Serve would pass a dictionary."""
     assert build.__annotations__["args"] is ServeArgs
 
 
-def stored_model(folder: Path, dimension: int = TINY.descriptor_size, mark: str | None = None) -> tuple[str, str]:
-    """URIs of a checkpoint and of an index that says it was built with it, unless told otherwise."""
+def stored_model(
+    folder: Path, dimension: int = TINY.descriptor_size, fingerprint: str | None = None
+) -> tuple[str, str]:
+    """Store a checkpoint and an index, by default of that checkpoint; return their URIs."""
     checkpoint, index = str(folder / "checkpoint"), str(folder / "index")
     meta = {"run": "city", "step": 4, "metrics": {"psnr": float("inf")}}
     save_model(S2S(TINY), meta, folder / "local")
     storage.publish(folder / "local", checkpoint)
     info = IndexInfo(
-        dimension=dimension, count=1, checkpoint=mark or registry.fingerprint(checkpoint),
+        dimension=dimension, count=1, checkpoint=fingerprint or registry.fingerprint(checkpoint),
         dataset="d", dataset_digest="x", split="test",
     )  # fmt: skip
     columns = {"id": ["t"], "latitude": [1.0], "longitude": [2.0], "easting": [3.0], "northing": [4.0]}
@@ -627,8 +655,8 @@ def test_build_serves_a_release_of_a_registry_or_two_uris(tmp_path: Path) -> Non
     assert isinstance(build(ServeArgs(registry=root, name="demo")), Application)
 
 
-def test_build_refuses_an_index_of_another_model(tmp_path: Path) -> None:
-    checkpoint, index = stored_model(tmp_path / "a", mark="0" * 64)
+def test_build_rejects_an_index_of_another_model(tmp_path: Path) -> None:
+    checkpoint, index = stored_model(tmp_path / "a", fingerprint="0" * 64)
     with pytest.raises(ReferenceIndexError, match="built with checkpoint 00000000"):
         build(ServeArgs(checkpoint=checkpoint, index=index))
     checkpoint, index = stored_model(tmp_path / "b", dimension=3)
@@ -647,11 +675,11 @@ def test_the_deployed_configuration_is_valid() -> None:
     assert args.street == ModelScaling()
 
 
-def test_metrics_that_json_does_not_have_become_null() -> None:
+def test_metrics_that_json_cannot_represent_become_null() -> None:
     assert finite({"a": float("nan"), "b": [1.0, float("inf")], "c": "x"}) == {"a": None, "b": [1.0, None], "c": "x"}
 
 
-def test_accelerator_faults_fail_the_health_check() -> None:
+def test_accelerator_errors_fail_the_health_check() -> None:
     replica = StreetEmbedding.__new__(StreetEmbedding)
     replica._fault, replica._metrics = None, SimpleNamespace(batch=lambda _size: None)
     replica._slots = SimpleNamespace(release_idle=lambda _seconds: None)
@@ -667,18 +695,18 @@ def test_accelerator_faults_fail_the_health_check() -> None:
         replica.check_health()
 
 
-def test_one_batch_answers_each_call_from_its_own_release() -> None:
+def test_each_call_of_a_batch_uses_its_own_release() -> None:
     replica = StreetEmbedding.__new__(StreetEmbedding)
     sizes: list[int] = []
     replica._metrics = SimpleNamespace(batch=sizes.append)
     replica._infer = lambda model, views: np.stack([views[:, 0, 0, 0].numpy(), np.full(len(views), model)], axis=1)
-    calls = [(model, np.full((3, 2, 2), place, np.uint8)) for place, model in enumerate((10, 20, 10, 20, 20))]
+    calls = [(model, np.full((3, 2, 2), number, np.uint8)) for number, model in enumerate((10, 20, 10, 20, 20))]
     found = asyncio.run(replica._run_batch(calls))
-    assert [one.result.tolist() for one in found] == [[place, model] for place, (model, _) in enumerate(calls)]
+    assert [one.result.tolist() for one in found] == [[number, model] for number, (model, _) in enumerate(calls)]
     assert sizes == [2, 3]
 
 
-def test_a_release_without_a_generator_says_so(fakes: Fakes) -> None:
+def test_a_release_without_a_generator_synthesises_nothing(fakes: Fakes) -> None:
     description = RELEASE.description.model_copy(update={"synthesizes": False})
     fakes.current = dataclasses.replace(RELEASE, description=description)
     response = post(fakes, "/v1/synthesize", flat(50, 50))

@@ -1,4 +1,4 @@
-"""Batches gather while the one before is computed; nobody waits who need not, and faults reach their callers."""
+"""Dynamic batching: a batch fills while another is computed, nothing waits needlessly, errors reach their callers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from s2s_ray.service.replicas.batching import Batcher
 
 
 class Slow:
-    """Work that says what it was called with, and goes on when it is told to."""
+    """Work that records its arguments and finishes when it is released."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
-        self.go_on = asyncio.Semaphore(0)
+        self.released = asyncio.Semaphore(0)
 
     async def __call__(self, arguments: Sequence[int]) -> list[int]:
         self.calls.append(list(arguments))
-        await self.go_on.acquire()
+        await self.released.acquire()
         if -1 in arguments:
             raise ValueError("minus one")
         return [2 * one for one in arguments]
@@ -41,62 +41,62 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_what_comes_while_a_batch_is_computed_makes_up_the_next_one() -> None:
+def test_arrivals_during_a_batch_form_the_next_one() -> None:
     async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
         tasks = []
         for one in range(6):
             tasks.append(asyncio.create_task(batcher(one)))
-            await settle()  # one by one, as requests come
+            await settle()  # one by one, as requests arrive
         for _ in range(3):
-            work.go_on.release()
+            work.released.release()
         assert await asyncio.gather(*tasks) == [0, 2, 4, 6, 8, 10]
 
     assert run(scenario).calls == [[0], [1, 2, 3], [4, 5]]
 
 
-def test_a_batch_waits_to_fill_if_it_is_told_to_and_no_longer() -> None:
+def test_a_batch_waits_to_fill_for_the_configured_time_only() -> None:
     async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
-        work.go_on = asyncio.Semaphore(10)
+        work.released = asyncio.Semaphore(10)
         started = asyncio.get_running_loop().time()
         assert await asyncio.gather(batcher(1), batcher(2), batcher(3)) == [2, 4, 6]
-        assert asyncio.get_running_loop().time() - started < 0.2, "a full batch begins at once"
+        assert asyncio.get_running_loop().time() - started < 0.2, "a full batch starts at once"
         assert await asyncio.gather(batcher(4), batcher(5)) == [8, 10]
         assert asyncio.get_running_loop().time() - started >= 0.2
 
     assert run(scenario, wait_s=0.2).calls == [[1, 2, 3], [4, 5]]
 
 
-def test_the_cancelled_are_left_out_of_batches_that_have_not_begun() -> None:
+def test_cancelled_calls_are_left_out_of_batches_that_have_not_started() -> None:
     async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
         tasks = [asyncio.create_task(batcher(one)) for one in range(4)]
         await settle()
-        tasks[0].cancel()  # its batch has begun
+        tasks[0].cancel()  # its batch has started
         tasks[3].cancel()
         await settle()
-        work.go_on.release()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [asyncio.CancelledError, int, int, asyncio.CancelledError]
-        work.go_on.release()
+        work.released.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError, int, int, asyncio.CancelledError]
+        work.released.release()
         assert await batcher(7) == 14
 
     assert run(scenario).calls == [[0, 1, 2], [7]]
 
 
-def test_a_fault_reaches_all_of_its_batch_and_nobody_else() -> None:
+def test_an_error_reaches_its_whole_batch_and_no_other() -> None:
     async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
         tasks = [asyncio.create_task(batcher(one)) for one in (1, -1, 2, 3)]
         for _ in range(2):
-            work.go_on.release()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [str(answer) for answer in answers] == ["minus one"] * 3 + ["6"]
+            work.released.release()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(result) for result in results] == ["minus one"] * 3 + ["6"]
 
     assert run(scenario).calls == [[1, -1, 2], [3]]
 
 
 @pytest.mark.parametrize("max_batch", [1, 4])
-def test_every_answer_goes_to_its_own_caller(max_batch: int) -> None:
+def test_every_result_reaches_its_caller(max_batch: int) -> None:
     async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
-        work.go_on = asyncio.Semaphore(100)
+        work.released = asyncio.Semaphore(100)
         assert await asyncio.gather(*map(batcher, range(50))) == [2 * one for one in range(50)]
 
     assert all(len(call) <= max_batch for call in run(scenario, max_batch).calls)

@@ -1,4 +1,4 @@
-"""The interface against its own OpenAPI document: requests that schemathesis makes up from it."""
+"""The API against its own OpenAPI document: schemathesis generates the requests from it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ document = schemathesis.openapi.from_asgi("/openapi.json", application)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of schemathesis' own
+@pytest.mark.filterwarnings("ignore")  # warnings of schemathesis itself
 @(document.exclude(path="/metrics").parametrize())
 @settings(max_examples=8)
-def test_answers_are_as_documented(case: schemathesis.Case) -> None:
+def test_responses_are_as_documented(case: schemathesis.Case) -> None:
     if case.method == "POST" and isinstance(case.body, list | dict) and case.media_type != "multipart/form-data":
         return
     response = case.call()
@@ -41,7 +41,7 @@ def test_answers_are_as_documented(case: schemathesis.Case) -> None:
     )
 
 
-def test_the_document_has_examples_and_every_refusal() -> None:
+def test_the_document_has_examples_and_every_error() -> None:
     tree = application.openapi()
     for path in ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", "/v1/localize"):
         operation = tree["paths"][path]["post"]
@@ -51,4 +51,4 @@ def test_the_document_has_examples_and_every_refusal() -> None:
     assert "examples" in tree["components"]["schemas"]["OneLocalization"]
     references = {text.split('"')[0] for text in json.dumps(tree).split('"$ref": "#/components/schemas/')[1:]}
     assert references <= set(tree["components"]["schemas"])
-    assert "HTTPValidationError" not in json.dumps(tree), "bad parameters are answered 400"
+    assert "HTTPValidationError" not in json.dumps(tree), "invalid parameters get a 400"

@@ -1,4 +1,4 @@
-"""Releases that change while requests come in, over replicas that are fakes."""
+"""Changes of the served release, over fake replicas."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ def release(id: str) -> ServedRelease:
 
 
 class Deployment:
-    """Replicas that load what they are told to, or raise."""
+    """Replicas that load the requested release, or raise."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
-        self.fault: Callable[[str], Exception | None] = lambda _id: None
+        self.error_for: Callable[[str], Exception | None] = lambda _id: None
 
     def broadcast(self, method: str, *args: Any) -> Any:
         async def results_async(**_options: Any) -> list[Any]:
             if method == "held":
                 return [list(self.held)]
-            if fault := self.fault(args[0].id):
-                raise fault
+            if error := self.error_for(args[0].id):
+                raise error
             self.held.append(args[0].id)
             return [None]
 
-        return type("Answer", (), {"results_async": staticmethod(results_async)})()
+        return type("Response", (), {"results_async": staticmethod(results_async)})()
 
 
 class World:
-    """A registry that says what is current, and deployments."""
+    """A fake registry and fake deployments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *lineage: str) -> None:
         self.lineage = list(lineage)
         self.broken: set[str | None] = set()
-        self.told: list[tuple[str, str | None]] = []
+        self.changes: list[tuple[str, str | None]] = []
         self.deployments = {name: Deployment() for name in NAMES}
-        self.rollout = Rollout(ARGS, dict(self.deployments), lambda new, old: self.told.append((new.id, old)))
+        self.rollout = Rollout(ARGS, dict(self.deployments), lambda new, old: self.changes.append((new.id, old)))
         monkeypatch.setattr(module, "candidates", lambda _args: self.lineage)
         monkeypatch.setattr(module, "resolve", lambda _args, id: self._resolve(id))
         monkeypatch.setattr(module.registry, "current", lambda *_: self.lineage[0])
@@ -74,36 +74,36 @@ class World:
         return self.rollout.current and self.rollout.current.id
 
 
-def test_what_is_served_is_told_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray forgets gauges that are not set for some time."""
+def test_the_served_release_is_reported_at_every_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray drops gauges that are not set for some time."""
     World(monkeypatch, "a")
-    told: list[str] = []
+    reported: list[str] = []
     args = ARGS.model_copy(update={"poll_s": 0.01})
     deployments = {name: Deployment() for name in NAMES}
-    rollout = Rollout(args, dict(deployments), lambda _new, _old: None, lambda one: told.append(one.id))
+    rollout = Rollout(args, dict(deployments), lambda _new, _old: None, lambda one: reported.append(one.id))
 
     async def scenario() -> None:
         watching = asyncio.create_task(rollout.watch())
-        while len(told) < 5:
+        while len(reported) < 5:
             await asyncio.sleep(0.01)
         watching.cancel()
 
     asyncio.run(asyncio.wait_for(scenario(), 10))
-    assert set(told) == {"a"}
+    assert set(reported) == {"a"}
 
 
-def test_the_next_release_is_loaded_everywhere_before_it_is_stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_release_is_loaded_everywhere_before_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "a")
     assert world.step() == "a"
     world.lineage = ["b", "a"]
-    world.deployments["search"].fault = lambda _id: RayActorError()
+    world.deployments["search"].error_for = lambda _id: RayActorError()
     assert world.step() == "a", "one deployment has not loaded it"
     assert world.rollout.next == "b"
     assert "not loaded on all replicas" in str(world.rollout.fault)
-    world.deployments["search"].fault = lambda _id: None
-    assert world.step() == "b", "what may pass is tried again at once"
+    world.deployments["search"].error_for = lambda _id: None
+    assert world.step() == "b", "temporary errors are retried at once"
     assert all("b" in deployment.held for deployment in world.deployments.values())
-    assert world.told == [("a", None), ("b", "a")]
+    assert world.changes == [("a", None), ("b", "a")]
     assert (world.rollout.next, world.rollout.fault) == (None, None)
 
 
@@ -114,47 +114,47 @@ def test_waiting_for_a_release_is_logged_once(
     monkeypatch.setattr(module.log, "propagate", True)
     unavailable = DeploymentUnavailableError("none")  # type: ignore[arg-type]
     for _ in range(2):
-        world.deployments["street"].fault = lambda _id: unavailable
+        world.deployments["street"].error_for = lambda _id: unavailable
         caplog.clear()
         assert [world.step() for _ in range(5)] == [None] * 5
-        told = [record.getMessage() for record in caplog.records if "not loaded everywhere" in record.message]
-        assert [line.split()[1] for line in told] == ["b", "a"]
-        world.deployments["street"].fault = lambda _id: None
+        logged = [record.getMessage() for record in caplog.records if "not loaded everywhere" in record.message]
+        assert [line.split()[1] for line in logged] == ["b", "a"]
+        world.deployments["street"].error_for = lambda _id: None
         assert world.step() == "b"
         world.rollout.current = None  # again, after it was served
 
 
-def test_a_damaged_release_changes_nothing_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_release_changes_nothing_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "a")
     world.step()
     world.lineage, world.broken = ["b", "a"], {"b"}
     assert world.step() == "a"
     assert world.rollout.fault == "b is damaged"
     world.broken = set()
-    assert world.step() == "a", "it is not hammered"
+    assert world.step() == "a", "it is not retried at once"
     assert world.rollout.fault == "b is damaged"
     world.lineage = ["a"]
     assert world.step() == "a"
     assert world.rollout.fault is None
     world.lineage = ["c", "a"]
-    world.deployments["street"].fault = lambda _id: ReleaseNotLoadedError("no memory")
+    world.deployments["street"].error_for = lambda _id: ReleaseNotLoadedError("no memory")
     assert (world.step(), world.rollout.fault) == ("a", "no memory")
 
 
-def test_a_start_with_a_damaged_current_release_serves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_with_a_damaged_current_release_serves_the_previous_one(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "b", "a")
     world.broken = {"b"}
     assert world.step() == "a"
 
 
-def test_only_deployments_that_may_not_stand_at_zero_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_deployments_that_may_not_scale_to_zero_are_required(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, "a")
-    world.deployments["satellite"].fault = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
+    world.deployments["satellite"].error_for = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
     assert world.step() == "a"
     assert asyncio.run(world.rollout.ready())
     assert asyncio.run(world.rollout.replicas()) == {"street": 1, "satellite": 0, "synthesis": 1, "search": 1}
     world = World(monkeypatch, "a")
-    world.deployments["street"].fault = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
+    world.deployments["street"].error_for = lambda _id: DeploymentUnavailableError("none")  # type: ignore[arg-type]
     assert world.step() is None
     assert not asyncio.run(world.rollout.ready())
 
@@ -181,17 +181,17 @@ def test_a_replica_loads_each_release_once_and_holds_two() -> None:
         slots.release_idle(1000)
         assert slots.held() == ["a", "c"]
         slots.release_idle(0)
-        assert slots.held() == ["c"], "the newest stays"
+        assert slots.held() == ["c"], "the most recently used one stays"
 
     asyncio.run(scenario())
 
 
-def test_a_release_that_cannot_be_loaded_does_not_stay() -> None:
-    faults = [ValueError("damaged")]
+def test_a_release_that_cannot_be_loaded_is_dropped() -> None:
+    errors = [ValueError("damaged")]
 
     def load(one: ReleaseKey) -> str:
-        if faults:
-            raise faults.pop()
+        if errors:
+            raise errors.pop()
         return one.id
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""Callers of a served release, what they saw, and waiting for what they cause."""
+"""Concurrent callers of a served release, and their outcomes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MANY = 16
 FLOOD, RATE = 500, 250
 
 
-class Answer(NamedTuple):
-    """What one caller saw: status (0: no answer), release, best match and its distance, and how long it took."""
+class Outcome(NamedTuple):
+    """The outcome of one request: status (0: no response), release, best match and its distance, and duration."""
 
     status: int
     release: str | None
@@ -39,118 +39,118 @@ class Answer(NamedTuple):
 
 
 @contextmanager
-def load(ask: Callable[[], Answer]) -> Iterator[list[Answer]]:
-    """Callers that ask one after the other, as long as the block lasts; their answers."""
-    answers: list[Answer] = []
+def load(send: Callable[[], Outcome]) -> Iterator[list[Outcome]]:
+    """Run callers that each send one request after the other for the duration of the block; yield their outcomes."""
+    outcomes: list[Outcome] = []
     ending = threading.Event()
 
     def call() -> None:
         while not ending.is_set():
-            answers.append(ask())
+            outcomes.append(send())
 
     threads = [threading.Thread(target=call) for _ in range(CALLERS)]
     for thread in threads:
         thread.start()
     try:
-        yield answers
+        yield outcomes
     finally:
         ending.set()
         for thread in threads:
             thread.join()
 
 
-def raw(running: Running) -> Callable[[], Answer]:
-    """One request, not repeated."""
+def raw(running: Running) -> Callable[[], Outcome]:
+    """Return a function that sends one request without retries."""
 
-    def ask() -> Answer:
+    def send() -> Outcome:
         started = time.monotonic()
         try:
-            answer = running.http.post("/v1/localize?k=3", content=BODY, headers={"content-type": "image/png"})
+            response = running.http.post("/v1/localize?k=3", content=BODY, headers={"content-type": "image/png"})
         except httpx2.TransportError:
-            return Answer(0, None, None, time.monotonic() - started)
+            return Outcome(0, None, None, time.monotonic() - started)
         seconds = time.monotonic() - started
-        if answer.status_code != 200:
-            return Answer(answer.status_code, answer.headers.get("s2s-release"), None, seconds)
-        tree = answer.json()
-        assert answer.headers["s2s-release"] == tree["release"]
+        if response.status_code != 200:
+            return Outcome(response.status_code, response.headers.get("s2s-release"), None, seconds)
+        tree = response.json()
+        assert response.headers["s2s-release"] == tree["release"]
         first = tree["matches"][0]
-        return Answer(200, tree["release"], (first["id"], first["descriptor_distance"]), seconds)
+        return Outcome(200, tree["release"], (first["id"], first["descriptor_distance"]), seconds)
 
-    return ask
+    return send
 
 
-def many_at_once(running: Running) -> Callable[[], Answer]:
-    """One request with many panoramas: the street replica is what it waits for, not the ingress."""
-    parts = [("image", (f"{place}.png", BODY, "image/png")) for place in range(MANY)]
+def many_at_once(running: Running) -> Callable[[], Outcome]:
+    """Return a function that sends many panoramas in one request, which keeps the street replica busy."""
+    parts = [("image", (f"{number}.png", BODY, "image/png")) for number in range(MANY)]
 
-    def ask() -> Answer:
+    def send() -> Outcome:
         started = time.monotonic()
         status = running.http.post("/v1/embed/street", files=parts).status_code
-        return Answer(status, None, None, time.monotonic() - started)
+        return Outcome(status, None, None, time.monotonic() - started)
 
-    return ask
+    return send
 
 
-def patient(running: Running) -> Callable[[], Answer]:
-    """One question through the client, which asks again."""
+def patient(running: Running) -> Callable[[], Outcome]:
+    """Return a function that sends one request through the client, which retries."""
 
-    def ask() -> Answer:
+    def send() -> Outcome:
         started = time.monotonic()
         with Client(running.url, timeout_s=PATIENT_S) as client:
             [[first, *_]] = client.localize([BODY], k=3)
-        return Answer(200, client.release, (first.id, first.descriptor_distance), time.monotonic() - started)
+        return Outcome(200, client.release, (first.id, first.descriptor_distance), time.monotonic() - started)
 
-    return ask
+    return send
 
 
 def expected(release: registry.Release) -> tuple[str, float]:
-    """The best match of the panorama according to the plain classes."""
+    """Return the best match of the panorama according to the plain classes."""
     assert release.index_uri is not None
     [[first, *_]] = Localizer.load(release.checkpoint_uri, release.index_uri).street([PANORAMA], k=3)
     return first.id, first.descriptor_distance
 
 
-def until(condition: Callable[[], Any], seconds: float, what: str) -> float:
-    """Seconds until the condition holds."""
+def until(condition: Callable[[], Any], seconds: float, failure: str) -> float:
+    """Wait for the condition and return the seconds that it took."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < seconds, what
+        assert time.monotonic() - started < seconds, failure
         time.sleep(0.2)
     return time.monotonic() - started
 
 
-def summary(answers: list[Answer]) -> str:
-    statuses = Counter(answer.status for answer in answers)
-    slowest = max(answer.seconds for answer in answers)
-    return f"{len(answers)} answers {dict(sorted(statuses.items()))}, slowest {slowest:.2f} s"
+def summary(outcomes: list[Outcome]) -> str:
+    statuses = Counter(outcome.status for outcome in outcomes)
+    slowest = max(outcome.seconds for outcome in outcomes)
+    return f"{len(outcomes)} responses {dict(sorted(statuses.items()))}, slowest {slowest:.2f} s"
 
 
 def kill_replicas(running: Running, deployment: str) -> None:
-    """SIGKILL of all replicas of a deployment under load; every request is answered all the same."""
-    with load(raw(running)) as answers:
-        until(lambda: len(answers) > 10, 30, "no load")
-        before = len(answers)
+    """Kill all replicas of a deployment under load; every request still succeeds."""
+    with load(raw(running)) as outcomes:
+        until(lambda: len(outcomes) > 10, 30, "no load")
+        before = len(outcomes)
         for replica in replicas(running, deployment):
             replica.kill()
-        until(lambda: len(answers) > before + 40, 90, "no answers any more")
-    print(f"\n{deployment} killed: {summary(answers)}")
-    assert {answer.status for answer in answers} == {200}, summary(answers)
+        until(lambda: len(outcomes) > before + 40, 90, "no responses any more")
+    print(f"\n{deployment} killed: {summary(outcomes)}")
+    assert {outcome.status for outcome in outcomes} == {200}, summary(outcomes)
 
 
 def kill_ingress(running: Running) -> None:
-    """SIGKILL under load; patient clients get an answer all the same."""
+    """Kill the ingress under load; requests of clients that retry still succeed."""
     [ingress] = replicas(running, "Ingress")
-    with load(raw(running)) as blunt, load(patient(running)) as answers:
-        until(lambda: len(answers) > 10 and len(blunt) > 10, 30, "no load")
-        before = len(answers)
+    with load(raw(running)) as unretried, load(patient(running)) as outcomes:
+        until(lambda: len(outcomes) > 10 and len(unretried) > 10, 30, "no load")
+        before = len(outcomes)
         ingress.kill()
-        until(lambda: len(answers) > before + 30, 90, "no answers any more")
-    print(f"\ningress killed: not repeated {summary(blunt)}; through the client {summary(answers)}")
-    assert {answer.status for answer in answers} == {200}
+        until(lambda: len(outcomes) > before + 30, 90, "no responses any more")
+    print(f"\ningress killed: without retries {summary(unretried)}; through the client {summary(outcomes)}")
+    assert {outcome.status for outcome in outcomes} == {200}
 
 
 def settled(read: Callable[[Running], T], running: Running) -> T:
-    """Figures of the service once they no longer change."""
+    """Return a reading of the metrics once it no longer changes."""
     before = read(running)
     for _ in range(20):
         time.sleep(2.5)
@@ -158,11 +158,11 @@ def settled(read: Callable[[Running], T], running: Running) -> T:
         if after == before:
             return after
         before = after
-    raise AssertionError("the figures never rest")
+    raise AssertionError("the metrics keep changing")
 
 
 def seconds_of_synthesis(running: Running) -> Counter[tuple[str, float]]:
-    """The histograms of each ingress, from the arrival of a request to its answer: how many took at most so long."""
+    """Return the histogram of request durations of each ingress: the count for each upper bound in seconds."""
     found: Counter[tuple[str, float]] = Counter()
     for family in text_string_to_metric_families(running.http.get("/metrics").text):
         for sample in family.samples:
@@ -173,28 +173,31 @@ def seconds_of_synthesis(running: Running) -> Counter[tuple[str, float]]:
 
 
 class Flood(NamedTuple):
-    """Answers to requests that come whether or not others were answered, and seconds of those that were accepted."""
+    """The outcomes of requests at a constant rate, whether or not earlier ones were completed."""
 
-    answers: list[Answer]
+    outcomes: list[Outcome]
     accepted: NDArray[np.float64]
+    """Seconds of each accepted request."""
     alone: float
+    """Median seconds of a request without any other."""
     inside: Counter[float]
-    """Of those that reached the ingress, how many it answered (or refused) within so many seconds."""
+    """The number of requests that the ingress completed or rejected within each bound in seconds."""
 
     def within(self, share: float) -> float:
-        """The least bound of the histogram that holds this share of them."""
+        """Return the smallest bound of the histogram that contains this share of the requests."""
         return min(bound for bound, count in self.inside.items() if count >= share * max(self.inside.values()))
 
     def __str__(self) -> str:
         return (
-            f"open loop of {RATE} requests/s: {summary(self.answers)}; accepted: median {np.median(self.accepted):.2f} "
-            f"s, at most {self.accepted.max():.2f} s; alone: {self.alone:.3f} s; the {max(self.inside.values())} that "
-            f"reached the ingress: half within {self.within(0.5)} s of it, all within {self.within(1)} s"
+            f"open loop of {RATE} requests/s: {summary(self.outcomes)}; accepted: median "
+            f"{np.median(self.accepted):.2f} s, at most {self.accepted.max():.2f} s; alone: {self.alone:.3f} s; the "
+            f"{max(self.inside.values())} that reached the ingress: half within {self.within(0.5)} s, all within "
+            f"{self.within(1)} s"
         )
 
 
 def flood(running: Running) -> Flood:
-    """Synthesis, asked for one after the other and then all at once."""
+    """Request synthesis one by one, and then at a constant rate."""
     tile = encode(noise(48, 48, 1), "png")
     alone = []
     for _ in range(10):
@@ -203,23 +206,23 @@ def flood(running: Running) -> Flood:
         alone.append(time.monotonic() - started)
     before = settled(seconds_of_synthesis, running)
 
-    async def one(http: httpx2.AsyncClient, after: float) -> Answer:
+    async def one(http: httpx2.AsyncClient, after: float) -> Outcome:
         await asyncio.sleep(after)
         started = time.monotonic()
-        answer = await http.post("/v1/synthesize", content=tile)
-        if answer.status_code == 503:
-            assert answer.headers["retry-after"] == "1"
-        return Answer(answer.status_code, None, None, time.monotonic() - started)
+        response = await http.post("/v1/synthesize", content=tile)
+        if response.status_code == 503:
+            assert response.headers["retry-after"] == "1"
+        return Outcome(response.status_code, None, None, time.monotonic() - started)
 
-    async def all_of_them() -> list[Answer]:
+    async def all_of_them() -> list[Outcome]:
         async with httpx2.AsyncClient(
             base_url=running.url, timeout=60, limits=httpx2.Limits(max_connections=None), trust_env=False
         ) as http:
-            return list(await asyncio.gather(*(one(http, place / RATE) for place in range(FLOOD))))
+            return list(await asyncio.gather(*(one(http, number / RATE) for number in range(FLOOD))))
 
-    answers = asyncio.run(all_of_them())
-    accepted = np.array([answer.seconds for answer in answers if answer.status == 200])
+    outcomes = asyncio.run(all_of_them())
+    accepted = np.array([outcome.seconds for outcome in outcomes if outcome.status == 200])
     inside: Counter[float] = Counter()
     for (_, bound), count in (settled(seconds_of_synthesis, running) - before).items():
         inside[bound] += count
-    return Flood(answers, accepted, float(np.median(alone)), inside)
+    return Flood(outcomes, accepted, float(np.median(alone)), inside)

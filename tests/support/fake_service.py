@@ -1,4 +1,4 @@
-"""Deployments that answer from functions, for the real application in process."""
+"""Fake deployments that call functions, for the real application in process."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ RELEASE = ServedRelease(
 
 
 class Fake:
-    """A deployment handle that answers from a function and remembers what it was asked."""
+    """A deployment handle that calls a function and records the arguments."""
 
-    def __init__(self, answer: Callable[..., Any]) -> None:
-        self.answer = answer
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
         self.calls: list[tuple[Any, ...]] = []
 
     async def remote(self, key: ReleaseKey, *args: Any) -> Any:
         assert key == RELEASE.key
         self.calls.append(args)
-        answer = self.answer(*args)
-        return await answer if asyncio.iscoroutine(answer) else (answer, 0.25)
+        result = self.function(*args)
+        return await result if asyncio.iscoroutine(result) else (result, 0.25)
 
     def broadcast(self, method: str, *_args: Any) -> Any:
-        class Answer:
+        class Response:
             async def results_async(self, **_options: Any) -> list[Any]:
                 return [[RELEASE.id]] if method == "held" else [None]
 
-        return Answer()
+        return Response()
 
 
 class FakeRecorder:
-    """Figures, kept."""
+    """A recorder that keeps the events."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, int, int]] = []
@@ -71,12 +71,11 @@ class FakeRecorder:
         self.retries.append(deployment)
 
     def changed(self, before: str) -> None: ...
-
     def serving(self, release: str, tiles: int) -> None: ...
 
 
 class Fakes:
-    """All deployments: descriptors say which one made them, synthesis gives the view back."""
+    """All deployments: descriptors show which one made them, synthesis returns the view."""
 
     def __init__(self) -> None:
         self.street = Fake(lambda _view: np.array([1, 0, 0, 0], np.float32))
@@ -107,6 +106,6 @@ def match(rank: int) -> dict[str, Any]:
 
 
 def flat(height: int, width: int) -> NDArray[np.uint8]:
-    """Compressible pixels that differ along both axes."""
+    """Return compressible pixels that differ along both axes."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The application over plain classes in this process, without Ray: for what is about HTTP alone."""
+"""The application over plain classes in this process, without Ray, for tests of HTTP alone."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Direct:
         return await asyncio.to_thread(self._call, *args), time.perf_counter() - started
 
     def broadcast(self, _method: str, *_args: Any) -> Any:
-        raise AssertionError("there is nothing to follow")
+        raise AssertionError("the release never changes")
 
 
 class Silent:
-    """A recorder of nothing."""
+    """A recorder that ignores all events."""
 
     def __getattr__(self, _name: str) -> Callable[..., None]:
         return lambda *_args, **_options: None
 
 
 def application(args: ServeArgs) -> FastAPI:
-    """The whole application over the release that the arguments name."""
+    """Return the whole application over the release that the settings name."""
     release = resolve(args)
     embedder = Embedder.load(release.key.checkpoint_uri)
     synthesizer = Synthesizer(embedder.model, embedder.geometry)
@@ -70,7 +70,7 @@ def application(args: ServeArgs) -> FastAPI:
 
 @contextmanager
 def listening(api: FastAPI) -> Iterator[str]:
-    """The application on a free port of the loopback interface, in a thread; gives its URL."""
+    """Run the application in a thread on a free port of the loopback interface; yield its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(api, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

