@@ -120,14 +120,14 @@ def open_input(uri: str) -> BinaryIO:
     if is_local(uri):
         with local_faults(uri):
             return local_path(uri).open("rb")
-    return cast(BinaryIO, remotely(uri, lambda system, path: system.open_input_file(path)))
+    return cast(BinaryIO, remotely(uri, open_remote))
 
 
 def read_bytes(uri: str) -> bytes:
     """Return the content of a file."""
 
     def read(system: fs.FileSystem, path: str) -> bytes:
-        with system.open_input_file(path) as file:
+        with open_remote(system, path) as file:
             return cast(bytes, file.read())
 
     if is_local(uri):
@@ -172,7 +172,7 @@ def download(uri: str, path: Path) -> None:
     """Copy a file to a local path, where it appears only when it is complete."""
 
     def copy(system: fs.FileSystem, remote: str) -> None:
-        with system.open_input_file(remote) as source, _room_for(path), _replacing(path) as target:
+        with open_remote(system, remote) as source, _room_for(path), _replacing(path) as target:
             while chunk := source.read(CHUNK):
                 target.write(chunk)
             require_whole(target.tell(), source.size())
@@ -224,6 +224,19 @@ def sha256(content: Path | bytes | memoryview) -> str:
         return hashlib.sha256(content).hexdigest()
     with local_faults(str(content)), content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_remote(system: fs.FileSystem, path: str) -> Any:
+    """Open a remote file to read from.
+
+    An S3 client takes a response that was cut off within its headers for that of an empty file, so a file that looks
+    empty is looked at a second time; if it has content, the error makes `remotely` retry.
+    """
+    file = system.open_input_file(path)
+    if not file.size() and (size := system.get_file_info(path).size):
+        file.close()
+        raise OSError(f"the transfer ended early: the file has {size} bytes, and none were announced")
+    return file
 
 
 def require_whole(read: int, length: int) -> None:

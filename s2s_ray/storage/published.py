@@ -189,7 +189,7 @@ def _digest(uri: str) -> tuple[int, str]:
     """Return the size and the sha256 of a file, read piece by piece."""
 
     def digest(system: fs.FileSystem, path: str) -> tuple[int, str]:
-        with system.open_input_file(path) as file:
+        with files.open_remote(system, path) as file:
             hasher = hashlib.sha256()
             while chunk := file.read(files.CHUNK):
                 hasher.update(chunk)

@@ -134,6 +134,13 @@ def test_an_endpoint_that_is_silent_is_named(root: str, monkeypatch: pytest.Monk
             storage.read_bytes(storage.join(root, "x"))
 
 
+def test_a_file_whose_size_was_cut_off_is_not_read_as_empty(root: str, proxy: FaultyProxy, impatient: None) -> None:
+    storage.write_bytes(storage.join(root, "x"), b"content")
+    proxy.faults["HEAD"] += ["behead"]
+    assert storage.read_bytes(storage.join(root, "x")) == b"content"
+    assert proxy.faults["HEAD"] == []
+
+
 @pytest.mark.parametrize("fault", ["refuse", "drop", "reset", "lose", "stall"])
 def test_transient_faults_are_survived(
     root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None, fault: str

@@ -13,14 +13,15 @@ Fault = Callable[[str, str], str]
 
 
 class FaultyProxy:
-    """Stands before the S3 server and spoils requests; each connection is served in a thread of its own.
+    """An S3 server's proxy that spoils requests; each connection is served by a thread.
 
-    The next requests of a method are spoiled as `faults` lists for it; after that `choose(method, path)` is asked,
-    which answers with a fault or with "". What happened is counted in `met`.
+    The next requests of a method are spoiled as `faults` lists for it; after that `choose(method, path)` returns a
+    fault or "". `met` counts the faults.
 
-    `refuse`: answers 503. `drop`: closes the connection without an answer. `reset`: resets it. `lose`: passes the
-    request on, and only half of the answer back (nothing of the answer to a PUT). `stall`: says nothing until the
-    client gives up. `spoil`: passes a PUT on with its last byte changed, as a bad network card would.
+    `refuse`: respond with 503. `drop`: close the connection without a response. `reset`: reset it. `lose`: forward the
+    request and return half of the response (nothing of one to PUT or HEAD). `behead`: return the status line alone.
+    `stall`: stay silent until the client gives up. `spoil`: forward a PUT with its last byte changed, as a bad network
+    card would.
     """
 
     def __init__(self, target: str) -> None:
@@ -74,8 +75,7 @@ class FaultyProxy:
             if fault == "spoil":
                 request = request[:-1] + bytes([request[-1] ^ 1])
             answer = self._forward(request)
-            lost = fault == "lose"
-            client.sendall(answer[: len(answer) // 2 * (method != "PUT") if lost else len(answer)])
+            client.sendall(_rest(answer, method, fault))
 
     @staticmethod
     def _request(client: socket.socket) -> bytes:
@@ -110,6 +110,15 @@ class FaultyProxy:
         self.server.close()
         for thread in self._threads:
             thread.join()
+
+
+def _rest(answer: bytes, method: str, fault: str) -> bytes:
+    """Return the part of a response that reaches the client."""
+    if fault == "behead":
+        return answer[: answer.index(b"\r\n") + 2]
+    if fault == "lose":
+        return b"" if method in ("PUT", "HEAD") else answer[: len(answer) // 2]
+    return answer
 
 
 def _some(client: socket.socket) -> bytes:
