@@ -25,7 +25,7 @@
     ├── ServiceError                 the HTTP service
     │   ├── NotReadyError            the service does not become ready
     │   ├── ReleaseNotLoadedError    a replica cannot load a release
-    │   ├── ClusterError             a Ray cluster's dashboard cannot be reached
+    │   ├── ClusterError             a Ray cluster cannot be reached
     │   └── VendorError              a package from npm cannot be fetched
     │       └── TamperedError        a package from npm is not the pinned one
     ├── DivergedError                a run whose losses are no longer finite
@@ -217,7 +217,7 @@ class ReleaseNotLoadedError(ServiceError):
 
 
 class ClusterError(ServiceError):
-    """A Ray cluster whose dashboard cannot be reached; the message names its address."""
+    """A Ray cluster that cannot be reached or refuses the token; the message names its address."""
 
 
 class VendorError(ServiceError):

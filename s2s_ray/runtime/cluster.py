@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from s2s_ray.errors import S2SError
+from s2s_ray.errors import ClusterError, S2SError
 
 T = TypeVar("T")
 
@@ -29,6 +29,9 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
 
     Args:
         cpus: CPUs of a cluster that is started here; all by default.
+
+    Raises:
+        ClusterError: the cluster at `RAY_ADDRESS` cannot be reached, or refuses the token.
     """
     private = not os.environ.get("RAY_ADDRESS")
     if private:
@@ -45,7 +48,11 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         # "local": otherwise Ray connects to a cluster that somebody else runs on this machine.
         ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
     else:
-        ray.init(configure_logging=False, runtime_env=runtime_env)
+        address = os.environ["RAY_ADDRESS"]
+        try:
+            ray.init(configure_logging=False, runtime_env=runtime_env)
+        except (ValueError, ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ClusterError(f"cannot connect to the Ray cluster at RAY_ADDRESS={address!r}: {error}") from None
     try:
         yield
     finally:

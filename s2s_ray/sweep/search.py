@@ -48,6 +48,7 @@ class StudySearch(Searcher):
         self.failure_reason: Callable[[str], str] = lambda trial_id: "its process was lost"
         """Return why one of Tune's trials failed."""
         self._objectives = names
+        self._sampler = config.tune.sampler
         self._space = space
         self._trials: dict[str, optuna.Trial] = {}
         self._finished: set[str] = set()
@@ -59,11 +60,14 @@ class StudySearch(Searcher):
         )
 
     def suggest(self, trial_id: str) -> Params:
-        """Return the values of a new trial, and record its run in the study."""
+        """Return the values of a new trial, and record its run in the study. Raises ConfigError."""
         if trial_id not in self._trials:
             self._trials[trial_id] = self._study.ask()
         trial = self._trials[trial_id]
-        params = self._space.suggest(trial)
+        try:
+            params = self._space.suggest(trial)
+        except (ValueError, ImportError) as error:  # a sampler that cannot handle this space
+            raise ConfigError(f"tune.sampler={self._sampler!r} cannot sample tune.space: {error}") from None
         trial.set_user_attr("run", run_name(trial.params))
         trial.set_user_attr("asked", time.time())
         return params

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import TuneConfig
-from s2s_ray.errors import ConfigError, NotFoundError
+from s2s_ray.errors import ConfigError, DamagedError, NotFoundError, SweepError
 from s2s_ray.storage.filesystem import is_local
 from s2s_ray.sweep.space import Params, Space
 
@@ -62,7 +62,8 @@ class SweepStudy:
 
     Raises:
         ConfigError: the database that `config.study` names cannot be opened.
-        StorageError: the journal cannot be read.
+        SweepError: the database has a study of the same name with other objectives.
+        DamagedError, StorageError: the journal cannot be read.
     """
 
     def __init__(self, config: TuneConfig, root: str) -> None:
@@ -71,12 +72,15 @@ class SweepStudy:
         self._uri = storage.join(root, JOURNAL)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self.storage = self._open(config)
+        directions = [direction(name) for name in self.objectives]
         self.study = optuna.create_study(
-            storage=self.storage,
-            study_name=config.name,
-            directions=[direction(name) for name in self.objectives],
-            load_if_exists=True,
+            storage=self.storage, study_name=config.name, directions=directions, load_if_exists=True
         )
+        if [one.name.lower() for one in self.study.directions] != directions:
+            raise SweepError(
+                f"the study {config.name!r} in {config.study or self._uri} has other objectives than "
+                f"{', '.join(self.objectives)}: choose another tune.name or tune.study"
+            )
 
     def save(self) -> None:
         """Upload the journal; do nothing if Optuna writes to the sweep's own file or to a database."""
@@ -127,7 +131,7 @@ class SweepStudy:
             path = Path(self._copy.name) / JOURNAL
             if storage.exists(self._uri):
                 storage.download(self._uri, path)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return _journal(path, self._uri)
 
 
 def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
@@ -135,7 +139,7 @@ def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
 
     Raises:
         ConfigError: the database that `config.study` names cannot be opened.
-        StorageError: the journal cannot be read.
+        DamagedError, StorageError: the journal cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="s2s-study-") as folder:
         if config.study is None:
@@ -144,7 +148,7 @@ def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
                 storage.download(storage.join(root, JOURNAL), copy)
             except NotFoundError:
                 return []
-            opened: BaseStorage = JournalStorage(JournalFileBackend(str(copy)))
+            opened: BaseStorage = _journal(copy, storage.join(root, JOURNAL))
         else:
             opened = _database(config.study)
         try:
@@ -182,6 +186,14 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         seconds=(finished - started).total_seconds() if started and finished else None,
         reason=attributes.get("reason", "" if complete else "no result was reported"),
     )
+
+
+def _journal(path: Path, uri: str) -> BaseStorage:
+    """Open the journal at a path; messages name its URI."""
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{uri} is not a journal of Optuna: {error}") from None
 
 
 def _database(url: str) -> BaseStorage:
@@ -230,6 +242,6 @@ def sampler(config: TuneConfig, trials: int) -> optuna.samplers.BaseSampler:
         for arguments in (options | config.sampler_options, config.sampler_options):  # some samplers have no seed
             try:
                 return kind(**arguments)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, ImportError) as error:  # some samplers need another package
                 fault = error
     raise ConfigError(f"tune.sampler={config.sampler!r} with tune.sampler_options={config.sampler_options!r}: {fault}")

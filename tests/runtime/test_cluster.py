@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
+import ray
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from s2s_ray.errors import DatasetError, RequestError, S2SError, ServiceError
-from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.errors import ClusterError, DatasetError, RequestError, S2SError, ServiceError
+from s2s_ray.runtime.cluster import auth_token, in_thread, original_error, ray_cluster
 
 
 def test_a_stopped_job_is_an_interrupted_one() -> None:
-    """`ray job stop` sends SIGTERM; afterwards it means what it meant before."""
+    """`ray job stop` sends SIGTERM; its handler is restored afterwards."""
     before = signal.getsignal(signal.SIGTERM)
 
     def work() -> None:
@@ -60,3 +62,35 @@ def test_an_error_without_an_original_stays_as_it_is() -> None:
     """A bug in a task keeps Ray's traceback of it."""
     for error in (task_error(KeyError("x")), WorkerGroupError("failed", {0: OSError("reset")}), KeyError("y")):
         assert original_error(error) is error
+
+
+@pytest.mark.parametrize("fault", [ConnectionError("timed out"), ValueError("Invalid address format: x")])
+def test_a_cluster_that_cannot_be_reached_is_named(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise fault
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with (
+        pytest.raises(
+            ClusterError, match=rf"cannot connect to the Ray cluster at RAY_ADDRESS='10.0.0.1:6379': {fault}"
+        ),
+        ray_cluster(),
+    ):
+        raise AssertionError("connected")
+
+
+def test_the_dashboards_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert auth_token() is None, "the token was sent outside token mode"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert auth_token() == "home"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "missing"))
+    assert auth_token() is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "own")
+    assert auth_token() == "own"

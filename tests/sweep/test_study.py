@@ -12,13 +12,13 @@ import pytest
 from optuna.trial import TrialState
 
 from s2s_ray.config import Config
-from s2s_ray.errors import ConfigError
+from s2s_ray.errors import ConfigError, DamagedError, SweepError
 from s2s_ray.sweep import sweep
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space
-from s2s_ray.sweep.study import SweepStudy, run_name, sampler
+from s2s_ray.sweep.study import JOURNAL, SweepStudy, read_records, run_name, sampler
 from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED, BestSoFar
 
 SPACE = {"loss.alpha": {"low": 1.0, "high": 100.0, "log": True}, "mining.start": {"choices": ["never", "plateau"]}}
@@ -251,3 +251,28 @@ def test_a_sweep_of_the_first_version_continues(tmp_path: Path) -> None:
     assert run(searcher, "third", 0.5) not in [record.params for record in before]
     assert study.records()[:2] == before
     assert [record.number for record in study.records()] == [0, 1, 2]
+
+
+def test_a_damaged_journal_is_named(tmp_path: Path) -> None:
+    searcher, _ = search(config(), tmp_path)
+    run(searcher, "a", 0.25)
+    journal = tmp_path / JOURNAL
+    journal.write_text("{\n" + journal.read_text())
+    for read in (SweepStudy, read_records):
+        with pytest.raises(DamagedError, match=rf"{journal} is not a journal of Optuna"):
+            read(config().tune, str(tmp_path))
+
+
+def test_a_study_with_other_objectives_is_refused(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    SweepStudy(config(study=url).tune, str(tmp_path))
+    with pytest.raises(SweepError, match="has other objectives than recall_at_1, l1"):
+        SweepStudy(config(study=url, synthesis="l1", scheduler="none").tune, str(tmp_path))
+
+
+def test_a_sampler_that_does_not_suit_the_space_is_named(tmp_path: Path) -> None:
+    grid = config(sampler="GridSampler", sampler_options={"search_space": {"loss.beta": [1, 2]}})
+    searcher, _ = search(grid, tmp_path)
+    searcher.suggest("first")  # the configuration's own values
+    with pytest.raises(ConfigError, match=r"tune\.sampler='GridSampler' cannot sample tune\.space: .*loss\.alpha"):
+        searcher.suggest("second")
