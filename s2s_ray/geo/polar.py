@@ -135,7 +135,7 @@ def panorama_canvas(panorama: Tensor, fov: float) -> Tensor:
     total = width * 360 / fov
     if height * total > MAX_CANVAS_PIXELS:
         raise ViewError(
-            f"fov={fov:g} with {width} x {height} pixels makes a horizon of {height * total:,.0f} pixels, "
+            f"fov={fov:g} with {width} x {height} pixels makes a horizon of {height * total:.3g} pixels, "
             f"more than {MAX_CANVAS_PIXELS:,}: correct fov or make the image smaller"
         )
     missing = round(total) - width

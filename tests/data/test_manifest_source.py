@@ -146,6 +146,7 @@ ROW = "a,s.png,p.png,train"
         (f"{HEADER},easting,northing,zone\n{ROW},1,2,32\n", "row 1: zone is 32, expected the EPSG code"),
         (b"\xff\xfe\x00id", "neither Parquet nor CSV in UTF-8"),
         (b"PAR1 and no more", "not a readable Parquet file"),
+        (f"{HEADER}\na,s\0.png,p,train\n", r"row 1: satellite='s\\x00.png' contains a NUL character"),
         (f'{HEADER}\n"a,b', "neither Parquet nor CSV"),
     ],
 )
@@ -153,6 +154,20 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str | byt
     with pytest.raises(ManifestError, match=message) as caught:
         records(tmp_path, text)
     assert str(tmp_path / "m.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([2**58], pa.timestamp("us")), pa.array([2**30], pa.date32())],
+    ids=["timestamp", "date"],
+)
+def test_a_parquet_file_with_values_that_python_cannot_hold(tmp_path: Path, column: pa.Array) -> None:
+    row = dict(zip(HEADER.split(","), ROW.split(","), strict=True))
+    pq.write_table(
+        pa.table({**{name: [value] for name, value in row.items()}, "taken": column}), tmp_path / "m.parquet"
+    )
+    with pytest.raises(ManifestError, match="is not a readable Parquet file"):
+        ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "m.parquet"))).records()
 
 
 def test_a_missing_manifest_is_a_storage_error(tmp_path: Path) -> None:

@@ -160,6 +160,24 @@ class TestGeoTiff:
         with pytest.raises(ConfigError, match=r"absent.tif' cannot be read"):
             GeoTiff(str(tmp_path / "absent.tif"))
 
+    def test_a_raster_in_local_coordinates(self, tmp_path: Path) -> None:
+        rasterio = pytest.importorskip("rasterio")
+        from rasterio.transform import from_origin
+
+        shape = {"driver": "GTiff", "width": 8, "height": 8, "count": 1, "dtype": "uint8"}
+        shape["transform"] = from_origin(100.0, 200.0, 0.5, 0.5)
+        with rasterio.open(tmp_path / "site.tif", "w", crs='LOCAL_CS["site",UNIT["metre",1]]', **shape) as file:
+            file.write(np.zeros((1, 8, 8), np.uint8))
+        with pytest.raises(ConfigError, match="has a local coordinate system"):
+            GeoTiff(str(tmp_path / "site.tif"))
+
+    def test_a_damaged_raster(self, tmp_path: Path) -> None:
+        path = Path(geotiff(tmp_path, "EPSG:32755"))
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 3])
+        with pytest.raises(UnreadableImageError, match=r"satellite tile: .* cannot be read there \("):
+            GeoTiff(str(path)).cut(LATITUDE, LONGITUDE, 120.0, 240)
+
     def test_without_rasterio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "rasterio", None)
         with pytest.raises(

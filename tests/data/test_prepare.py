@@ -22,7 +22,7 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.errors import DatasetError, UnreadableImageError
+from s2s_ray.errors import DamagedError, DatasetError, UnreadableImageError
 from s2s_ray.geo.images import (
     decode,
 )
@@ -117,13 +117,13 @@ def test_shards_hold_the_prepared_pairs(pairs: PairFolder, tmp_path: Path) -> No
     assert sorted(seen) == sorted(records)
 
 
-def test_tiles_are_left_out_unless_they_are_asked_for(pairs: PairFolder, tmp_path: Path) -> None:
+def test_tiles_are_left_out_unless_they_are_requested(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs)
     manifest = prepare(pairs.config(tmp_path / "out"))
     assert "satellite" not in rows(tmp_path / "out", manifest, "test")[0]
 
 
-def test_shards_are_about_as_large_as_asked(pairs: PairFolder, tmp_path: Path) -> None:
+def test_shards_have_about_the_configured_size(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs, train=40)
     manifest = prepare(pairs.config(tmp_path / "out", shard_mb=0.05))
     sizes = [shard.bytes for shard in manifest.split("train").shards]
@@ -174,9 +174,7 @@ def stopping_after(shards: int) -> object:
     return progress
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
-    pairs: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_interrupted_run_is_resumed(pairs: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     fill(pairs)
     config = pairs.config(tmp_path / "out", shard_mb=0.02)
@@ -309,3 +307,34 @@ def test_the_same_images_may_be_in_every_split_under_other_ids(pairs: PairFolder
     manifest = prepare(pairs.config(tmp_path / "out"))
     assert {split: info.count for split, info in manifest.splits.items()} == {"train": 3, "val": 3, "test": 3}
     assert manifest.validation == "named by the source"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"digest": 1}'])
+def test_a_shard_with_a_damaged_side_car_is_written_again(pairs: PairFolder, tmp_path: Path, content: str) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out", shard_mb=0.03)
+    prepare(config)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "dataset.json").unlink()
+    (tmp_path / "out" / "train-00000.json").write_text(content)
+    prepare(config)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == whole
+
+
+def test_a_damaged_plan_is_named(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out")
+    prepare(config)
+    (tmp_path / "out" / "plan.json").write_text('{"digest": 1}')
+    with pytest.raises(DamagedError, match=r"plan.json is not a valid .*digest: Input should be a valid string"):
+        prepare(config)
+
+
+def test_a_plan_keeps_its_keys(pairs: PairFolder, tmp_path: Path) -> None:
+    """An earlier version resumes what this one began."""
+    fill(pairs)
+    prepare(pairs.config(tmp_path / "out"))
+    plan = storage.read_json(str(tmp_path / "out" / "plan.json"))
+    assert list(plan) == ["digest", "settings", "records", "pairs_per_shard"]
+    side_car = storage.read_json(str(tmp_path / "out" / "train-00000.json"))
+    assert list(side_car) == ["digest", "file", "quarantine", "panoramas"]

@@ -1,4 +1,4 @@
-"""The procedural city as a source: positions, coordinates, determinism, and that colours do not give it away."""
+"""The procedural city as a source: positions, coordinates, determinism; colours alone do not reveal a position."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from s2s_ray.city import scene, surface
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.sources.synthetic import SyntheticSource
+from s2s_ray.errors import InputError
 from s2s_ray.evaluation.colour import colour_matching_recall
 
 SMALL = SyntheticSourceConfig(
@@ -118,7 +119,7 @@ def test_far_away_positions_work() -> None:
 
 
 def test_a_record_of_another_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"elsewhere.*32755"):
+    with pytest.raises(InputError, match=r"elsewhere.*32755"):
         SyntheticSource(SMALL).read(Record("elsewhere", "test", easting=1.0, northing=2.0, zone=32633))
 
 

@@ -1,4 +1,4 @@
-"""Whether a data set is whole."""
+"""Verification of a data set."""
 
 from __future__ import annotations
 
@@ -126,6 +126,20 @@ def test_records_have_the_fields_of_the_schema(folder: Path) -> None:
 
     table = pa.ipc.open_file((folder / "train-records.arrow").read_bytes()).read_all()
     assert table.schema.names == [field.name for field in RECORD_FIELDS]
+
+
+def test_a_file_without_the_expected_columns_is_a_fault(folder: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"name": ["a"], "polar": ["text"]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for name in ("val-records.arrow", "test-00000.arrow"):
+        (folder / name).write_bytes(sink.getvalue().to_pybytes())
+    faults = verify(str(folder)).faults
+    assert "val-records.arrow has no usable column id" in faults
+    assert "test-00000.arrow has no usable column id, polar, street" in faults
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:

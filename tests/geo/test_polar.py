@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2s_ray.geo.polar import flip_pair, panorama_crop, polar_transform, resize_area, roll_to_north
+from s2s_ray.errors import ViewError
+from s2s_ray.geo.polar import flip_pair, panorama_canvas, panorama_crop, polar_transform, resize_area, roll_to_north
 from tests.conformance.seeded_checkpoint import SEED, expected, picked
 
 
@@ -87,13 +88,13 @@ def test_the_bottom_row_is_the_centre() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 10, 12), (12, 12), (3, 12, 10)])
 def test_polar_transform_refuses_what_is_not_a_square_tile(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="C S S") as error:
+    with pytest.raises(ViewError, match="C S S") as error:
         polar_transform(torch.zeros(shape), 8, 16)
     assert str(shape) in str(error.value)
 
 
 def test_polar_transform_refuses_integers() -> None:
-    with pytest.raises(ValueError, match="uint8"):
+    with pytest.raises(ViewError, match="uint8"):
         polar_transform(torch.zeros(3, 12, 12, dtype=torch.uint8), 8, 16)
 
 
@@ -121,7 +122,7 @@ def test_panorama_crop_rounds_to_whole_rows(fractions: tuple[float, float], firs
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.2), (0.50, 0.51)])
 def test_panorama_crop_refuses_rows_that_are_none(fractions: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="panorama_rows") as error:
+    with pytest.raises(ViewError, match="panorama_rows") as error:
         panorama_crop(torch.zeros(3, 10, 4), fractions)
     assert str(list(fractions)) in str(error.value)
 
@@ -183,3 +184,8 @@ def test_a_flipped_polar_image_shows_the_mirrored_world() -> None:
     flipped, _ = flip_pair(polar, polar)
     torch.testing.assert_close(flipped, mirror.roll(-1, dims=-1), atol=1e-12, rtol=0)
     assert (flipped - mirror).abs().max() > 0.1  # it does turn by that column
+
+
+def test_a_field_of_view_that_would_fill_the_memory_is_refused() -> None:
+    with pytest.raises(ViewError, match=r"fov=0.0001 with 44 x 20 pixels makes a horizon of 3.17e\+09 pixels"):
+        panorama_canvas(torch.zeros(3, 20, 44), 0.0001)

@@ -18,7 +18,7 @@ from s2s_ray import storage
 from s2s_ray.config import Config, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import DatasetError
+from s2s_ray.errors import StorageError
 from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
 from s2s_ray.index.tiles import DatasetTiles
 from s2s_ray.model.checkpoint import save_model
@@ -26,7 +26,7 @@ from s2s_ray.model.s2s import S2S
 from tests.support.processes import kill, processes_of, wait_for_the_end_of
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 WORKER_BYTES = 2_000_000_000
 
@@ -66,7 +66,7 @@ def test_ray_and_a_plain_loop_write_the_same_bytes(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_goes_on_where_a_run_was_stopped(filled: PairFolder, tmp_path: Path) -> None:
+def test_ray_resumes_a_stopped_run(filled: PairFolder, tmp_path: Path) -> None:
     config = filled.config(tmp_path / "set", shard_mb=0.02, parallel=True)
     prepare(config)
     whole = content(tmp_path / "set")
@@ -81,16 +81,17 @@ def test_ray_goes_on_where_a_run_was_stopped(filled: PairFolder, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_error_in_a_task_is_told_in_one_sentence(filled: PairFolder, tmp_path: Path) -> None:
-    """The target breaks while the work is under way: a directory is where a shard should go."""
+def test_an_error_in_a_task_keeps_its_class_and_message(filled: PairFolder, tmp_path: Path) -> None:
+    """The target fails while shards are being written: a directory has the name of one."""
     (tmp_path / "set" / "train-00001.arrow").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"train-00001.arrow: Is a directory"):
+    with pytest.raises(StorageError, match=r"^.*train-00001.arrow: Is a directory$") as caught:
         prepare(filled.config(tmp_path / "set", shard_mb=0.02, parallel=True))
+    assert type(caught.value) is StorageError
     assert not (tmp_path / "set" / "dataset.json").exists()
 
 
-def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_path: Path) -> None:
-    """First a worker is killed, which Ray makes good, then the whole job; every shard is written exactly once."""
+def test_a_killed_job_is_resumed_with_the_missing_shards(pairs: PairFolder, tmp_path: Path) -> None:
+    """First a worker is killed, which Ray replaces, then the whole job; every shard is written exactly once."""
     for k in range(36):
         pairs.add(f"train{k}", tile=700)
     for k in range(8):
@@ -113,7 +114,7 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_
         deadline = time.monotonic() + 120
         while len(done := shards(tmp_path / "set")) < 6:
             assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline, "not half of the shards after two minutes"
+            assert time.monotonic() < deadline, "fewer than half of the shards after two minutes"
             workers = processes_of(job.pid, "ray::Map")
             for worker in workers:
                 with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
@@ -150,7 +151,7 @@ def test_killed_half_way_it_goes_on_with_what_is_missing(pairs: PairFolder, tmp_
 
 
 def shards(folder: Path) -> list[str]:
-    """Names of the shards that are finished: their side-car is there."""
+    """Return the names of the finished shards, which have a side-car."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -159,7 +160,7 @@ def shards(folder: Path) -> list[str]:
 
 
 def peak_memory(process: psutil.Process) -> int:
-    """The largest resident size of a process so far, in bytes; 0 when it is about to end."""
+    """Return the largest resident size of a process so far, in bytes; 0 when it is about to end."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 

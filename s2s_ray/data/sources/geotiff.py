@@ -34,6 +34,8 @@ class GeoTiff:
             raise ConfigError(f"source.geotiff={uri!r} cannot be read: {error}") from None
         if self._raster.crs is None:
             raise ConfigError(f"source.geotiff={uri!r} has no coordinate system: georeference it first")
+        if not (self._raster.crs.is_geographic or self._raster.crs.is_projected):
+            raise ConfigError(f"source.geotiff={uri!r} has a local coordinate system, which has no place on the Earth")
         kinds = set(self._raster.dtypes[:3])
         if kinds != {"uint8"}:
             raise ConfigError(
@@ -66,7 +68,7 @@ class GeoTiff:
                 pixels = warped.read(colours)
                 missing = float((warped.dataset_mask() == 0).mean())
         except RasterioError as error:
-            raise UnreadableImageError(f"satellite tile: {self.uri} cannot be read there ({error})") from None
+            raise UnreadableImageError(f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})") from None
         if missing:
             raise UnreadableImageError(f"satellite tile: {missing:.0%} of it is outside {self.uri} or has no data")
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
