@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from s2s_ray.config.explain import explain
 from s2s_ray.errors import ConfigError
@@ -127,6 +128,13 @@ class ServeArgs(Arguments):
         None, description="tile server for the map of the page, https://.../{z}/{x}/{y}.png"
     )
     base_map_attribution: str = Field("", description="attribution text required by the tile server")
+
+    @field_validator("base_map_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and (urlsplit(url).scheme not in ("", "http", "https") or set(url) & set(" ;,'\"\n")):
+            raise ValueError("expected a URL such as https://tiles.example/{z}/{x}/{y}.png")
+        return url
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -612,6 +612,9 @@ def test_arguments_from_the_command_line_are_parsed() -> None:
         ({"registry": "r", "name": "n", "tokens": [{"name": "a", "sha256": "secret"}]}, "sha256"),
         ({"registry": "r", "name": "n", "tokens": [TOKEN, TOKEN]}, "a different name"),
         ({"checkpoint": "c", "index": "i", "follow": "best"}, "follow=best"),
+        ({"registry": "r", "name": "n", "base_map_url": "ftp://a/{z}"}, "base_map_url='ftp://a/{z}': expected a URL"),
+        ({"registry": "r", "name": "n", "base_map_url": "https://[::1/{z}"}, "base_map_url='https"),
+        ({"registry": "r", "name": "n", "base_map_url": "https://a; img-src *"}, "expected a URL"),
     ],
 )
 def test_invalid_settings(arguments: dict[str, Any], words: str) -> None:

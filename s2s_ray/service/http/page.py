@@ -49,7 +49,8 @@ def add_to(api: FastAPI, args: ServeArgs) -> None:
 
 
 def _origin(url: str | None) -> str:
+    """Return scheme and host of a tile server; empty if there is none, or it is this service itself."""
     if url is None:
         return ""
     parts = urlsplit(url.replace("{s}", "*"))
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""

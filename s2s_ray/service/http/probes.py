@@ -21,7 +21,7 @@ async def healthz(api: Api) -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
 async def readyz(api: Api) -> Response:
-    """Report if a release is loaded on every deployment that may not scale to zero."""
+    """Report whether a release is loaded on every deployment that may not scale to zero."""
     rollout = api.service.rollout
     ready = await rollout.ready()
     state = Readiness(
