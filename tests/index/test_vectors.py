@@ -15,10 +15,10 @@ COUNT, DIMENSION, K = 6000, 96, 10
 
 
 def unit(count: int, seed: int) -> NDArray[np.float32]:
-    """Unit vectors of a sphere of 24 dimensions, turned into 96, with some noise."""
-    turn = np.random.default_rng(0).normal(size=(24, DIMENSION))
+    """Return unit vectors of a 24-dimensional sphere embedded in 96 dimensions, with some noise."""
+    basis = np.random.default_rng(0).normal(size=(24, DIMENSION))
     generator = np.random.default_rng(seed)
-    drawn = generator.normal(size=(count, 24)) @ turn + 0.3 * generator.normal(size=(count, DIMENSION))
+    drawn = generator.normal(size=(count, 24)) @ basis + 0.3 * generator.normal(size=(count, DIMENSION))
     return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -32,12 +32,12 @@ def compressed(descriptors: NDArray[np.float32]) -> CompressedVectors:
     return CompressedVectors.build(descriptors.astype(np.float16))
 
 
-def recall(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, right, strict=True)]))
+def recall(found: NDArray[np.int64], nearest: NDArray[np.int64]) -> float:
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, nearest, strict=True)]))
 
 
 @pytest.mark.slow
-def test_nearly_all_of_the_nearest_are_found(descriptors: NDArray[np.float32], compressed: CompressedVectors) -> None:
+def test_nearly_all_nearest_tiles_are_found(descriptors: NDArray[np.float32], compressed: CompressedVectors) -> None:
     queries = unit(50, 2)
     right = FlatVectors.build(descriptors).search(queries, K, None)
     found = compressed.search(queries, K, None)
@@ -62,7 +62,7 @@ def test_an_area_is_respected(
 
 
 @pytest.mark.slow
-def test_saved_extended_and_loaded(compressed: CompressedVectors, tmp_path: Path) -> None:
+def test_save_extend_and_load(compressed: CompressedVectors, tmp_path: Path) -> None:
     more = unit(40, 5)
     (tmp_path / "a").mkdir()
     compressed.save(tmp_path / "a")

@@ -1,4 +1,4 @@
-"""`make demo` in miniature, as a process of its own: from an empty folder to answers over HTTP."""
+"""`make demo` in miniature, in a separate process: from an empty folder to matches over HTTP."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = (
 
 
 @pytest.mark.timeout(600)
-def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
+def test_demo_from_an_empty_folder_to_matches(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     overrides = [part for setting in SMALL for part in ("--set", setting)]
     command = [sys.executable, "-m", "jobs.demo", "--folder", str(folder), *overrides]
@@ -41,14 +41,14 @@ def test_demo_from_nothing_to_answers(tmp_path: Path) -> None:
     ) as process:
         output, _ = process.communicate(timeout=570)
     assert process.returncode == 0, output[-5000:]
-    assert commands_of(process.pid) == [], "the demo leaves processes running"
+    assert commands_of(process.pid) == [], "the demo left processes running"
 
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["gallery"] == GALLERY
     assert summary["chance"] == pytest.approx(1 / GALLERY)
     assert 0 <= summary["recall_at_1"] <= summary["recall_at_5"] <= summary["recall_at_10"] <= 1
     assert summary["l1_after"] < 0.9 * summary["l1_before"]
-    # The service answers what the evaluation found: same checkpoint, same index, same preparation of images.
+    # The service finds what the evaluation found: same checkpoint, same index, same preparation of images.
     assert summary["asked"] == GALLERY
     assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / GALLERY + 1e-9)
     assert set(summary["seconds"]) == {"prepare", "sweep", "train", "evaluate", "publish", "serve", "total"}
