@@ -82,12 +82,12 @@ def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progres
         DatasetError: there is no complete data set.
         StorageError: the storage cannot be reached, or `dataset.json` is damaged.
     """
-    info = read_dataset_info(uri)
-    report = VerifyReport(uri, info, published=list(_comparisons(info)))
-    files = sum(len(info.shards) + 1 for info in report.info.splits.values())
+    dataset = read_dataset_info(uri)
+    report = VerifyReport(uri, dataset, published=list(_comparisons(dataset)))
+    files = sum(len(info.shards) + 1 for info in dataset.splits.values())
     seen: set[str] = set()
     with progress(files, "verify", "files") as advance:
-        for split, info in report.info.splits.items():
+        for split, info in dataset.splits.items():
             ids = _ids(report, info.records)
             advance(1)
             held: list[str] = []

@@ -68,7 +68,9 @@ class GeoTiff:
                 pixels = warped.read(colours)
                 missing = float((warped.dataset_mask() == 0).mean())
         except RasterioError as error:
-            raise UnreadableImageError(f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})") from None
+            raise UnreadableImageError(
+                f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})"
+            ) from None
         if missing:
             raise UnreadableImageError(f"satellite tile: {missing:.0%} of it is outside {self.uri} or has no data")
         return np.ascontiguousarray(pixels.transpose(1, 2, 0))
