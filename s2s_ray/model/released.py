@@ -80,7 +80,8 @@ def read_released(path: str | Path) -> tuple[S2S, list[str]]:
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED_PICKLE as error:
-        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {error}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{path} is not a checkpoint of plain tensors: {reason}") from None
     missing = [section for section in SECTIONS if not isinstance(tree, dict) or section not in tree]
     if missing:
         raise WeightsError(f"{path} is not one of the authors' checkpoints: it has no {', '.join(missing)}")
