@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,14 +19,14 @@ from typing import Any, cast
 import numpy as np
 
 from s2s_ray import storage
-from s2s_ray.errors import DamagedError
+from s2s_ray.errors import DamagedError, S2SError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.index.build import BATCH, assemble, embed, rows_to_embed
 from s2s_ray.index.index import ReferenceIndex
 from s2s_ray.index.tiles import TileSource
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, model_config, read_meta
-from s2s_ray.runtime.cluster import original_error, ray_cluster
+from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,22 @@ class PartWriter:
         return {"part": part, "tiles": len(rows)}
 
 
+class _RayWorker:
+    """`PartWriter` in an actor of Ray Data, which replaces errors by its own: they are returned instead of raised."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._writer: PartWriter | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            if self._writer is None:
+                self._writer = PartWriter(self._plan)
+            return {**self._writer(row), "error": b""}
+        except S2SError as error:
+            return {"part": row["item"], "tiles": 0, "error": pickle.dumps(error)}
+
+
 def build_in_parts(
     build: Build, *, parallel: bool, progress: ProgressFactory = progress
 ) -> tuple[ReferenceIndex, list[str]]:
@@ -161,12 +178,13 @@ def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, len(todo))))
         parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         writers = parts.map(
-            cast(Any, PartWriter), fn_constructor_args=(plan,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
+            cast(Any, _RayWorker), fn_constructor_args=(plan,), compute=workers, num_cpus=1 - gpus, num_gpus=gpus
         )
-        try:
-            yield from writers.iter_rows()
-        except Exception as error:
-            raise original_error(error) from None
+        for row in writers.iter_rows():
+            if row["error"]:
+                error: S2SError = pickle.loads(row["error"])  # written by `_RayWorker`
+                raise error
+            yield row
 
 
 def _read(uri: str) -> Descriptors:
