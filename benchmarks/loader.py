@@ -1,11 +1,11 @@
-"""Does the input path keep up with decoding? Pairs per second on one core, the whole path against decoding alone.
+"""Compare the input path with decoding alone, in pairs per second on one core.
 
     python benchmarks/loader.py
 
 The whole path is what a training worker does: a DataLoader over memory-mapped shards that decodes both images of each
-pair, mirrors half of the pairs and joins them to batches. Decoding alone turns the same bytes, in memory already, into
-arrays. The pairs are those of a procedural city at the paper's size. Repetitions alternate; the share is the median of
-their ratios. Exits with 1 where it is below 0.8.
+pair, mirrors half of the pairs and combines them into batches. Decoding alone turns the same bytes, already in memory,
+into arrays. The pairs are those of a procedural city at the paper's size. Repetitions alternate; the share is the
+median of their ratios. Exits with 1 if it is below 0.8.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s2s_ray.geo.images import decode
 
 
 def made(folder: str, pairs: int, encoding: str) -> PairDataset:
-    """A procedural city at the paper's size, prepared."""
+    """Prepare a procedural city at the paper's size."""
     sizes = [f"source.train_pairs={pairs}", "source.test_pairs=2", "source.tile_px=256"]
     panorama = ["source.panorama_height=112", "source.panorama_width=616", "prepare.shard_mb=4"]
     places = [f"data.uri={folder}", "prepare.parallel=false", f"prepare.encoding={encoding}"]
@@ -35,7 +35,7 @@ def made(folder: str, pairs: int, encoding: str) -> PairDataset:
 
 
 def whole_path(dataset: PairDataset, epoch: int) -> float:
-    """Pairs per second of one epoch as a training worker reads it."""
+    """Return the pairs per second of one epoch as a training worker reads it."""
     sampler = GlobalBatchSampler(dataset.shard_sizes, seed=0, window=8, batch=32, epoch=epoch)
     loader: DataLoader[Batch] = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)  # type: ignore[arg-type]
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def whole_path(dataset: PairDataset, epoch: int) -> float:
 
 
 def decoding(images: list[bytes]) -> float:
-    """Pairs per second."""
+    """Return the pairs per second of decoding."""
     start = time.perf_counter()
     for image in images:
         decode(image)
@@ -52,7 +52,7 @@ def decoding(images: list[bytes]) -> float:
 
 
 def encoded(dataset: PairDataset) -> list[bytes]:
-    """All images of a data set as they are in its shards."""
+    """Return all images of a data set as stored in its shards."""
     tables = [dataset._cache.table(shard) for shard in dataset._shards]
     return [image for table in tables for column in ("polar", "street") for image in table.column(column).to_pylist()]
 

@@ -1,10 +1,10 @@
-"""How fast does preparation unroll tiles? The usual NumPy polar script and ours, on one core.
+"""Compare the speed at which the usual NumPy script and this library unroll tiles, on one core.
 
     python benchmarks/prepare.py
 
-The usual script evaluates the formula for all pixels of the result with NumPy: four taps in float64, those outside the
-tile zero, anew for every tile. Ours is `s2s_ray.geo.views.prepare_satellite`, which preparation and the service call.
-Repetitions alternate; the speed-up is the median of their ratios. Exits with 1 where it is below 6 x or a pixel differs
+The usual script evaluates the formula for all pixels of the result with NumPy: four samples in float64, zero outside
+the tile, again for every tile. Ours is `s2s_ray.geo.views.prepare_satellite`, which preparation and the service call.
+Repetitions alternate; the speed-up is the median of their ratios. Exits with 1 if it is below 6 x or a pixel differs
 by more than one grey level.
 """
 
@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 
 
 def usual(tile: Pixels, height: int, width: int) -> Pixels:
-    """S S 3 to height width 3 by the formula, written for NumPy in the straightforward way."""
+    """Unroll S S 3 to height width 3 by the formula, written for NumPy in the straightforward way."""
     size = tile.shape[0]
     i, j = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     radius = size / 2 / height * (height - 1 - i)
@@ -43,7 +43,7 @@ def usual(tile: Pixels, height: int, width: int) -> Pixels:
 
 
 def seconds(function: Callable[[Pixels], object], tiles: list[Pixels]) -> float:
-    """A tile's time."""
+    """Return the time per tile."""
     start = time.perf_counter()
     for tile in tiles:
         function(tile)
@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=750, help="side of a tile in pixels")
     parser.add_argument("--height", type=int, default=112)
     parser.add_argument("--width", type=int, default=616)
-    parser.add_argument("--tiles", type=int, default=8, help="in a repetition")
+    parser.add_argument("--tiles", type=int, default=8, help="tiles per repetition")
     parser.add_argument("--repetitions", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The two views of one scene: bearings, perspective and occlusion, on land made for the purpose."""
+"""The two views of one scene: bearings, perspective and occlusion, on land that each test builds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIXELS, METRES = 96, 60.0
 
 @dataclass
 class Meadow:
-    """Grass, with what a test puts on it; a road may lead away in one direction."""
+    """Grass with the things of a test; a road may lead away in one direction."""
 
     solids: list[tuple[Any, ...]] = field(default_factory=list)
     trees: list[tuple[Any, ...]] = field(default_factory=list)
@@ -64,7 +64,7 @@ def tree(bearing: float, distance: float, high: float = 7.0) -> tuple[Any, ...]:
 
 @pytest.fixture
 def overcast() -> Light:
-    """Light without shadows, so that a thing changes the picture only where it is itself."""
+    """Light without shadows, so that a thing changes the picture only in its own pixels."""
     return replace(draw_light(generator(5)), direct=np.zeros(3, np.float32), haze_m=1e6)
 
 

@@ -98,7 +98,7 @@ def test_flips_depend_on_seed_epoch_and_id_alone(uri: str, pairs: PairFolder, tm
         return {id: not same(dataset[epoch, k], dataset[k]) for k, id in enumerate(dataset.ids)}
 
     dataset = PairDataset(uri, "train", flip=0.5, seed=3)
-    prepare(pairs.config(tmp_path / "other", shard_mb=1))  # other shards and fewer of them
+    prepare(pairs.config(tmp_path / "other", shard_mb=1))  # fewer and different shards
     assert flips(PairDataset(str(tmp_path / "other"), "train", flip=0.5, seed=3), 5) == flips(dataset, 5)
     assert flips(dataset, 6) != flips(dataset, 5)
     assert flips(PairDataset(uri, "train", flip=0.5, seed=4), 5) != flips(dataset, 5)
@@ -123,7 +123,7 @@ def test_collate(uri: str) -> None:
     assert (moved.polar.device.type, moved.street.device.type, moved.index.device.type) == ("meta",) * 3
 
 
-def test_an_empty_share_is_a_batch_of_none(uri: str) -> None:
+def test_an_empty_share_is_an_empty_batch(uri: str) -> None:
     batch = PairDataset(uri, "train").collate([])
     assert batch.polar.shape == batch.street.shape == (0, 3, 32, 40)
     assert batch.polar.dtype == torch.uint8
@@ -132,7 +132,7 @@ def test_an_empty_share_is_a_batch_of_none(uri: str) -> None:
     assert len(batch) == 0
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 warns of fork
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_gives_the_same_batches_with_any_number_of_processes(uri: str, workers: int) -> None:
     dataset = PairDataset(uri, "train", flip=0.5, seed=1)
@@ -166,7 +166,7 @@ def test_an_index_out_of_range(uri: str, index: int) -> None:
         PairDataset(uri, "train")[index]
 
 
-def test_what_is_not_there_is_named(uri: str, tmp_path: Path) -> None:
+def test_a_missing_data_set_or_split_is_named(uri: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"nowhere holds no complete data set .*s2s prepare"):
         PairDataset(str(tmp_path / "nowhere"), "train")
     with pytest.raises(DatasetError, match="no 'all' split; it has train, val, test"):

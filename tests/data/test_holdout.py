@@ -1,4 +1,4 @@
-"""Which training pairs become the validation split."""
+"""The choice of the validation split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def splits(records: Sequence[Record]) -> dict[str, str]:
     return {record.id: record.split for record in records}
 
 
-def test_without_coordinates_a_tenth_goes_and_the_rest_stays_as_it_was() -> None:
+def test_without_coordinates_a_tenth_is_held_out_and_the_rest_is_unchanged() -> None:
     records = [*named(200), *named(50, "test")]
     found, how = hold_out(records, 0.1, 500)
     assert [record.id for record in found] == [record.id for record in records]
@@ -44,7 +44,7 @@ def test_the_choice_does_not_depend_on_the_order_of_the_records() -> None:
     assert splits(hold_out(places, 0.1, 500)[0]) == splits(hold_out(places[::-1], 0.1, 500)[0])
 
 
-def test_with_coordinates_whole_blocks_go() -> None:
+def test_with_coordinates_whole_blocks_are_held_out() -> None:
     records = scattered(1000, 5000)  # about 100 blocks of about 10 pairs
     found, how = hold_out(records, 0.1, 500)
     blocks: dict[tuple[int, int], set[str]] = {}
@@ -68,7 +68,7 @@ def test_the_same_corner_in_two_zones_is_two_blocks() -> None:
 
 
 @pytest.mark.parametrize("extent_m", [300, 800])
-def test_where_blocks_are_too_coarse_single_pairs_go_and_the_log_says_so(
+def test_single_pairs_are_held_out_and_logged_if_blocks_are_too_coarse(
     extent_m: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -83,7 +83,7 @@ def test_one_pair_without_coordinates_rules_blocks_out() -> None:
     assert "hash of the id" in how
 
 
-def test_validation_pairs_of_the_source_are_all_there_are() -> None:
+def test_a_source_with_validation_pairs_keeps_them() -> None:
     records = [*named(10), *named(2, "val"), *named(3, "test")]
     found, how = hold_out(records, 0.5, 500)
     assert found == records
@@ -96,7 +96,7 @@ def test_few_pairs(count: int, held: int) -> None:
     assert [record.split for record in found].count("val") == held
 
 
-def test_not_all_training_pairs_go() -> None:
+def test_some_training_pairs_remain() -> None:
     found, _ = hold_out(named(3), 0.99, 500)
     assert [record.split for record in found].count("val") == 2
     found, _ = hold_out(scattered(40, 2000), 0.99, 500)

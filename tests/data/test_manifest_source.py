@@ -1,4 +1,4 @@
-"""The user's own images, listed in a file."""
+"""Users' own images, listed in a manifest."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_rows_become_records_in_their_order(tmp_path: Path) -> None:
     assert found == [Record("007", "test", heading=90.0), Record("x", "train", heading=0.0)]
 
 
-def test_byte_order_mark_blank_lines_and_spaces_are_no_trouble(tmp_path: Path) -> None:
+def test_byte_order_mark_blank_lines_and_spaces_are_accepted(tmp_path: Path) -> None:
     text = f"\ufeff{HEADER}\r\n\r\n é 1 ,a.png,b.png, val\r\n\r\n"
     assert records(tmp_path, text) == [Record("é 1", "val")]
 
@@ -71,7 +71,7 @@ def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
     assert (second.id, second.latitude, second.longitude, second.zone) == ("3", -35.25, 149.125, 32755)
 
 
-def test_heading_of_a_row_goes_before_the_configured_one(tmp_path: Path) -> None:
+def test_heading_of_a_row_overrides_the_configured_one(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(f"{HEADER},heading\na,s,p,train,0\nb,s,p,train,\n")
     source = ManifestSource(ManifestSourceConfig(uri=str(tmp_path / "m.csv"), panorama_heading=45.0))
     assert [record.heading for record in source.records()] == [0.0, 45.0]

@@ -1,4 +1,4 @@
-"""Satellite tiles cut out of map tiles and GeoTIFFs around given places, and panoramas that show less than all."""
+"""Satellite tiles cut from map tiles and GeoTIFFs around positions, and panoramas of a part of the horizon."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GEOD = Geod(ellps="WGS84")
 
 
 def assert_marks(tile: NDArray[np.uint8], metres: float) -> None:
-    """Each channel's mark is at its bearing and distance from the middle, to a pixel and a half."""
+    """Each channel's mark is at its bearing and distance from the centre, to a pixel and a half."""
     px = tile.shape[0]
     assert tile.shape == (px, px, 3)
     for channel, (bearing, distance) in enumerate(MARKS):
@@ -54,7 +54,7 @@ def marked(place: tuple[float, float], bearing: float, distance: float) -> tuple
 
 @pytest.fixture
 def map_tiles(tmp_path: Path) -> Path:
-    """5 x 5 map tiles of zoom 18 around the place, written by projecting each mark."""
+    """5 x 5 map tiles of zoom 18 around the position, with each mark projected."""
     zoom, size = 18, 256
     count = 2**zoom
 
@@ -78,7 +78,7 @@ def map_tiles(tmp_path: Path) -> Path:
 
 
 class TestMapTiles:
-    def test_a_tile_is_stitched_around_its_place(self, map_tiles: Path) -> None:
+    def test_a_tile_is_stitched_around_its_position(self, map_tiles: Path) -> None:
         assert_marks(MapTiles(str(map_tiles), 18).cut(LATITUDE, LONGITUDE, 120.0, 240), 120.0)
         assert_marks(MapTiles(str(map_tiles / "{z}/{x}/{y}.png"), 18).cut(LATITUDE, LONGITUDE, 100.0, 100), 100.0)
 
@@ -89,7 +89,7 @@ class TestMapTiles:
         template = str(map_tiles / "{z}/{x}/tms-{-y}.png")
         assert_marks(MapTiles(template, 18).cut(LATITUDE, LONGITUDE, 120.0, 240), 120.0)
 
-    def test_missing_and_broken_map_tiles_are_told(self, map_tiles: Path) -> None:
+    def test_missing_and_broken_map_tiles_are_named(self, map_tiles: Path) -> None:
         tiles = MapTiles(str(map_tiles), 18)
         with pytest.raises(UnreadableImageError, match=r"map tile 18/\d+/\d+ is missing"):
             tiles.cut(LATITUDE, LONGITUDE + 0.01, 120.0, 240)
@@ -104,12 +104,12 @@ class TestMapTiles:
 
 
 @pytest.mark.parametrize("projection", ["EPSG:32755", "EPSG:4326", "EPSG:3857"])
-def test_a_tile_is_cut_out_of_a_geotiff_of_any_projection(projection: str, tmp_path: Path) -> None:
+def test_a_tile_is_cut_from_a_geotiff_of_any_projection(projection: str, tmp_path: Path) -> None:
     assert_marks(GeoTiff(geotiff(tmp_path, projection)).cut(LATITUDE, LONGITUDE, 120.0, 240), 120.0)
 
 
 def geotiff(folder: Path, projection: str) -> str:
-    """A raster of 500 x 500 m around the place, half a metre a pixel, with the marks."""
+    """A raster of 500 x 500 m around the position, half a metre per pixel, with the marks."""
     rasterio = pytest.importorskip("rasterio")  # an optional extra
     from pyproj import Transformer
     from rasterio.transform import from_bounds
@@ -152,7 +152,7 @@ class TestGeoTiff:
         with pytest.raises(ConfigError, match=r"deep.tif' has pixels of uint16: expected 8 bits"):
             GeoTiff(str(tmp_path / "deep.tif"))
 
-    def test_files_that_are_no_rasters(self, tmp_path: Path) -> None:
+    def test_files_that_are_not_usable_rasters(self, tmp_path: Path) -> None:
         pytest.importorskip("rasterio")
         (tmp_path / "x.tif").write_bytes(b"no raster")
         with pytest.raises(ConfigError, match=r"x.tif' cannot be read"):
@@ -224,7 +224,7 @@ def test_contradictions_in_the_imagery(options: dict[str, object], reason: str) 
         Config.from_tree({"source": {"kind": "manifest", "uri": "x.csv", **options}})
 
 
-def test_rows_without_a_place_have_no_tile(tmp_path: Path) -> None:
+def test_rows_without_a_position_have_no_tile(tmp_path: Path) -> None:
     text = "id,street,split,latitude,longitude\na,p.png,train,,\n"
     source = ManifestSource(manifest(tmp_path, text, tiles="t", zoom=3, tile_m=9.0))
     with pytest.raises(ManifestError, match="row 1: latitude is empty"):
@@ -252,7 +252,7 @@ class TestPanoramas:
         assert (found[:, 50:70] == 200).all()
         assert found[:, :50].max() == found[:, 70:].max() == 0
 
-    def test_it_is_told_what_was_done(self, tmp_path: Path) -> None:
+    def test_the_report_says_what_was_done(self, tmp_path: Path) -> None:
         rows = ["id,satellite,street,split,fov"]
         sizes = {"a": (40, 80), "b": (20, 110), "c": (40, 80), "d": (30, 40), "e": (20, 110)}
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "s.png")
@@ -272,7 +272,7 @@ class TestPanoramas:
             "panoramas: 2 full spheres, the middle half of the rows kept",
         ]
 
-    def test_narrow_panoramas_have_to_say_so(self, tmp_path: Path) -> None:
+    def test_narrow_panoramas_need_a_field_of_view(self, tmp_path: Path) -> None:
         with pytest.raises(UnreadableImageError, match="expected the whole horizon, at least twice as wide as high"):
             self.street(np.full((20, 30, 3), 200, np.uint8))
 

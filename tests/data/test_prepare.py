@@ -1,4 +1,4 @@
-"""From a source to shards and `dataset.json`, in this process. Ray's part is in the integration tests."""
+"""Preparation of shards and `dataset.json` in this process; the integration tests cover Ray."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_training_pairs_are_mixed_and_test_pairs_keep_their_order(
 
 
 def stopping_after(shards: int) -> object:
-    """A progress that is interrupted when so many shards are done."""
+    """A progress that is interrupted when this many shards are done."""
 
     @contextmanager
     def progress(total: int, label: str, unit: str) -> Iterator[Advance]:

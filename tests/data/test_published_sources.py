@@ -49,7 +49,7 @@ def save(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 @pytest.fixture
 def cvusa(tmp_path: Path) -> Path:
-    """Eight training and three test pairs; one tile is missing, one panorama is cut short, one is not cropped."""
+    """Eight training and three test pairs; one tile is missing, one panorama is truncated, one is not cropped."""
     root = tmp_path / "CVUSA"
     (root / "splits").mkdir(parents=True)
     for split, numbers in (("train", range(1, 9)), ("val", range(9, 12))):
@@ -83,7 +83,7 @@ def act_index(root: Path, ids: list[str], train: list[int], val: list[int], test
 
 @pytest.fixture
 def cvact(tmp_path: Path) -> Path:
-    """Seven training, three val and five test pairs (val among them); of val one tile is missing."""
+    """Seven training, three val and five test pairs (val among them); one tile of val is missing."""
     root = tmp_path / "CVACT"
     ids = [f"-pano_{k:02d}xyzABCDEFGHIJ" for k in range(12)]
     act_index(root, ids, train=[12, 1, 2, 3, 4, 5, 6], val=[7, 8, 9], test=[7, 8, 9, 10, 11])
@@ -145,7 +145,7 @@ class TestCvusa:
         assert "quarantined: 0000002" in text
         assert report.lines()[-1] == "ok, but some published pairs are missing"
 
-    def test_a_missing_pair_is_a_fault_where_all_are_asked_for(self, cvusa: Path, tmp_path: Path) -> None:
+    def test_a_missing_pair_is_a_fault_if_all_are_required(self, cvusa: Path, tmp_path: Path) -> None:
         prepare(config({"kind": "cvusa", "uri": str(cvusa)}, tmp_path / "set"))
         cli.app(["verify", str(tmp_path / "set")], standalone_mode=False)
         assert cli.app(["verify", str(tmp_path / "set"), "--complete"], standalone_mode=False) == 1
@@ -168,7 +168,7 @@ class TestCvusa:
             records()
 
     def test_the_treatment_of_the_released_scripts(self) -> None:
-        """Unrolled at 224 x 1232, cut off to 8 bits, then OpenCV's cubic: at half size, taps of -3 19 19 -3 over 32."""
+        """Unrolled at 224 x 1232, truncated to 8 bits, OpenCV's cubic: at half size, taps of -3 19 19 -3 over 32."""
         tile = noise(300, 300, 1)
         rows, columns = 224, 1232
         radius = 300 / (2 * rows) * (rows - 1 - np.arange(rows))[:, None]
@@ -218,7 +218,7 @@ class TestCvact:
         tests = [record for record in source.records() if record.split == "test"]
         assert len(tests) == 5
         for record in tests:
-            source.read(record)  # of val one tile is missing, but not here
+            source.read(record)  # one tile of val is missing, but none of the test set
         with pytest.raises(
             UnreadableImageError, match="satellite image is missing: neither ANU_data_small/satview_polish"
         ):

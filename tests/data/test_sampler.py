@@ -24,7 +24,7 @@ def test_every_pair_once(shard_sizes: list[int], seed: int, epoch: int, window: 
 
 @given(sizes, seeds, st.integers(1, 5))
 def test_a_shard_is_in_one_window_only(shard_sizes: list[int], seed: int, window: int) -> None:
-    """Cut where the windows end, each part holds whole shards, and no more of them than a window has."""
+    """Divided at the ends of the windows, each part holds whole shards, and no more of them than a window has."""
     shard_of = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
     visits = shard_of[epoch_order(shard_sizes, seed, 0, window)].tolist()
     parts: list[set[int]] = []
@@ -52,13 +52,13 @@ def test_the_order_is_a_function_of_seed_epoch_and_window() -> None:
     assert len({tuple(order) for order in orders.values()}) == 8
 
 
-def test_the_order_stays_the_same_for_ever() -> None:
-    """A run that was begun with an older version goes on with the same pairs."""
+def test_the_order_never_changes() -> None:
+    """A run started with an older version continues with the same pairs."""
     assert epoch_order([3, 4, 2, 3], seed=5, epoch=2, window=2).tolist() == PINNED
 
 
 def test_orders_are_uniform() -> None:
-    """Each of three shards comes first in a third of the epochs, each pair of a window on each place of it."""
+    """Each of three shards comes first in a third of the epochs, each pair of a window in each of its positions."""
     shards = np.array([epoch_order([1, 1, 1], 0, epoch, 1)[0] for epoch in range(3000)])
     assert np.abs(np.bincount(shards) - 1000).max() < 4 * np.sqrt(3000 * (1 / 3) * (2 / 3))
     places = np.array([epoch_order([2, 3], 0, epoch, 2).tolist().index(4) for epoch in range(3000)])
@@ -72,7 +72,7 @@ def test_shares_of_a_batch() -> None:
 
 
 @given(sizes, seeds, st.integers(1, 7), st.integers(1, 9))
-def test_the_ranks_together_make_the_same_batches_whatever_their_number(
+def test_the_ranks_make_the_same_batches_at_any_number(
     shard_sizes: list[int], seed: int, batch: int, world: int
 ) -> None:
     def lists(rank: int, world: int) -> list[list[tuple[int, int]]]:
@@ -90,7 +90,7 @@ def test_the_ranks_together_make_the_same_batches_whatever_their_number(
 
 
 @given(sizes, seeds, st.integers(1, 4), st.data())
-def test_an_epoch_goes_on_from_any_step(shard_sizes: list[int], seed: int, world: int, data: st.DataObject) -> None:
+def test_an_epoch_resumes_at_any_step(shard_sizes: list[int], seed: int, world: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, world - 1))
     whole = GlobalBatchSampler(shard_sizes, seed=seed, window=2, batch=4, rank=rank, world=world, epoch=1)
     step = data.draw(st.integers(0, whole.steps))

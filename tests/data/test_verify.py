@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def folder(pairs: PairFolder, tmp_path: Path) -> Path:
-    """A data set with a pair in quarantine and several shards."""
+    """A data set with a quarantined pair and several shards."""
     for k in range(6):
         pairs.add(f"train{k}")
     pairs.add("val", "val")
@@ -35,7 +35,7 @@ def folder(pairs: PairFolder, tmp_path: Path) -> Path:
 
 
 def rewrite(folder: Path, name: str, change: Callable[[dict[str, list[Any]]], None]) -> None:
-    """Change a shard's columns and make its size and checksum in dataset.json right again."""
+    """Change a shard's columns and update its size and checksum in dataset.json."""
     import pyarrow as pa
 
     table = pa.ipc.open_file((folder / name).read_bytes()).read_all()
@@ -94,7 +94,7 @@ def test_images_that_cannot_be_decoded_are_listed_by_id(folder: Path) -> None:
     ]
 
 
-def test_pairs_that_are_missing_or_doubled_are_listed_by_id(folder: Path) -> None:
+def test_pairs_that_are_missing_or_repeated_are_listed_by_id(folder: Path) -> None:
     def rename(columns: dict[str, list[Any]]) -> None:
         columns["id"][0] = "stranger"
 
@@ -110,7 +110,7 @@ def test_a_pair_in_two_splits_is_a_fault(folder: Path) -> None:
     assert verify(str(folder)).faults == ["train0: in more than one split"]
 
 
-def test_another_order_of_the_pairs_is_a_fault(folder: Path) -> None:
+def test_a_different_order_of_the_pairs_is_a_fault(folder: Path) -> None:
     def turn(columns: dict[str, list[Any]]) -> None:
         for values in columns.values():
             values.reverse()

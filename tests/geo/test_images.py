@@ -1,4 +1,4 @@
-"""Decoding of whatever users send, and encoding."""
+"""Decoding of users' images, and encoding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s2s_ray.geo.images import (
 
 @pytest.fixture
 def pixels() -> Pixels:
-    """A smooth picture of 12 rows and 30 columns, every pixel of another colour."""
+    """A smooth picture of 12 rows and 30 columns, every pixel of a different colour."""
     rows, columns = np.mgrid[0:12, 0:30]
     return np.stack([rows * 20, columns * 8, 255 - rows * 10 - columns * 4], axis=-1).astype(np.uint8)
 
@@ -33,7 +33,7 @@ def save(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize("encoding", ["png", "webp"])
-def test_lossless_encodings_give_the_pixels_back(pixels: Pixels, encoding: Encoding) -> None:
+def test_lossless_encodings_keep_the_pixels(pixels: Pixels, encoding: Encoding) -> None:
     data = encode(pixels, encoding)
     assert np.array_equal(decode(data), pixels)
     assert encode(pixels.copy(), encoding) == data
@@ -110,7 +110,7 @@ def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> 
 
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg", "webp"])
-def test_an_image_cut_short_is_refused(pixels: Pixels, encoding: Encoding) -> None:
+def test_a_truncated_image_is_refused(pixels: Pixels, encoding: Encoding) -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     with pytest.raises(UnreadableImageError, match="damaged or cut short"):
         decode(encode(noisy, encoding)[:-400])
@@ -137,7 +137,7 @@ def test_no_damage_escapes_as_another_error(pixels: Pixels) -> None:
     generator = np.random.default_rng(3)
     refused = 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata
         for number in range(1400):
             data = bytearray(files[number % len(files)])
             for place in generator.integers(0, min(len(data), 200), 3):

@@ -87,7 +87,7 @@ def test_the_bottom_row_is_the_centre() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 12), (12, 12), (3, 12, 10)])
-def test_polar_transform_refuses_what_is_not_a_square_tile(shape: tuple[int, ...]) -> None:
+def test_polar_transform_refuses_tiles_that_are_not_square(shape: tuple[int, ...]) -> None:
     with pytest.raises(ViewError, match="C S S") as error:
         polar_transform(torch.zeros(shape), 8, 16)
     assert str(shape) in str(error.value)
@@ -121,7 +121,7 @@ def test_panorama_crop_rounds_to_whole_rows(fractions: tuple[float, float], firs
 
 
 @pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.2), (0.50, 0.51)])
-def test_panorama_crop_refuses_rows_that_are_none(fractions: tuple[float, float]) -> None:
+def test_panorama_crop_refuses_invalid_rows(fractions: tuple[float, float]) -> None:
     with pytest.raises(ViewError, match="panorama_rows") as error:
         panorama_crop(torch.zeros(3, 10, 4), fractions)
     assert str(list(fractions)) in str(error.value)
@@ -129,7 +129,7 @@ def test_panorama_crop_refuses_rows_that_are_none(fractions: tuple[float, float]
 
 @pytest.mark.parametrize("heading", [0.0, 90.0, 180.0, 270.0, -90.0, 30.0, 360.0])
 def test_rolled_to_north_every_column_has_its_bearing(heading: float) -> None:
-    """Columns that hold their own compass bearing; width 24 makes 15 degrees a column."""
+    """The columns hold their compass bearing; a width of 24 makes 15 degrees per column."""
     middle = torch.arange(24) - 12
     panorama = ((heading + 15.0 * middle) % 360).expand(3, 5, 24)
     rolled = roll_to_north(panorama, heading)
@@ -183,7 +183,7 @@ def test_a_flipped_polar_image_shows_the_mirrored_world() -> None:
     polar, mirror = polar_transform(tile, 10, 28), polar_transform(mirrored, 10, 28)
     flipped, _ = flip_pair(polar, polar)
     torch.testing.assert_close(flipped, mirror.roll(-1, dims=-1), atol=1e-12, rtol=0)
-    assert (flipped - mirror).abs().max() > 0.1  # it does turn by that column
+    assert (flipped - mirror).abs().max() > 0.1  # the mirror image is shifted by that column
 
 
 def test_a_field_of_view_that_would_fill_the_memory_is_refused() -> None:

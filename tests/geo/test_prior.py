@@ -1,4 +1,4 @@
-"""Areas against arithmetic by hand."""
+"""Areas against independent arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LATITUDES, LONGITUDES = st.floats(-90, 90), st.floats(-180, 180)
 
 
 @given(st.tuples(LATITUDES, LONGITUDES), st.floats(1, 2e7), st.lists(st.tuples(LATITUDES, LONGITUDES), max_size=8))
-def test_a_circle_holds_what_the_geodesic_says(
+def test_a_circle_contains_the_points_within_the_geodesic_distance(
     centre: tuple[float, float], radius: float, points: list[tuple[float, float]]
 ) -> None:
     latitudes, longitudes = np.array(points, np.float64).reshape(-1, 2).T
@@ -56,6 +56,6 @@ def test_unknown_positions_are_outside_and_without_distance() -> None:
         (lambda: Box(0, 0, 181, 1), "longitude 181"),
     ],
 )
-def test_what_is_no_area(make: object, words: str) -> None:
+def test_invalid_areas_are_refused(make: object, words: str) -> None:
     with pytest.raises(PriorError, match=words):
         make()  # type: ignore[operator]

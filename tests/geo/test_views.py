@@ -41,7 +41,7 @@ def polar_by_hand(tile: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 
 def mean_by_hand(image: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Area means where the target divides the source."""
+    """Area means for a target size that divides the source."""
     h, w = image.shape[0] // height, image.shape[1] // width
     return image.reshape(height, h, width, w, 3).mean(axis=(1, 3))
 
@@ -80,7 +80,7 @@ def test_polar_is_resized_only() -> None:
     assert_rounded(prepare_polar(polar, 16, 88), mean_by_hand(polar.astype(float), 16, 88))
 
 
-def test_read_only_pixels_are_taken() -> None:
+def test_read_only_pixels_are_accepted() -> None:
     panorama = noise(16, 88)
     panorama.flags.writeable = False
     prepare_street(panorama, 0.0, (0.0, 1.0), 8, 40)
@@ -101,7 +101,7 @@ def test_parameters_out_of_range_are_refused() -> None:
         prepare_satellite(noise(16, 88), 8, 40)
 
 
-def test_pixels_come_back_from_the_models_range() -> None:
+def test_the_models_range_is_converted_to_pixels() -> None:
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     torch.testing.assert_close(to_pixels(pixels / 127.5 - 1), pixels)
     assert to_pixels(torch.tensor([-1.1, 1.1])).tolist() == [0, 255]
@@ -136,7 +136,7 @@ class TestViewGeometry:
         np.testing.assert_array_equal(self.bare.satellite(tile), prepare_satellite(tile, 32, 176))
         np.testing.assert_array_equal(self.bare.satellite(polar), prepare_polar(polar, 32, 176))
 
-    def test_satellite_layout_said_explicitly(self) -> None:
+    def test_an_explicit_satellite_layout(self) -> None:
         tile = noise(40, 40)
         np.testing.assert_array_equal(self.bare.satellite(tile, "polar"), prepare_polar(tile, 32, 176))
         with pytest.raises(ViewError, match=r"64 x 32 .*square north-up tile$"):

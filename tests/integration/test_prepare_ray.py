@@ -1,4 +1,4 @@
-"""Preparation as Ray Data tasks."""
+"""Preparation in Ray Data tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from s2s_ray import storage
 from s2s_ray.config import Config, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import StorageError
+from s2s_ray.errors import DamagedError, StorageError
 from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
 from s2s_ray.index.tiles import DatasetTiles
 from s2s_ray.model.checkpoint import save_model
@@ -193,3 +193,9 @@ def test_an_index_is_built_in_parts_by_ray_and_goes_on(filled: PairFolder, tmp_p
     plain = Build(with_ray.checkpoint, source, str(tmp_path / "plain"), batch=2, part=6)
     build_in_parts(plain, parallel=False)
     assert content(tmp_path / "with-ray") == content(tmp_path / "plain")
+
+    [shard] = (tmp_path / "data").glob("train-00000.arrow")
+    shard.write_bytes(shard.read_bytes()[::-1])
+    damaged = Build(with_ray.checkpoint, source, str(tmp_path / "damaged"), batch=2, part=4)
+    with pytest.raises(DamagedError, match="fails its checksum"):  # the class that the worker raised
+        build_in_parts(damaged, parallel=True)

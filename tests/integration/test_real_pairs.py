@@ -1,4 +1,4 @@
-"""The six real pairs beside the project, through the same commands as any user's images."""
+"""The six real sample pairs, with the same commands as any user's images."""
 
 from __future__ import annotations
 
