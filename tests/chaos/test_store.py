@@ -1,4 +1,4 @@
-"""A store that fails temporarily, and one that fails permanently: the real S3 server behind a proxy."""
+"""A store that fails temporarily, and one that fails permanently: an S3 server behind a faulty proxy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from s2s_ray.errors import StorageError
 from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
+from tests.conftest import SHARED
 from tests.support.commands import train
 from tests.support.killed_runs import Ending, assert_equal, before_step, configured
+from tests.support.s3_server import ceph_script
 
 if TYPE_CHECKING:
     from tests.support.faulty_proxy import FaultyProxy
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 FAULTS = ("refuse", "reset", "drop", "lose", "stall", "spoil")
+if ceph_script(SHARED) is None:
+    FAULTS = FAULTS[:-1]  # moto's server does not compare an upload with its digest
 
 
 @pytest.fixture(autouse=True)

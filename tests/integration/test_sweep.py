@@ -108,7 +108,6 @@ def test_a_killed_sweep_resumes_and_can_be_extended(settings: list[str], tmp_pat
     assert len(Trainer(again).fit()) == 1, "best.yaml is a configuration for train as it is"
 
 
-@pytest.mark.shared
 def test_two_objectives_and_failing_trials_on_s3(settings: list[str], s3: str) -> None:
     places = [
         *settings,
