@@ -50,6 +50,7 @@ def interrupted(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -
     finished = store.steps()
     command = train(settings, storage, "stopped", EPOCHS)
     resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
     return Interrupted(process.returncode, errors, finished, processes, resumed, history_of(storage / "stopped"))
 
 
@@ -70,7 +71,6 @@ def test_ctrl_c_names_the_newest_checkpoint(interrupted: Interrupted) -> None:
 
 def test_the_same_command_resumes(interrupted: Interrupted) -> None:
     resumed = interrupted.resumed
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert "resumed" in resumed.stderr
     assert "best checkpoint" in resumed.stdout
     assert [entry["epoch"] for entry in interrupted.history] == list(range(EPOCHS))
