@@ -24,22 +24,43 @@ def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
 
     Raises:
         RegistryError, StorageError, CheckpointError, ReferenceIndexError: as `build`.
-        NotReadyError: a deployment cannot start, or none becomes ready in time.
+        NotReadyError: Serve cannot listen on that address, a deployment cannot start, or the service does not become
+            ready in time.
     """
     application = build(args)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
+    try:
+        serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
+    except RuntimeError as error:  # as RayTaskError, with the traceback of the proxy in the message
+        raise NotReadyError(f"Serve cannot listen on {host}:{port}: {_last_line(str(error))}") from error
     try:
         try:
             serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
-        except RuntimeError as error:  # Serve reports deployments that fail to start in this way
-            raise NotReadyError(f"the service could not start: {error}") from error
+        except RuntimeError as error:
+            raise NotReadyError(f"the service could not start: {_reason(error)}") from error
         # A service on every interface is reachable through loopback.
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
         _wait_until_ready(url)
         yield url
     finally:
         serve.delete(APPLICATION)  # not `serve.shutdown`: a shared cluster may run other applications
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return why an application could not be deployed; Serve's error names the deployments without the reasons."""
+    application = serve.status().applications.get(APPLICATION)
+    deployments = application.deployments.items() if application else ()
+    reasons = [
+        f"{name}: {_last_line(deployment.message)}"
+        for name, deployment in deployments
+        if deployment.status == "DEPLOY_FAILED"
+    ]
+    return "; ".join(reasons) or str(error)
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of a traceback, which is its message."""
+    return text.strip().splitlines()[-1].strip() if text.strip() else "unknown reason"
 
 
 def _wait_until_ready(url: str) -> None:

@@ -29,7 +29,6 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
 
 from s2s_ray import registry, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import ConfigError, DescriptorError, ReferenceIndexError, ReleaseNotLoadedError, StorageError
 from s2s_ray.geo.images import decode, encode
 from s2s_ray.geo.prior import Box, Circle
@@ -47,10 +46,9 @@ from s2s_ray.service.rollout.served_release import resolve
 from s2s_ray.service.schemas import finite
 from s2s_ray.service.settings import ModelScaling, ServeArgs
 from tests.support.fake_service import COUNT, GEOMETRY, HEIGHT, RELEASE, WIDTH, Fakes, flat
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model(width=72)
 SECRET = "correct-horse"
 TOKEN = {"name": "a", "sha256": "0" * 64}
 

@@ -15,6 +15,7 @@ from ray.serve._private import constants, haproxy_templates
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentBroadcastResponse, DeploymentHandle
 from ray.serve.request_router import RequestRouter
+from ray.serve.schema import DeploymentStatus, DeploymentStatusOverview
 
 from s2s_ray.service.app import ROUND_ROBIN
 from s2s_ray.service.deploy.haproxy import environment
@@ -53,3 +54,8 @@ def test_handles_have_the_methods_that_the_service_calls() -> None:
     assert list(inspect.signature(DeploymentHandle.broadcast).parameters)[:2] == ["self", "method_name"]
     results = inspect.signature(DeploymentBroadcastResponse.results_async).parameters
     assert {"timeout_s", "return_exceptions"} <= set(results)
+
+
+def test_the_status_of_a_failed_deployment_equals_its_name() -> None:
+    assert DeploymentStatus.DEPLOY_FAILED == "DEPLOY_FAILED"
+    assert "message" in DeploymentStatusOverview.__annotations__
