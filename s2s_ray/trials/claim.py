@@ -9,7 +9,6 @@ import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.description import read_dataset_info
 from s2s_ray.errors import DamagedError
 from s2s_ray.storage.documents import Document
 
@@ -78,6 +77,8 @@ def claim(config: Config, root: str, origin: type[Origin]) -> None:
     """
     kind, section, fault = origin.KIND, origin.SECTION, origin.ERROR
     name = getattr(config, section).name
+    from s2s_ray.data.description import read_dataset_info  # imports PyTorch, which `s2s status` does without
+
     digest = read_dataset_info(config.data.uri).digest
     if not storage.exists(storage.join(root, origin.FILE)):
         if present := storage.list_names(root):

@@ -11,6 +11,7 @@ import pytest
 from s2s_ray.config import load_config
 
 HEAVY = ("torch", "ray", "scipy", "faiss", "matplotlib", "optuna", "pyarrow", "boto3", "botocore", "tensorboardX")
+WRITTEN = Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0"
 PROGRAM = f"""
 import contextlib, sys
 from s2s_ray.cli import main
@@ -38,9 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["token", "ops"], "sha256"),
         (["status", "ROOT"], "begun"),
         (["checkpoint", "--help"], "rollback"),
+        (["checkpoint", "list", "--registry", str(WRITTEN / "registry"), "--name", "city"], "* first-2-2236d7b2"),
         (["localize", "--help"], "--near"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(map(str, value[:2])) if isinstance(value, list) else "",
 )
 def test_light_verbs_import_nothing_heavy(verb: list[str], printed: str, run: Path) -> None:
     arguments = [str(run) if word == "ROOT" else word for word in verb]
@@ -51,3 +53,14 @@ def test_light_verbs_import_nothing_heavy(verb: list[str], printed: str, run: Pa
     *lines, heavy = done.stdout.splitlines()
     assert printed in "\n".join(lines)
     assert heavy.strip() == "heavy:"
+
+
+def test_the_status_of_a_sweep_needs_optuna_but_not_pytorch() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "status", str(WRITTEN)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    heavy = set(done.stdout.splitlines()[-1].split()[1:])
+    assert "night" in done.stdout
+    assert "optuna" in heavy
+    assert not heavy & {"torch", "ray", "faiss", "matplotlib"}
