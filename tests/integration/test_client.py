@@ -27,8 +27,8 @@ from s2s_ray.geo.prior import Box, Circle
 from s2s_ray.index.build import build_index
 from s2s_ray.inference import Localizer, Synthesizer
 from s2s_ray.service.settings import ServeArgs
-from tests.support.pair_folder import PairFolder
 from tests.support.in_process_service import application, listening
+from tests.support.pair_folder import PairFolder
 from tests.support.served import noise, save_tiny
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
