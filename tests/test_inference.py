@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import InputError, ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
 from s2s_ray.index import (
@@ -24,10 +23,9 @@ from s2s_ray.index import (
 from s2s_ray.inference import Embedder, Localizer, Synthesizer, Use
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model(width=72)
 ROWS = (0.1, 0.9)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from s2s_ray import cli, config, storage
 from s2s_ray.cli import pipeline
-from s2s_ray.config import EvaluationConfig, ModelConfig
+from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import DivergedError, StoppedError
@@ -25,6 +25,7 @@ from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.sweep import sweep
 from s2s_ray.training import ray_train
+from tests.support.models import tiny_model
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
@@ -92,7 +93,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFol
             pairs.add(f"{split}-{number}", split, latitude=-35.3 + number / 1000, longitude=149.1)
     prepare(pairs.config(folder / "data"))
     torch.manual_seed(0)
-    model = S2S(ModelConfig(height=32, width=40, channels=4, residual_blocks=1, street_blocks=(1, 1, 1), masks=2))
+    model = S2S(tiny_model())
     save_model(model, {"run": "none", "step": 0}, folder / "local")
     storage.publish(folder / "local", str(folder / "checkpoint"))
     dataset = PairDataset(str(folder / "data"), "test")

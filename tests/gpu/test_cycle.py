@@ -14,8 +14,9 @@ from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.blocks import InstanceNorm2d, SpectralConv2d
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(height=32, width=48, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+TINY = tiny_model(residual_blocks=6, width=48, discriminator_channels=8)
 SMALLEST = TINY.model_copy(update={"residual_blocks": 1})
 # PyTorch's compiler warns about deprecated parts of PyTorch that it uses, and about TF32, which is off.
 OF_THE_COMPILER = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\..*", r"ignore::UserWarning:torch\..*")

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from s2s_ray.config import ModelConfig
 from s2s_ray.inference import Embedder, Synthesizer, Use
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 
-SMALLEST = ModelConfig(
-    height=32, width=48, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2, residual_blocks=1
-)
+SMALLEST = tiny_model(width=48, discriminator_channels=8)
 
 
 @pytest.mark.slow

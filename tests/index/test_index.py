@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from s2s_ray import storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import DamagedError, DescriptorError, InputError, ReferenceIndexError, StorageError
 from s2s_ray.geo.prior import Box
 from s2s_ray.index import (
@@ -26,10 +25,9 @@ from s2s_ray.index import (
 )
 from s2s_ray.index.build import build_index
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model(width=72)
 
 
 def unit(count: int, dimension: int, seed: int = 0) -> Any:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from s2s_ray import registry, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
@@ -27,11 +26,10 @@ from s2s_ray.index.tiles import DatasetTiles, ManifestTiles
 from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 from tests.support.pair_folder import PairFolder
 
-TINY = ModelConfig(
-    height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model()
 TILES = 7
 
 

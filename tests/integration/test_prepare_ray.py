@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.config import Config, ModelConfig
+from s2s_ray.config import Config
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import DamagedError, StorageError
@@ -23,6 +23,7 @@ from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
 from s2s_ray.index.tiles import DatasetTiles
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 from tests.support.processes import kill, processes_of, wait_for_the_end_of
 
 if TYPE_CHECKING:
@@ -169,9 +170,7 @@ def peak_memory(process: psutil.Process) -> int:
 def test_an_index_is_built_in_parts_by_ray_and_goes_on(filled: PairFolder, tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     prepare(filled.config(data, parallel=False))
-    tiny = ModelConfig(
-        height=32, width=40, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-    )
+    tiny = tiny_model()
     save_model(S2S(tiny).eval(), {"run": "r", "step": 1, "metrics": {}}, tmp_path / "local")
     storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
     source = DatasetTiles(PairDataset(data, "train"), "train")

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import gather_rows, rank, sum_over_ranks, world_size
 from s2s_ray.training.step import TrainingStep
+from tests.support.models import tiny_model
 
 WORKERS = 4
 SHARES = [(8, 8), (4, 4, 4, 4), (6, 5, 5), (3, 2), (3, 2, 2), (1, 1), (2, 0, 1), (1, 0)]
@@ -88,7 +89,7 @@ def cycle(
 ) -> Result:
     """Run a training cycle of a tiny model with effective attention; with live statistics if not in pieces."""
     torch.manual_seed(seed)
-    config = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+    config = tiny_model(residual_blocks=6, discriminator_channels=8)
     model = S2S(config).to(dtype).train()
     for module in model.modules():
         if isinstance(module, NonLocalBlock):

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from s2s_ray import S2S, load_checkpoint, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import CheckpointError, DamagedError, StorageError
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.checkpoint_meta import check_fits, parse_meta, read_meta
+from tests.support.models import tiny_model
 
-SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+SMALL = tiny_model(residual_blocks=6)
 
 
 @pytest.fixture

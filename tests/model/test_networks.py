@@ -20,8 +20,9 @@ from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.retrieval import BasicBlock, StreetEncoder
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+TINY = tiny_model(residual_blocks=6)
 DOUBLE = torch.float64
 
 

@@ -18,7 +18,7 @@ from s2s_ray.sweep.study import SweepStudy
 from s2s_ray.training.loop import Trainer
 
 if TYPE_CHECKING:
-    from tests.conftest import PairFolder
+    from tests.support.pair_folder import PairFolder
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from s2s_ray.monitoring.exporter import exporting
 from s2s_ray.runtime.metrics import STORAGE
+from tests.support.ports import free_port
 
 
 def test_the_exporter_serves_the_inventory(root: Path) -> None:
@@ -60,10 +60,3 @@ def test_the_exporter_command_serves_until_it_is_stopped(root: Path) -> None:
             assert process.wait(timeout=20) == 0
         finally:
             process.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

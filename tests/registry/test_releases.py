@@ -14,15 +14,13 @@ import pytest
 import torch
 
 from s2s_ray import registry, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import CheckpointError, RegistryError
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model(width=72)
 
 
 def checkpoint(folder: Path, step: int) -> str:

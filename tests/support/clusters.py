@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,18 +16,12 @@ from typing import Any
 import httpx2
 import yaml
 
+from tests.support.ports import free_port
 from tests.support.processes import kill, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 RUNTIME_ENV = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(name: str, done: Callable[[], Any], seconds: float = 180) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,17 +23,16 @@ import yaml
 from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.index import IndexInfo, ReferenceIndex
 from s2s_ray.inference import Embedder, Localizer
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
+from tests.support.models import tiny_model
+from tests.support.ports import free_port
 from tests.support.processes import processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ModelConfig(
-    height=32, width=72, channels=4, residual_blocks=1, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2
-)
+TINY = tiny_model(width=72)
 TILES = 7
 SCARCE = {"num_cpus": 0.2, "max_replicas": 1, "max_batch": 2, "max_ongoing_requests": 2, "max_queued_requests": 4}
 """Settings of a deployment that is quickly overloaded."""
@@ -128,9 +126,7 @@ def running_in(
     root = str(folder / "registry")
     release = publish(folder, 5, root)
     registry.promote(root, "demo", release.id)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray_folder = tempfile.mkdtemp(prefix="s2s")  # short: Ray's socket names have a limit of 107 bytes
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from s2s_ray import S2S, storage
-from s2s_ray.config import ModelConfig
 from s2s_ray.errors import CheckpointError, RunError, StorageError
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.run import find_checkpoint
+from tests.support.models import tiny_model
 
-SMALL = ModelConfig(height=32, width=40, channels=4, discriminator_channels=4, street_blocks=(1, 1, 1), masks=2)
+SMALL = tiny_model(residual_blocks=6)
 
 
 @pytest.fixture

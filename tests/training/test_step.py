@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s2s_ray.config import LossConfig, ModelConfig, TrainConfig
+from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.errors import NotFiniteError
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
@@ -18,8 +18,9 @@ from s2s_ray.model.blocks import SpectralConv2d
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training.gradients import frozen
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
+from tests.support.models import tiny_model
 
-TINY = ModelConfig(height=32, width=40, channels=4, discriminator_channels=8, street_blocks=(1, 1, 1), masks=2)
+TINY = tiny_model(residual_blocks=6, discriminator_channels=8)
 TRAIN = TrainConfig(lr_generator=1e-3, lr_discriminator=2e-3, lr_retrieval=5e-4)
 NETWORKS = ("generator", "discriminator", "retrieval")
 # An instance norm follows both ways out of this one, so that its bias has no effect: its gradient is rounding.
