@@ -12,9 +12,9 @@ import yaml
 
 from s2s_ray.ablation.study import AblationOrigin
 from s2s_ray.config import Config, with_values
+from s2s_ray.data import description
 from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, SweepError
 from s2s_ray.sweep.origin import SweepOrigin
-from s2s_ray.trials import claim as module
 from s2s_ray.trials.claim import Origin, claim
 
 WRITTEN = Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0"
@@ -34,7 +34,7 @@ def started(
     root.mkdir()
     shutil.copy(folder / origin.FILE, root)
     stored = origin.at(str(root))
-    monkeypatch.setattr(module, "read_dataset_info", lambda uri: SimpleNamespace(digest=stored.dataset))
+    monkeypatch.setattr(description, "read_dataset_info", lambda uri: SimpleNamespace(digest=stored.dataset))
     return origin, root, stored.configuration(str(root))
 
 
@@ -72,7 +72,7 @@ def test_other_settings_are_refused(started: Started, monkeypatch: pytest.Monkey
     origin, root, config = started
     with pytest.raises(origin.ERROR, match=r"was started with loss\.alpha=10\.0, now it is 20\.0: keep it, or choose"):
         claim(with_values(config, {"loss.alpha": 20.0}), str(root), origin)
-    monkeypatch.setattr(module, "read_dataset_info", lambda uri: SimpleNamespace(digest="other"))
+    monkeypatch.setattr(description, "read_dataset_info", lambda uri: SimpleNamespace(digest="other"))
     with pytest.raises(origin.ERROR, match=r"was started on another data set \(.*\) than data\.uri="):
         claim(config, str(root), origin)
 
