@@ -17,7 +17,8 @@ from tests.support.pair_folder import PairFolder
 from tests.support.s3_server import ceph_script, ceph_server, moto_server
 
 BUCKET = "s2s-tests"
-SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared"
 
 # Ray reads these once, when it is first imported: every cluster of this session is closed to those without its token.
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -29,8 +30,13 @@ settings.load_profile("s2s")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse two tests with the same id: pytest-xdist would silently run one of them."""
+    """Put the long files first, so that both processes of pytest-xdist end together.
+
+    Two tests with the same id are refused: pytest-xdist would silently run one of them.
+    """
     assert len({item.nodeid for item in items}) == len(items), "two tests have one id"
+    long = [TESTS / folder for folder in ("integration", "gpu", "chaos")]
+    items.sort(key=lambda item: long.index(item.path.parent) if item.path.parent in long else len(long))
 
 
 @pytest.fixture(autouse=True)
