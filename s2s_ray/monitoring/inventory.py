@@ -107,7 +107,7 @@ def take_inventory(root: str) -> Inventory:
             else:
                 inventory.names.append(release_status(uri))
         except (S2SError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # damaged, or just being written
-            inventory.faults.append(f"{uri}: {error}")
+            inventory.faults.append(str(error) if uri in str(error) else f"{uri}: {error}")
     return inventory
 
 

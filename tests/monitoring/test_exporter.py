@@ -55,7 +55,7 @@ def test_the_exporter_command_serves_until_it_is_stopped(root: Path) -> None:
             assert "s2s_run_complete" in httpx2.get(f"http://127.0.0.1:{port}/metrics").text
             taken = subprocess.run(words, capture_output=True, text=True, timeout=60)
             assert taken.returncode == 2
-            assert f"127.0.0.1:{port} cannot be listened on" in taken.stderr
+            assert f"--host 127.0.0.1 --port {port}: cannot listen there" in taken.stderr
             process.terminate()
             assert process.wait(timeout=20) == 0
         finally:
