@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py throughput          every endpoint with the `paper` model: at least 0.9 of the bare rate
     python benchmarks/serve.py overhead            latency that HTTP adds to the median, `tiny` model, one caller
-    python benchmarks/serve.py litserve            LitServe serving the same model (pip install "s2s-ray[bench]")
+    python benchmarks/serve.py litserve            LitServe serving the same model (the dependency group `bench`)
     python benchmarks/serve.py start               from no replica to the first response
 
 Images are JPEGs of a procedural city in CVUSA's sizes: panoramas 224 x 1232, tiles 750 x 750. The model has random

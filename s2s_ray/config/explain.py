@@ -17,11 +17,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         key = ".".join(map(str, without_kind(fault["loc"])))
         if fault["type"] == "extra_forbidden":
             allowed = ", ".join(_fields(model, [str(part) for part in fault["loc"][:-1]]))
-            lines.append(f"{key}={_short(fault['input'])}: unknown key; known here: {allowed}")
+            lines.append(f"{key}={_short(fault['input'])}: unknown key; valid keys: {allowed}")
         elif fault["type"] == "missing":
             lines.append(f"{key} is missing: it has no default")
         else:
-            lines.append(f"{key or 'config'}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}")
+            reason = fault["msg"].removeprefix("Value error, ")
+            # A fault of the whole tree names its keys itself.
+            lines.append(f"{key}={_short(fault['input'])}: {reason}" if key else reason)
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         cpus: CPUs of a cluster that is started here; all by default.
 
     Raises:
-        ClusterError: the cluster at `RAY_ADDRESS` cannot be reached, or refuses the token.
+        ClusterError: the cluster at `RAY_ADDRESS` cannot be reached or refuses the token, or Ray cannot start here.
     """
     private = not os.environ.get("RAY_ADDRESS")
     if private:
@@ -46,7 +46,10 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         # Ray Train's watcher polls every node for a preemption notice, which this one never gets.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # "local": otherwise Ray connects to a cluster that somebody else runs on this machine.
-        ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
+        try:
+            ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
+        except Exception as error:  # Ray raises plain ones, for example on a machine too busy to start within 30 s
+            raise ClusterError(f"cannot start Ray on this machine: {error}") from error
     else:
         address = os.environ["RAY_ADDRESS"]
         try:

@@ -300,5 +300,5 @@ def test_the_presets_are_the_published_protocols() -> None:
     assert load_config("cvusa").model == load_config("paper").model
     with pytest.raises(ConfigError, match=r"source.test='all'.*'val' or 'test'"):
         load_config("cvact", ["source.test=all"])
-    with pytest.raises(ConfigError, match=r"source.zoom=3: unknown key; known here: kind, uri, polar_contrast, resize"):
+    with pytest.raises(ConfigError, match=r"source.zoom=3: unknown key; valid keys: kind, uri, polar_contrast, resize"):
         load_config("cvusa", ["source.zoom=3"])

@@ -94,3 +94,17 @@ def test_the_dashboards_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert auth_token() is None
     monkeypatch.setenv("RAY_AUTH_TOKEN", "own")
     assert auth_token() == "own"
+
+
+def test_a_cluster_that_cannot_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(ClusterError, match=r"^cannot start Ray on this machine: The current node timed out"),
+        ray_cluster(),
+    ):
+        pass
