@@ -135,7 +135,7 @@ def test_the_import_verb(
     verb = ["checkpoint", "import", str(tmp_path / "file.pth"), "--out", str(tmp_path / "checkpoint")]
     with pytest.raises(SystemExit, match="2"):
         cli.main([*verb, "--strict"])
-    assert "keys without a place: generator_model_dict.begin_conv.extra" in capsys.readouterr().err
+    assert "keys that the model does not use: generator_model_dict.begin_conv.extra" in capsys.readouterr().err
     assert not (tmp_path / "checkpoint").exists()
     with pytest.raises(SystemExit, match="0"):
         cli.main([*verb, "--trained-on", "cvact"])
