@@ -39,7 +39,10 @@ module of the package, and every class can be pickled, so that Ray passes on the
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class S2SError(Exception):
@@ -240,3 +243,8 @@ class StoppedError(S2SError):
     """Work that the user stopped; everything finished is stored, and the same command resumes it."""
 
     exit_code = 130
+
+
+def faults_of(error: ValidationError) -> str:
+    """Return the faults that pydantic found in a tree, in one line that names each key."""
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'all'}: {fault['msg']}" for fault in error.errors())

@@ -41,7 +41,7 @@ class _Inference:
     def __init__(self, model: S2S, geometry: ViewGeometry | None = None, *, batch: int = 32) -> None:
         """Default geometry: the model's resolution, with panoramas cropped according to their shape."""
         self.model = model.eval()
-        self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {})
+        self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {}, "in memory")
         self._batch = batch
         self._half = False
 
@@ -49,7 +49,7 @@ class _Inference:
     def load(cls, checkpoint: str, device: str | torch.device = "cpu") -> Self:
         """Load a checkpoint from its URI. Raises StorageError, CheckpointError."""
         model = load_checkpoint(checkpoint, device)
-        return cls(model, ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint)))
+        return cls(model, ViewGeometry.of_checkpoint(model.config, read_meta(checkpoint), checkpoint))
 
     @property
     def device(self) -> torch.device:

@@ -29,6 +29,21 @@ for verbs in (pipeline.app, results.app, watching.app, inference.app, service.ap
     app.add_typer(verbs)
 app.add_typer(checkpoint.app, name="checkpoint")
 
+EXTRAS = {
+    "ray": "all",
+    "optuna": "tune",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "orjson": "serve",
+    "jinja2": "train",
+    "matplotlib": "train",
+    "scipy": "train",
+    "tensorboardX": "train",
+    "torchmetrics": "train",
+}
+"""The extra that installs a package which the base lacks, by the name that is imported."""
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -62,6 +77,12 @@ def run(name: str, command: Callable[[], object], options: dict[str, bool] | Non
             traceback.print_exc()
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS or (options is not None and options.get("debug")):
+            raise
+        print(f"{name}: {package} is not installed: pip install 's2s-ray[{EXTRAS[package]}]'", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -166,5 +166,5 @@ def _tiles(settings: Config, checkpoint: str, *, manifest: bool) -> TileSource:
     if not isinstance(settings.source, ManifestSourceConfig):
         raise ConfigError(f"source.kind={settings.source.kind!r}: --tiles needs a source of the kind 'manifest'")
     meta = read_meta(checkpoint)
-    views = ViewGeometry.of_checkpoint(model_config(meta, checkpoint), meta)
+    views = ViewGeometry.of_checkpoint(model_config(meta, checkpoint), meta, checkpoint)
     return ManifestTiles(ManifestSource(settings.source, panoramas=False), views)

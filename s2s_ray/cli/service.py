@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(f"--settings {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(f"--settings {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict | None):
         raise OptionError(f"--settings {path} holds {type(tree).__name__}, expected a mapping")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +11,7 @@ from s2s_ray.data.schema import Split
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError
 from s2s_ray.geo.images import Encoding
 from s2s_ray.geo.views import PanoramaKind, ViewGeometry
-from s2s_ray.storage.documents import Document, Tree
+from s2s_ray.storage.documents import Document
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
@@ -62,6 +62,8 @@ class DatasetInfo(Document):
 
     FORMAT: ClassVar[int] = SCHEMA_VERSION
     ERROR: ClassVar[type[S2SError]] = DatasetError
+    NOUN: ClassVar[str] = "description of a data set"
+    VERSION_KEY: ClassVar[str] = "schema_version"
 
     created_by: str
     digest: str
@@ -73,19 +75,6 @@ class DatasetInfo(Document):
     splits: dict[Split, SplitInfo]
     quarantine: tuple[Quarantined, ...]
     panoramas: dict[PanoramaKind, int] = Field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, tree: Any, uri: str) -> Self:
-        """Validate the content of the file at `uri`; see `Document.parse`."""
-        if isinstance(tree, dict):
-            tree = {**tree, "format": tree.get("schema_version")}
-            tree.pop("schema_version", None)
-        return super().parse(tree, uri)
-
-    def tree(self) -> Tree:
-        """Return the content of the file."""
-        tree = super().tree()
-        return {"schema_version": tree.pop("format"), **tree}
 
     def panorama_lines(self) -> list[str]:
         """Describe what was done with the panoramas, in one line for each kind."""

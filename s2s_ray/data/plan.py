@@ -33,6 +33,7 @@ class _BegunPlan(Document):
     """The content of `plan.json`. Version 1 has no key `format`."""
 
     ERROR: ClassVar[type[S2SError]] = DatasetError
+    NOUN: ClassVar[str] = "plan of a data set"
 
     digest: str
     settings: dict[str, Any]

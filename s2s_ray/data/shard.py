@@ -72,6 +72,7 @@ class _SideCar(Document):
     """The content of a shard's NAME.json. Version 1 has no key `format`."""
 
     ERROR: ClassVar[type[S2SError]] = DatasetError
+    NOUN: ClassVar[str] = "record of a shard"
 
     digest: str
     file: FileInfo | None

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.errors import CheckpointError, ExpectationError
+from s2s_ray.errors import CheckpointError, ExpectationError, faults_of
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
 from s2s_ray.geo.views import ViewGeometry
@@ -81,7 +81,8 @@ def check_geometry(uri: str, meta: Mapping[str, Any], found: ViewGeometry) -> No
     try:
         trained = ViewGeometry.parse(stored)
     except (ValidationError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {uri}: dataset.geometry={stored!r} is damaged: {error}") from None
+        faults = faults_of(error) if isinstance(error, ValidationError) else str(error)
+        raise CheckpointError(f"checkpoint {uri}: dataset.geometry={stored!r} is damaged ({faults})") from None
     for key in _TREATMENT:
         if getattr(trained, key) != getattr(found, key):
             log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s2s_ray.errors import DiskFullError
+from s2s_ray.storage.filesystem import is_full
 
 RowIndex = slice | Tensor | list[int]
 
@@ -75,4 +77,11 @@ def _reserve(path: Path) -> None:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                raise DiskFullError(f"{folder} has no room for {size:,} bytes of descriptors: {error}") from None
+                if is_full(error):
+                    raise DiskFullError(f"{folder} has no room for {size:,} bytes of descriptors: {error}") from None
+                if error.errno not in (
+                    errno.EOPNOTSUPP,
+                    errno.EINVAL,
+                    errno.ENOSYS,
+                ):  # a file system that cannot reserve
+                    raise

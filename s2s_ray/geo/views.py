@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from s2s_ray.config import Contrast, ModelConfig, Resize
-from s2s_ray.errors import CheckpointError, ViewError
+from s2s_ray.errors import CheckpointError, ViewError, faults_of
 from s2s_ray.geo import polar
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
 
@@ -132,8 +132,11 @@ class ViewGeometry:
     convention: str = CONVENTION
 
     @classmethod
-    def of_checkpoint(cls, config: ModelConfig, meta: Mapping[str, Any]) -> Self:
+    def of_checkpoint(cls, config: ModelConfig, meta: Mapping[str, Any], uri: str) -> Self:
         """Return the views of a checkpoint's model, with images treated as in the data set named in its `meta`.
+
+        Args:
+            uri: the checkpoint, for messages.
 
         Raises:
             CheckpointError: the metadata's `dataset.geometry` is damaged.
@@ -142,7 +145,8 @@ class ViewGeometry:
         try:
             return cls.parse({**stored, "height": config.height, "width": config.width})
         except (ValidationError, TypeError) as error:
-            raise CheckpointError(f"the checkpoint's dataset.geometry={stored!r} is damaged: {error}") from None
+            faults = faults_of(error) if isinstance(error, ValidationError) else str(error)
+            raise CheckpointError(f"checkpoint {uri}: dataset.geometry={stored!r} is damaged ({faults})") from None
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> Self:

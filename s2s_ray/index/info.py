@@ -20,6 +20,8 @@ Kind = Literal["flat", "compressed"]
 class IndexInfo(Document):
     """Content of `index.json`."""
 
+    NOUN: ClassVar[str] = "description of an index"
+
     ERROR: ClassVar[type[ReferenceIndexError]] = ReferenceIndexError
 
     kind: Kind = "flat"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import CheckpointError, S2SError
+from s2s_ray.errors import CheckpointError, S2SError, faults_of
 from s2s_ray.storage.documents import Document
 
 MODEL_FILE = "model.safetensors"
@@ -30,6 +30,7 @@ class CheckpointMeta(Document):
     """The content of `meta.json`. A checkpoint that was imported lacks what a run knows."""
 
     ERROR: ClassVar[type[S2SError]] = CheckpointError
+    NOUN: ClassVar[str] = "metadata file of a checkpoint"
 
     model: dict[str, Any]
     """The model's configuration; `model_config` validates it."""
@@ -85,7 +86,9 @@ def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
     try:
         return ModelConfig.model_validate(meta.get("model"))
     except ValidationError as error:
-        raise CheckpointError(f"checkpoint {uri}: model configuration in {META_FILE} is not valid: {error}") from None
+        raise CheckpointError(
+            f"checkpoint {uri}: model configuration in {META_FILE} is not valid ({faults_of(error)})"
+        ) from None
 
 
 def check_fits(uri: str, found: ModelConfig, wanted: ModelConfig) -> None:

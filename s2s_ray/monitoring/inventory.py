@@ -108,6 +108,8 @@ def take_inventory(root: str) -> Inventory:
                 inventory.names.append(release_status(uri))
         except (S2SError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # damaged, or just being written
             inventory.faults.append(str(error) if uri in str(error) else f"{uri}: {error}")
+        except ModuleNotFoundError as error:
+            inventory.faults.append(f"{uri}: reading a {kind} needs {error.name}: pip install 's2s-ray[tune]'")
     return inventory
 
 

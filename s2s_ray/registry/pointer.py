@@ -23,6 +23,7 @@ class Pointer(Document):
     """The content of `current.json`."""
 
     ERROR: ClassVar[type[S2SError]] = RegistryError
+    NOUN: ClassVar[str] = "pointer to a release"
 
     release: str | None = None
     """Id of the current release."""

@@ -33,6 +33,7 @@ class Release(Document):
     """A checkpoint with the index built from it, under one id; `release.json` holds all fields but the URIs."""
 
     ERROR: ClassVar[type[S2SError]] = RegistryError
+    NOUN: ClassVar[str] = "record of a release"
 
     id: str
     name: str

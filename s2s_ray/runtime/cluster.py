@@ -48,13 +48,13 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         # "local": otherwise Ray connects to a cluster that somebody else runs on this machine.
         try:
             ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
-        except Exception as error:  # Ray raises plain ones, for example on a machine too busy to start within 30 s
+        except Exception as error:  # Ray raises plain exceptions, as on a machine too busy to start within 30 s
             raise ClusterError(f"cannot start Ray on this machine: {error}") from error
     else:
         address = os.environ["RAY_ADDRESS"]
         try:
             ray.init(configure_logging=False, runtime_env=runtime_env)
-        except (ValueError, ConnectionError, ray.exceptions.AuthenticationError) as error:
+        except (ValueError, RuntimeError, ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ClusterError(f"cannot connect to the Ray cluster at RAY_ADDRESS={address!r}: {error}") from None
     try:
         yield

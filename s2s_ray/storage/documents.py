@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from s2s_ray.errors import DamagedError, S2SError, StateError
+from s2s_ray.errors import DamagedError, S2SError, StateError, faults_of
 from s2s_ray.storage import files
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ class Document(BaseModel):
     """A persisted file: a frozen model whose `format` is the version of its keys.
 
     A subclass sets `FORMAT` to the version that it writes and gives, in `MIGRATIONS`, the function that turns the tree
-    of each earlier version into that of the next. A file without `format` has version 1. Keys that the class does
-    not have were written by a newer release of the same version: they are logged and left out.
+    of each earlier version into that of the next. A file without its version has version 1. Keys that the class does
+    not have, at any depth, were written by a newer release of the same version: they are logged and left out.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -30,6 +30,10 @@ class Document(BaseModel):
     MIGRATIONS: ClassVar[Mapping[int, Callable[[Tree], Tree]]] = {}
     ERROR: ClassVar[type[S2SError]] = StateError
     """Raised for a version that cannot be read."""
+    NOUN: ClassVar[str] = "file of this program"
+    """The name of such a file in messages."""
+    VERSION_KEY: ClassVar[str] = "format"
+    """The key of the version in the file."""
 
     format: int = 1
 
@@ -49,24 +53,28 @@ class Document(BaseModel):
             raise DamagedError(
                 f"{uri} holds {type(tree).__name__}, expected a mapping: it is damaged or another kind of file"
             )
-        version = tree.get("format", 1)
+        tree = dict(tree)
+        version = tree.pop(cls.VERSION_KEY, 1)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-            raise DamagedError(f"{uri}: format={version!r}: expected a number from 1 on")
+            raise DamagedError(f"{uri}: {cls.VERSION_KEY}={version!r}: expected a number from 1 on")
         if version > cls.FORMAT:
-            raise cls.ERROR(f"{uri} has format {version}, this version reads up to {cls.FORMAT}: upgrade s2s-ray")
+            raise cls.ERROR(
+                f"{uri} has {cls.VERSION_KEY} {version}, this program reads {cls.FORMAT} and earlier: upgrade s2s-ray"
+            )
         migrations = [cls.MIGRATIONS[step] for step in range(version, cls.FORMAT)]
         try:
             for migrate in migrations:
-                tree = migrate(dict(tree))
+                tree = migrate(tree)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DamagedError(f"{uri} is not a valid {cls.__name__} of format {version} ({error!r})") from error
-        if unknown := sorted(str(key) for key in set(tree) - _keys(cls)):
-            log.warning("%s: ignored keys that this version does not know: %s", uri, ", ".join(unknown))
+            raise DamagedError(_damaged(cls.NOUN, uri, repr(error))) from error
         try:
-            return cls.model_validate({**tree, "format": cls.FORMAT})
+            document = cls.model_validate({**tree, "format": cls.FORMAT})
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'file'}: {f['msg']}" for f in error.errors())
-            raise DamagedError(f"{uri} is not a valid {cls.__name__} ({faults})") from None
+            raise DamagedError(_damaged(cls.NOUN, uri, faults_of(error))) from None
+        known = document.model_dump(mode="json", by_alias=True)
+        if unknown := sorted(_unknown(tree, known)):
+            log.warning("%s: ignored keys that this version does not know: %s", uri, ", ".join(unknown))
+        return document
 
     @classmethod
     def from_bytes(cls, content: bytes, uri: str) -> Self:
@@ -88,8 +96,23 @@ class Document(BaseModel):
 
     def tree(self) -> Tree:
         """Return the tree of the file."""
-        return {**self.model_dump(mode="json"), "format": self.FORMAT}
+        tree = self.model_dump(mode="json")
+        del tree["format"]
+        return {self.VERSION_KEY: self.FORMAT, **tree}
 
 
-def _keys(cls: type[BaseModel]) -> set[str]:
-    return {field.alias or name for name, field in cls.model_fields.items()}
+def _damaged(noun: str, uri: str, faults: str) -> str:
+    return f"{uri} is damaged: it is not a {noun} that any version writes ({faults}); restore it from a copy"
+
+
+def _unknown(tree: Any, known: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a tree that are missing from what was understood of it."""
+    if isinstance(tree, dict) and isinstance(known, dict):
+        for key, value in tree.items():
+            if key in known:
+                yield from _unknown(value, known[key], f"{path}{key}.")
+            else:
+                yield f"{path}{key}"
+    elif isinstance(tree, list) and isinstance(known, list):
+        for value, kept in zip(tree, known, strict=False):
+            yield from _unknown(value, kept, path)

@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,6 +37,8 @@ class PublishedFile(BaseModel):
 
 class Manifest(Document):
     """`manifest.json`: the files of a published directory by their relative paths."""
+
+    NOUN: ClassVar[str] = "list of published files"
 
     files: Mapping[str, PublishedFile]
 

@@ -26,6 +26,8 @@ class Origin(Document):
     A subclass says what the trials belong to and which settings they may be continued with.
     """
 
+    NOUN: ClassVar[str] = "record of started trials"
+
     FILE: ClassVar[str]
     """Name of the file."""
     KIND: ClassVar[str]
@@ -53,8 +55,8 @@ class Origin(Document):
         uri = storage.join(root, cls.FILE)
         try:
             return cls.parse(yaml.safe_load(storage.read_bytes(uri)), uri)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DamagedError(f"{uri} is not YAML: {error}") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date; nested too deeply
+            raise DamagedError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
 
     def configuration(self, root: str) -> Config:
         """Return the configuration; keys of a newer version are logged and left out. Raises ConfigError."""

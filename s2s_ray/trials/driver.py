@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
@@ -30,6 +30,8 @@ SILENT_S = 60.0
 
 class Driver(Document):
     """The process that runs the trials; the content of `driver.json`."""
+
+    NOUN: ClassVar[str] = "record of a driver"
 
     model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
 
@@ -121,7 +123,7 @@ def _refresh(uri: str, over: threading.Event) -> None:
 def _parse(content: bytes, uri: str) -> Driver:
     try:
         return Driver.parse(json.loads(content), uri)
-    except (ValueError, DamagedError) as error:
+    except (ValueError, RecursionError, DamagedError) as error:
         raise DamagedError(f"{uri} cannot be read ({error}): delete it if no process runs these trials") from None
 
 

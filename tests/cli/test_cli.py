@@ -162,3 +162,18 @@ def test_tiles_are_indexed_without_panoramas(
     with pytest.raises(SystemExit, match="2"):
         cli.main([*verb, "-c", "tiny"])
     assert "source.kind='synthetic': --tiles needs a source of the kind 'manifest'" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError("No module named 'optuna.samplers'", name="optuna.samplers")
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("s2s", command)
+    assert capsys.readouterr().err == "s2s: optuna is not installed: pip install 's2s-ray[tune]'\n"
+
+    def bug() -> None:
+        raise ModuleNotFoundError("No module named 's2s_ray.nothing'", name="s2s_ray.nothing")
+
+    with pytest.raises(ModuleNotFoundError):
+        cli.run("s2s", bug)

@@ -69,7 +69,7 @@ def test_fields_that_the_first_data_sets_lack_have_defaults(uri: str) -> None:
 
 def test_a_newer_version_is_refused(uri: str) -> None:
     write(uri, schema_version=2)
-    with pytest.raises(DatasetError, match=r"dataset.json has format 2, this version reads up to 1"):
+    with pytest.raises(DatasetError, match=r"dataset.json has schema_version 2, this program reads 1 and earlier"):
         read_dataset_info(uri)
 
 
@@ -82,8 +82,8 @@ def test_keys_of_a_newer_release_are_ignored_and_logged(uri: str, caplog: pytest
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 0}, "dataset.json: format=0"),
-        ({"schema_version": None}, "dataset.json: format=None"),
+        ({"schema_version": 0}, "dataset.json: schema_version=0"),
+        ({"schema_version": None}, "dataset.json: schema_version=None"),
         ({"digest": None}, "digest: Input should be a valid string"),
         ({"geometry": {"height": 32}}, "geometry.width: Field required"),
         ({"geometry": WRITTEN["geometry"] | {"resize": "nearest"}}, "geometry.resize: Input should be"),

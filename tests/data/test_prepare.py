@@ -326,7 +326,10 @@ def test_a_damaged_plan_is_named(pairs: PairFolder, tmp_path: Path) -> None:
     config = pairs.config(tmp_path / "out")
     prepare(config)
     (tmp_path / "out" / "plan.json").write_text('{"digest": 1}')
-    with pytest.raises(DamagedError, match=r"plan.json is not a valid .*digest: Input should be a valid string"):
+    with pytest.raises(
+        DamagedError,
+        match=r"plan.json is damaged: it is not a plan of a data set .*digest: Input should be a valid string",
+    ):
         prepare(config)
 
 

@@ -256,7 +256,7 @@ class TestCvact:
         manifest = prepare(config({"kind": "cvact", "uri": str(cvact)}, tmp_path / "set", splits=["test"]))
         meta = {"dataset": {"geometry": manifest.geometry.tree()}}
         settings = load_config("paper", ["model.height=32", "model.width=176"])
-        views = ViewGeometry.of_checkpoint(settings.model, meta)
+        views = ViewGeometry.of_checkpoint(settings.model, meta, "checkpoint")
         source, dataset = CvactSource(CvactSourceConfig(uri=str(cvact))), PairDataset(str(tmp_path / "set"), "test")
         record = next(record for record in source.records() if record.id == dataset.ids[0])
         pair = source.read(record)

@@ -72,7 +72,7 @@ def test_a_manifest_is_indexed_in_parts_as_at_once(build: Build, pairs: PairFold
     for name in ("t1", "t2", "v"):
         (pairs.path / f"{name}-satellite.png").unlink()
     manifest, model = ManifestSource(pairs.source(), panoramas=False), load_checkpoint(build.checkpoint)
-    views = ViewGeometry.of_checkpoint(TINY, {})
+    views = ViewGeometry.of_checkpoint(TINY, {}, "checkpoint")
     mark = registry.fingerprint(build.checkpoint)
     whole, faults = index_tiles(model, views, manifest, checkpoint_fingerprint=mark, batch=2)
     whole.save(str(tmp_path / "whole"))
@@ -192,6 +192,7 @@ def test_parts_of_another_build_are_not_used(build: Build, tmp_path: Path) -> No
 def test_no_readable_tile_is_an_error(build: Build, pairs: PairFolder) -> None:
     for path in pairs.path.glob("*-satellite.png"):
         path.unlink()
-    source = ManifestTiles(ManifestSource(pairs.source(), panoramas=False), ViewGeometry.of_checkpoint(TINY, {}))
+    views = ViewGeometry.of_checkpoint(TINY, {}, "checkpoint")
+    source = ManifestTiles(ManifestSource(pairs.source(), panoramas=False), views)
     with pytest.raises(ReferenceIndexError, match=r"none of the 10 tiles could be read; first errors: t0: satellite"):
         build_in_parts(dataclasses.replace(build, source=source), parallel=False)

@@ -45,3 +45,18 @@ def test_an_inventory_changes_nothing(root: Path) -> None:
 def test_a_root_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nowhere does not exist"):
         take_inventory(str(tmp_path / "nowhere"))
+
+
+def test_a_package_that_is_missing_is_a_fault_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_optuna(uri: str) -> None:
+        raise ModuleNotFoundError("No module named 'optuna'", name="optuna")
+
+    monkeypatch.setattr("s2s_ray.monitoring.inventory.sweep_status", without_optuna)
+    written = Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0"
+
+    found = take_inventory(str(written))
+
+    assert [run.name for run in found.runs] == ["first"]
+    assert [fault for fault in found.faults if "night" in fault] == [
+        f"{written}/sweeps/night: reading a sweep needs optuna: pip install 's2s-ray[tune]'"
+    ]

@@ -75,7 +75,7 @@ def test_files_of_a_newer_version(root: str, caplog: pytest.LogCaptureFixture) -
         assert registry.resolve(root, "demo").id == "city-10-0123abcd"
         assert f"{path}: ignored keys that this version does not know: colour" in caplog.text
         path.write_text(json.dumps({**json.loads(text), "format": 2}))
-        with pytest.raises(RegistryError, match=rf"^{path} has format 2, this version reads up to 1"):
+        with pytest.raises(RegistryError, match=rf"^{path} has format 2, this program reads 1 and earlier"):
             registry.resolve(root, "demo")
         path.write_text(text)
 

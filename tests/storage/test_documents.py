@@ -17,6 +17,8 @@ from s2s_ray.storage.documents import Document, Tree
 class Label(Document):
     """Version 1."""
 
+    NOUN: ClassVar[str] = "label"
+
     text: str
     size: int = 3
 
@@ -33,6 +35,7 @@ def _name_colour(tree: Tree) -> Tree:
 class NewLabel(Document):
     """Version 3 of the same file."""
 
+    NOUN: ClassVar[str] = "label"
     FORMAT: ClassVar[int] = 3
     MIGRATIONS = {1: _split_size, 2: _name_colour}  # noqa: RUF012
     ERROR = RunError
@@ -41,6 +44,13 @@ class NewLabel(Document):
     height: int
     width: int
     colour: str
+
+
+class Page(Document):
+    """A file with parts."""
+
+    label: Label
+    words: list[Label] = []  # noqa: RUF012
 
 
 @pytest.fixture
@@ -78,9 +88,9 @@ def test_earlier_versions_are_migrated_step_by_step(tree: Tree, colour: str) -> 
 
 
 def test_a_newer_version_is_refused() -> None:
-    with pytest.raises(StateError, match=r"^x has format 2, this version reads up to 1: upgrade s2s-ray$"):
+    with pytest.raises(StateError, match=r"^x has format 2, this program reads 1 and earlier: upgrade s2s-ray$"):
         Label.parse({"format": 2, "text": "a"}, "x")
-    with pytest.raises(RunError, match=r"^x has format 4, this version reads up to 3"):
+    with pytest.raises(RunError, match=r"^x has format 4, this program reads 3 and earlier"):
         NewLabel.parse({"format": 4}, "x")
 
 
@@ -96,8 +106,11 @@ def test_unknown_keys_are_logged_and_left_out(caplog: pytest.LogCaptureFixture) 
     [
         ([1], "x holds list, expected a mapping"),
         (None, "x holds NoneType, expected a mapping"),
-        ({}, r"x is not a valid Label \(text: Field required\)"),
-        ({"text": "a", "size": "large"}, r"x is not a valid Label \(size: Input should be a valid integer"),
+        ({}, r"x is damaged: it is not a label that any version writes \(text: Field required\)"),
+        (
+            {"text": "a", "size": "large"},
+            r"x is damaged: it is not a label that any version writes \(size: Input should be a valid integer",
+        ),
         ({"text": "a", "format": "1"}, "x: format='1': expected a number"),
         ({"text": "a", "format": True}, "x: format=True: expected a number"),
         ({"text": "a", "format": 0}, "x: format=0: expected a number"),
@@ -109,7 +122,7 @@ def test_a_damaged_tree_is_named(tree: Any, message: str) -> None:
 
 
 def test_a_tree_that_cannot_be_migrated_is_damaged() -> None:
-    with pytest.raises(DamagedError, match=r"^x is not a valid NewLabel of format 1 \(IndexError"):
+    with pytest.raises(DamagedError, match=r"^x is damaged: it is not a label that any version writes \(IndexError"):
         NewLabel.parse({"text": "a", "ink": 7}, "x")
 
 
@@ -120,3 +133,11 @@ def test_a_file_that_is_not_json_or_missing_is_named(path: Path) -> None:
         storage.write_bytes(str(path), content)
         with pytest.raises(DamagedError, match=r"label\.json is not JSON"):
             Label.read(str(path))
+
+
+def test_unknown_keys_of_parts_are_logged_by_their_path(caplog: pytest.LogCaptureFixture) -> None:
+    tree = {"label": {"text": "a", "ink": 1}, "words": [{"text": "b"}, {"text": "c", "font": 2}], "pages": 3}
+    with caplog.at_level(logging.WARNING):
+        page = Page.parse(tree, "x")
+    assert page == Page(label=Label(text="a"), words=[Label(text="b"), Label(text="c")])
+    assert "x: ignored keys that this version does not know: label.ink, pages, words.font" in caplog.text

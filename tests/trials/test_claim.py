@@ -95,7 +95,7 @@ def test_keys_of_a_newer_version_are_logged(started: Started, caplog: pytest.Log
 
 def test_a_newer_format_is_refused(started: Started) -> None:
     root = edited(started, format=2)
-    with pytest.raises(started[0].ERROR, match="has format 2, this version reads up to 1: upgrade s2s-ray"):
+    with pytest.raises(started[0].ERROR, match="has format 2, this program reads 1 and earlier: upgrade s2s-ray"):
         claim(started[2], str(root), started[0])
 
 

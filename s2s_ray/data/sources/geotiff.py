@@ -24,7 +24,7 @@ class GeoTiff:
             import rasterio
         except ImportError:
             raise ConfigError(
-                f"source.geotiff={uri!r} needs rasterio, which is not installed: pip install 's2s-ray[geotiff]'"
+                f"source.geotiff={uri!r} needs rasterio, which is not installed: pip install 's2s-ray[geo]'"
             ) from None
         self.uri = uri
         try:
@@ -35,7 +35,9 @@ class GeoTiff:
         if self._raster.crs is None:
             raise ConfigError(f"source.geotiff={uri!r} has no coordinate system: georeference it first")
         if not (self._raster.crs.is_geographic or self._raster.crs.is_projected):
-            raise ConfigError(f"source.geotiff={uri!r} has a local coordinate system, which has no place on the Earth")
+            raise ConfigError(
+                f"source.geotiff={uri!r} has a local coordinate system: reproject it to a geographic or projected one"
+            )
         kinds = set(self._raster.dtypes[:3])
         if kinds != {"uint8"}:
             raise ConfigError(

@@ -26,7 +26,7 @@ class ServedRelease:
 def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
     """Return the release that the settings name, or another release of the same name. Raises what `locate` raises."""
     key, meta, config, info = locate(args, release)
-    geometry = ViewGeometry.of_checkpoint(config, meta)
+    geometry = ViewGeometry.of_checkpoint(config, meta, key.checkpoint_uri)
     description = ModelInfo(
         release=key.id,
         run=meta.get("run"),
