@@ -262,8 +262,9 @@ def _encoded(image: ImageLike) -> bytes:
 def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # not a port, not an IPv6 address
+    except ValueError:  # not a port, an IPv6 address or a host name
         return False
 
 

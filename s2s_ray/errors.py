@@ -26,8 +26,8 @@
     │   ├── NotReadyError            the service does not become ready
     │   ├── ReleaseNotLoadedError    a replica cannot load a release
     │   ├── ClusterError             a Ray cluster cannot be reached
-    │   └── VendorError              a package from npm cannot be fetched
-    │       └── TamperedError        a package from npm is not the pinned one
+    │   ├── VendorError              a package from npm cannot be fetched
+    │   └── TamperedError            a package from npm is not the pinned one
     ├── DivergedError                a run whose losses are no longer finite
     │   └── NotFiniteError           a step whose losses or gradients are not finite
     └── StoppedError                 the user stopped the work
@@ -227,12 +227,14 @@ class VendorError(ServiceError):
     """A package that cannot be fetched from npm."""
 
 
-class TamperedError(VendorError):
+class TamperedError(ServiceError):
     """A package from npm is not the one that is pinned."""
 
 
 class DivergedError(S2SError):
     """A run whose losses are no longer finite."""
+
+    exit_code = 1
 
 
 class NotFiniteError(DivergedError):

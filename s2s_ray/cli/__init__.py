@@ -77,8 +77,9 @@ def run(name: str, command: Callable[[], object], options: dict[str, bool] | Non
             traceback.print_exc()
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
+    except ImportError as error:
+        # Ray's own parts raise an ImportError without a name if what they need is not installed.
+        package = (error.name or ("ray" if "ray[" in str(error) else "")).partition(".")[0]
         if package not in EXTRAS or (options is not None and options.get("debug")):
             raise
         print(f"{name}: {package} is not installed: pip install 's2s-ray[{EXTRAS[package]}]'", file=sys.stderr)

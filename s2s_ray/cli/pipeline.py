@@ -78,8 +78,7 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
         try:
             result = run(settings)
         except DivergedError as error:
-            typer.echo(f"s2s: training diverged at {error}", err=True)
-            raise typer.Exit(1) from None
+            raise DivergedError(f"training diverged at {error}") from error
     recall = read_meta(result.best)["metrics"]["recall_at_1"]
     typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * recall:.1f}%")
 
@@ -130,14 +129,15 @@ def build_index(
 
     uri = storage.absolute(find_checkpoint(checkpoint))
     settings = run_settings(checkpoint, config, overrides)
-    device = device_of(settings)
     source = _tiles(settings, uri, manifest=tiles)
     known = 0 if extends is None else read_info(extends).count
     if parallel:
         base = None if extends is None else storage.absolute(extends)
+        device = "cuda" if settings.train.use_gpu else "cpu"  # of the workers; this process needs none
         planned = Build(uri, source, storage.absolute(out), settings.evaluation.batch, device, extends=base)
         index, left_out = build_in_parts(planned, parallel=True)
     else:
+        device = device_of(settings)
         index, left_out = build(
             load_checkpoint(uri, device),
             source,

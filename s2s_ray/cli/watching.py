@@ -51,16 +51,19 @@ def exporter(
     """Serve metrics of runs, sweeps, releases and checkpoints to Prometheus until Ctrl-C."""
     import signal
     import threading
+    from contextlib import ExitStack
 
     from s2s_ray.monitoring.exporter import exporting
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        with exporting(roots, host, port) as collector:
-            typer.echo(f"Serving metrics for {', '.join(roots)} at http://{host}:{port}/metrics; press Ctrl-C to stop")
-            while not stop.wait(every_s):
-                collector.scan()
-    except OSError as error:
-        raise OptionError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from None
+    with ExitStack() as stack:
+        try:
+            collector = stack.enter_context(exporting(roots, host, port))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OptionError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
+        typer.echo(f"Serving metrics for {', '.join(roots)} at http://{host}:{port}/metrics; press Ctrl-C to stop")
+        while not stop.wait(every_s):
+            collector.scan()

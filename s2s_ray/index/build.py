@@ -14,14 +14,12 @@ import torch
 
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
-from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ReferenceIndexError, UnreadableImageError, ViewError
 from s2s_ray.geo.images import Descriptors
-from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import vectors
 from s2s_ray.index.index import ReferenceIndex
 from s2s_ray.index.info import IndexInfo
-from s2s_ray.index.tiles import DatasetTiles, ManifestTiles, TileSource
+from s2s_ray.index.tiles import DatasetTiles, TileSource
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
@@ -66,41 +64,6 @@ def build_index(
         device=device,
         extends=extends,
     )[0]
-
-
-def index_tiles(
-    model: S2S,
-    views: ViewGeometry,
-    source: ManifestSource,
-    *,
-    checkpoint_fingerprint: str,
-    batch: int = BATCH,
-    device: str | torch.device = "cpu",
-    extends: ReferenceIndex | None = None,
-) -> tuple[ReferenceIndex, list[str]]:
-    """Index the satellite tiles of a manifest, without panoramas and without a data set.
-
-    Args:
-        model: in evaluation mode; it is moved to `device`.
-        views: of the model's checkpoint.
-        source: opened with `panoramas=False`.
-        checkpoint_fingerprint, batch, extends: as in `build_index`.
-
-    Returns:
-        The index, and one line for each tile that was left out because it cannot be read.
-
-    Raises:
-        ManifestError: a manifest that cannot be used.
-        ReferenceIndexError: no tile can be read, or an index of another checkpoint.
-    """
-    return build(
-        model,
-        ManifestTiles(source, views),
-        checkpoint_fingerprint=checkpoint_fingerprint,
-        batch=batch,
-        device=device,
-        extends=extends,
-    )
 
 
 def build(

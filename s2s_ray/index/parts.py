@@ -99,6 +99,7 @@ class PartWriter:
         part, plan = int(row["item"]), self._plan
         rows = plan.rows_of(part)
         blocks = list(embed(self._model, plan.source, rows, plan.batch, plan.device))
+        storage.delete(plan.faults_file(part))  # of an attempt that ended before it wrote the descriptors
         if faults := {str(row): reason for block in blocks for row, reason in block.faults.items()}:
             storage.write_json(plan.faults_file(part), faults)
         buffer = io.BytesIO()

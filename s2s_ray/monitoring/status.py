@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from s2s_ray.errors import ClusterError
@@ -77,14 +78,14 @@ def show(inventories: list[Inventory], served: list[DeploymentStatus] | None, co
         console: the terminal.
     """
     for inventory in inventories:
-        console.print(f"[bold]{inventory.root}[/bold]")
+        console.print(f"[bold]{escape(inventory.root)}[/bold]")
         tables = [table for table in (_runs(inventory), _sweeps(inventory), _names(inventory)) if table.row_count]
         for table in tables:
             console.print(table)
         if not tables:
             console.print("  no run, sweep or registry")
         for fault in inventory.faults:
-            console.print(f"[red]not readable:[/red] {fault}")
+            console.print(f"[red]not readable:[/red] {escape(fault)}")
     if served is not None:
         console.print(_served(served) if served else "Ray Serve runs no application")
 

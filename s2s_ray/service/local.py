@@ -32,7 +32,7 @@ def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
     except RuntimeError as error:  # as RayTaskError, with the traceback of the proxy in the message
-        raise NotReadyError(f"Serve cannot listen on {host}:{port}: {_last_line(str(error))}") from error
+        raise NotReadyError(f"Serve could not start on {host}:{port}: {_last_line(str(error))}") from error
     try:
         try:
             serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)

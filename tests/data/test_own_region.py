@@ -180,9 +180,7 @@ class TestGeoTiff:
 
     def test_without_rasterio(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "rasterio", None)
-        with pytest.raises(
-            ConfigError, match=r"needs rasterio, which is not installed: pip install 's2s-ray\[geo\]'"
-        ):
+        with pytest.raises(ConfigError, match=r"needs rasterio, which is not installed: pip install 's2s-ray\[geo\]'"):
             GeoTiff("region.tif")
 
 

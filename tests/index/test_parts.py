@@ -20,7 +20,8 @@ from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import ReferenceIndex, vectors
-from s2s_ray.index.build import assemble, build_index, index_tiles
+from s2s_ray.index.build import assemble, build_index
+from s2s_ray.index.build import build as build_at_once
 from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
 from s2s_ray.index.tiles import DatasetTiles, ManifestTiles
 from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE
@@ -74,7 +75,7 @@ def test_a_manifest_is_indexed_in_parts_as_at_once(build: Build, pairs: PairFold
     manifest, model = ManifestSource(pairs.source(), panoramas=False), load_checkpoint(build.checkpoint)
     views = ViewGeometry.of_checkpoint(TINY, {}, "checkpoint")
     mark = registry.fingerprint(build.checkpoint)
-    whole, faults = index_tiles(model, views, manifest, checkpoint_fingerprint=mark, batch=2)
+    whole, faults = build_at_once(model, ManifestTiles(manifest, views), checkpoint_fingerprint=mark, batch=2)
     whole.save(str(tmp_path / "whole"))
     in_parts = dataclasses.replace(build, source=ManifestTiles(manifest, views))
     index, left_out = build_in_parts(in_parts, parallel=False)
@@ -196,3 +197,13 @@ def test_no_readable_tile_is_an_error(build: Build, pairs: PairFolder) -> None:
     source = ManifestTiles(ManifestSource(pairs.source(), panoramas=False), views)
     with pytest.raises(ReferenceIndexError, match=r"none of the 10 tiles could be read; first errors: t0: satellite"):
         build_in_parts(dataclasses.replace(build, source=source), parallel=False)
+
+
+def test_faults_of_an_interrupted_attempt_do_not_outlive_it(build: Build, pairs: PairFolder, tmp_path: Path) -> None:
+    manifest = ManifestSource(pairs.source(), panoramas=False)
+    views = ViewGeometry.of_checkpoint(TINY, {}, "checkpoint")
+    planned = dataclasses.replace(build, source=ManifestTiles(manifest, views))
+    plan = Plan.of(planned, list(range(len(planned.source.ids))))
+    storage.write_json(plan.faults_file(0), {"1": "satellite image is missing"})  # killed before the descriptors
+    index, left_out = build_in_parts(planned, parallel=False)
+    assert (len(index), left_out) == (len(planned.source.ids), [])

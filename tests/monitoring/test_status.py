@@ -15,7 +15,7 @@ from rich.console import Console
 
 from s2s_ray.cli import main
 from s2s_ray.errors import ClusterError
-from s2s_ray.monitoring.inventory import take_inventory
+from s2s_ray.monitoring.inventory import Inventory, take_inventory
 from s2s_ray.monitoring.status import DeploymentStatus, age, dashboard_address, deployments, show
 
 
@@ -133,3 +133,11 @@ def test_deployments_of_a_cluster(dashboard: str, monkeypatch: pytest.MonkeyPatc
 def test_a_cluster_that_cannot_be_reached_is_named(address: str) -> None:
     with pytest.raises(ClusterError, match=f"no response from {re.escape(address)}: "):
         deployments(address)
+
+
+def test_brackets_of_a_fault_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    inventory = Inventory("/runs[old]", faults=["reading a sweep needs optuna: pip install 's2s-ray[tune]'"])
+    show([inventory], None, Console(width=150, force_terminal=False))
+    text = capsys.readouterr().out
+    assert "/runs[old]" in text
+    assert "pip install 's2s-ray[tune]'" in text

@@ -36,7 +36,7 @@ def test_a_port_in_use_is_one_line(serve: Any) -> None:
     with pytest.raises(NotReadyError) as error, local.serving(ARGS, "127.0.0.1", 80):
         pass
     assert str(error.value) == (
-        "Serve cannot listen on 127.0.0.1:80: RuntimeError: Failed to bind to address '127.0.0.1:80'."
+        "Serve could not start on 127.0.0.1:80: RuntimeError: Failed to bind to address '127.0.0.1:80'."
     )
     assert serve.deleted == [], "no application was deployed"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray.errors import RegistryError, ReleaseNotLoadedError
@@ -137,7 +137,9 @@ def test_a_damaged_release_changes_nothing_and_is_reported(monkeypatch: pytest.M
     assert world.step() == "a"
     assert world.rollout.fault is None
     world.lineage = ["c", "a"]
-    world.deployments["street"].error_for = lambda _id: ReleaseNotLoadedError("no memory")
+    world.deployments["street"].error_for = lambda _id: RayTaskError(
+        "call", "a traceback", ReleaseNotLoadedError("no memory")
+    ).as_instanceof_cause()
     assert (world.step(), world.rollout.fault) == ("a", "no memory")
 
 

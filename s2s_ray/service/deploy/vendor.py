@@ -77,7 +77,11 @@ def fetch(package: Package, npm: str, into: Path) -> None:
 
 
 def main() -> None:
-    """Install all packages, unless they are already installed."""
+    """Install all packages, unless they are already installed.
+
+    Raises:
+        TamperedError: a package is not the pinned one.
+    """
     stamp = VENDOR / "versions"
     wanted = "".join(f"{package.name} {package.version} sha512-{package.sha512}\n" for package in PACKAGES)
     if stamp.is_file() and stamp.read_text() == wanted:
@@ -97,4 +101,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TamperedError as error:
+        print(f"vendor: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

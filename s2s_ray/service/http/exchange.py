@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from s2s_ray.errors import ReleaseNotLoadedError, RequestError, S2SError
+from s2s_ray.runtime.cluster import original_error
 from s2s_ray.service.rollout.rollout import Rollout
 from s2s_ray.service.rollout.served_release import ServedRelease
 from s2s_ray.service.settings import ServeArgs
@@ -128,7 +129,7 @@ class Exchange:
             except BackPressureError:
                 raise self.service.overloaded("The service is overloaded; try again later.") from None
             except ReleaseNotLoadedError as error:
-                log.error("%s", error)
+                log.error("%s", original_error(error))
                 raise self.service.overloaded("A replica cannot load the release; try again later.") from None
             except _LOST:
                 if attempt == MAX_RETRIES:

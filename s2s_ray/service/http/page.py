@@ -17,7 +17,8 @@ from s2s_ray.service.settings import ServeArgs
 STATIC = Path(__file__).parents[1] / "static"
 VENDOR = STATIC / "vendor"  # created by `python -m s2s_ray.service.deploy.vendor`
 _NO_DOCS = """<!doctype html><html lang="en"><title>s2s-ray</title><p>The interactive documentation is not installed:
-<code>make setup</code> installs it. The API is described in <a href="openapi.json">openapi.json</a>."""
+<code>python -m s2s_ray.service.deploy.vendor</code> installs it.
+The API is described in <a href="openapi.json">openapi.json</a>."""
 
 
 def add_to(api: FastAPI, args: ServeArgs) -> None:

@@ -13,6 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from s2s_ray import registry, storage
 from s2s_ray.errors import S2SError
+from s2s_ray.runtime.cluster import original_error
 from s2s_ray.service.rollout.releases import ReleaseKey, candidates
 from s2s_ray.service.rollout.served_release import ServedRelease, resolve
 from s2s_ray.service.settings import ServeArgs
@@ -128,9 +129,10 @@ class Rollout:
             self.fault = "It is not loaded on all replicas yet."
             return False
         except S2SError as error:
-            log.error("release %s cannot be served: %s", wanted, error)
+            original = original_error(error)  # that of a replica comes with the traceback of its call
+            log.error("release %s cannot be served: %s", wanted, original)
             self._faulty[wanted] = time.monotonic()
-            self.fault = str(error)
+            self.fault = str(original)
             return False
         self._logged.clear()
         previous, self.current = self.current, release

@@ -146,7 +146,7 @@ function list(matches) {
 
 function plot(matches) {
   const placed = matches.filter((match) => match.latitude !== null && match.longitude !== null);
-  const why = !window.L ? "There is no map because its library is not installed; make setup installs it."
+  const why = !window.L ? "There is no map because its library is not installed (python -m s2s_ray.service.deploy.vendor)."
     : placed.length ? "" : "There is no map because the tiles of this index have no positions.";
   $("no-map").textContent = why;
   $("no-map").hidden = !why;
