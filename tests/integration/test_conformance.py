@@ -139,7 +139,7 @@ def test_the_import_verb(
     assert not (tmp_path / "checkpoint").exists()
     with pytest.raises(SystemExit, match="0"):
         cli.main([*verb, "--trained-on", "cvact"])
-    assert "not used: generator_model_dict.begin_conv.extra" in capsys.readouterr().out
+    assert "unused keys: generator_model_dict.begin_conv.extra" in capsys.readouterr().out
     found = outputs(load_checkpoint(tmp_path / "checkpoint"))
     for output in FORWARDS:
         assert_as_recorded(found, output)
