@@ -71,7 +71,9 @@ class Document(BaseModel):
             document = cls.model_validate({**tree, "format": cls.FORMAT})
         except ValidationError as error:
             raise DamagedError(_damaged(cls.NOUN, uri, faults_of(error))) from None
-        known = document.model_dump(mode="json", by_alias=True)
+        # Some fields are never written: where a file is, for example.
+        names = {field.alias or name: None for name, field in cls.model_fields.items()}
+        known = names | document.model_dump(mode="json", by_alias=True)
         if unknown := sorted(_unknown(tree, known)):
             log.warning("%s: ignored keys that this version does not know: %s", uri, ", ".join(unknown))
         return document

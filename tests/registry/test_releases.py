@@ -198,3 +198,10 @@ def test_concurrent_promotions_are_applied_one_after_the_other(root: str, first:
     history = registry.lineage(root, "demo")
     assert len(history) <= 24
     assert all(one != other for one, other in pairwise(history)), "every change saw the one before"
+
+
+def test_reading_a_release_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    root = str(Path(__file__).parents[1] / "fixtures" / "written_by_0.1.0" / "registry")
+    with caplog.at_level("WARNING"):
+        registry.resolve(root, "city")
+    assert not caplog.records
