@@ -1,0 +1,83 @@
+"""The place of a file or directory: a path on this machine, `file://`, or a URI of an object store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from s2s_ray.errors import InputError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class Uri(str):
+    """A path on this machine, `file://PATH`, or `SCHEME://...` for anything else.
+
+    It is a string, so it can be stored and shown as one. As the type of a field of a pydantic model it validates the
+    text; fields of this type are the ones that `absolute` applies to when a process in another working directory
+    needs them.
+
+    Raises:
+        InputError: an empty text, a NUL, or `file://` with a host.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        if not text.strip():
+            raise InputError(f"{text!r}: expected a path or a URI, found nothing")
+        if "\0" in text:
+            raise InputError(f"{text!r}: a path or a URI holds no NUL")
+        if text.startswith("file://") and urlsplit(text).netloc not in ("", "localhost"):
+            raise InputError(f"{text!r}: expected file:///PATH, a path on this machine")
+        return super().__new__(cls, text)
+
+    def __truediv__(self, part: str) -> Self:
+        """Return the URI of something below this one."""
+        return type(self)("/".join([self.rstrip("/"), part.strip("/")]))
+
+    @property
+    def scheme(self) -> str:
+        """The scheme in lower case; `file` for a path."""
+        found = _SCHEME.match(self)
+        return found[1].lower() if found else "file"
+
+    @property
+    def is_local(self) -> bool:
+        """True for a path on this machine."""
+        return self.scheme == "file"
+
+    @property
+    def path(self) -> Path:
+        """The path of a local URI."""
+        if not self.is_local:
+            raise InputError(f"{self!r}: expected a path on this machine")
+        return Path(unquote(urlsplit(self).path)) if self.startswith("file://") else Path(self)
+
+    @property
+    def absolute(self) -> Self:
+        """The same place under a name that holds in a process with another working directory."""
+        return type(self)(str(self.path.absolute())) if self.is_local else self
+
+    @property
+    def parent(self) -> Self:
+        """The directory that holds it."""
+        if _SCHEME.match(self):
+            return type(self)(self.rstrip("/").rpartition("/")[0])
+        return type(self)(str(Path(self).parent))
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.rstrip("/").rpartition("/")[2]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.str_schema(), serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
