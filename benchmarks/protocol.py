@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from s2s_ray.evaluation.recall import Nearby, Places, nearest, recall_at_k
+from s2s_ray.evaluation.recall import Nearby, nearest, recall_at_k
 from s2s_ray.evaluation.rows import StoredRows
+from s2s_ray.geo.places import Places
 
 STEP = 2048
 

@@ -9,18 +9,31 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from s2s_ray.data.schema import Record
+import numpy as np
+
+from s2s_ray.data.places import latlon_of
+from s2s_ray.data.schema import Metres, Record
+from s2s_ray.geo.places import Places
+from s2s_ray.geo.prior import ellipsoid
 
 log = logging.getLogger(__name__)
 
+_ZONES = 60  # of UTM, 6 degrees each
 
-def hold_out(records: Sequence[Record], fraction: float, block_m: float) -> tuple[list[Record], str]:
+
+def hold_out(
+    records: Sequence[Record], fraction: float, block_m: float, metres: Metres = "geodesic"
+) -> tuple[list[Record], str]:
     """Move about `fraction` of the training records to the validation split, unless the source has one.
 
     If all training records have coordinates, whole blocks of `block_m` metres are moved (neighbours look alike), in
     the order of their hashes, until the fraction is reached; a block that would exceed twice the fraction is skipped.
     Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes.
-    The result depends on the records and the two numbers alone.
+    The result depends on the records and the arguments alone.
+
+    Training records that lie in one UTM zone are divided along its easting and northing, others by a grid around the
+    Earth, in which neither a border of zones nor the equator nor the date line is the border of a block. With
+    `metres="utm"` each zone has blocks of its own, which are cut off at the zone's borders.
 
     Returns: the records in their order, and how the validation split was chosen, in words.
     """
@@ -30,7 +43,7 @@ def hold_out(records: Sequence[Record], fraction: float, block_m: float) -> tupl
     if len(train) < 2:
         return list(records), "none: fewer than two training pairs"
     target = max(1, round(fraction * len(train)))
-    chosen = _blocks(train, target, block_m)
+    chosen = _blocks(train, target, block_m, metres)
     if chosen:
         how = f"whole blocks of {block_m:g} m"
     else:
@@ -42,14 +55,13 @@ def hold_out(records: Sequence[Record], fraction: float, block_m: float) -> tupl
     return [replace(record, split="val") if record.id in chosen else record for record in records], how
 
 
-def _blocks(train: Sequence[Record], target: int, side: float) -> set[str]:
+def _blocks(train: Sequence[Record], target: int, side: float, metres: Metres) -> set[str]:
     """Return the ids in the held-out blocks; empty if there are no positions or no suitable blocks."""
-    block_of = {}
-    for record in train:
-        if record.easting is None or record.northing is None or record.zone is None:
-            return set()
-        corner = (math.floor(record.easting / side), math.floor(record.northing / side))
-        block_of[record.id] = f"{record.zone}/{corner[0]}/{corner[1]}"
+    one_zone = len({record.zone for record in train}) == 1 and train[0].zone is not None
+    names = _in_zones(train, side) if one_zone or metres == "utm" else _around_the_earth(train, side)
+    if names is None:
+        return set()
+    block_of = dict(zip((record.id for record in train), names, strict=True))
     sizes = Counter(block_of.values())
     held: set[str] = set()
     count = 0
@@ -60,6 +72,38 @@ def _blocks(train: Sequence[Record], target: int, side: float) -> set[str]:
     if not held:
         log.info("the %d blocks of %g m are too few or too large to hold out whole blocks", len(sizes), side)
     return {id for id, block in block_of.items() if block in held}
+
+
+def _in_zones(train: Sequence[Record], side: float) -> list[str] | None:
+    """Return each record's block in the plane of its UTM zone; None if a position is unknown."""
+    names = []
+    for record in train:
+        if record.easting is None or record.northing is None or record.zone is None:
+            return None
+        corner = (math.floor(record.easting / side), math.floor(record.northing / side))
+        names.append(f"{record.zone}/{corner[0]}/{corner[1]}")
+    return names
+
+
+def _around_the_earth(train: Sequence[Record], side: float) -> list[str] | None:
+    """Return each record's block on the ellipsoid; None if a position is unknown.
+
+    Bands of `side` metres run along the parallels, the middle one along the equator. Each is divided into blocks of
+    about `side` metres, a multiple of the 60 UTM zones, so that the meridians between zones pass through their middles.
+    """
+    latlon = latlon_of(train)
+    if not np.isfinite(latlon).all():
+        return None
+    latitudes, longitudes = latlon.T
+    origin = np.zeros(len(latlon))
+    from_equator = np.copysign(ellipsoid().inv(origin, origin, origin, latitudes)[2], latitudes)
+    bands = np.floor(from_equator / side + 0.5)
+    middles = ellipsoid().fwd(origin, origin, origin, bands * side)[1]
+    parallels = np.hypot(*Places.on_ellipsoid(np.stack([middles, origin], axis=-1)).points.T[:2]) * 2 * math.pi
+    counts = np.maximum(np.round(parallels / side), 1)
+    counts = np.where(counts < _ZONES, counts, _ZONES * np.round(counts / _ZONES))
+    columns = np.floor(counts * (longitudes + 180) / 360 + 0.5) % counts
+    return [f"{band:.0f}/{column:.0f}" for band, column in zip(bands.tolist(), columns.tolist(), strict=True)]
 
 
 def _hash(text: str) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from s2s_ray import storage
 from s2s_ray.config import Config, SourceConfig
 from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION
-from s2s_ray.data.schema import SPLITS, Record, Source
+from s2s_ray.data.schema import SPLITS, Metres, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError, UnreadableImageError
 from s2s_ray.geo.views import ViewGeometry
@@ -39,13 +39,27 @@ class _BegunPlan(Document):
     settings: dict[str, Any]
     records: int
     pairs_per_shard: PositiveInt
+    metres: Metres = "utm"
+    """How metres between pairs are measured when pairs are held out for validation."""
 
     def tree(self) -> Tree:
         """Return the content of the file."""
         return {key: value for key, value in super().tree().items() if key != "format"}
 
 
-def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan:
+def metres_rule(uri: str) -> Metres:
+    """Return how to measure metres for the data set at a URI: as before if it was begun, otherwise along the ellipsoid.
+
+    Raises:
+        DatasetError: the data set has no `plan.json`.
+        DamagedError: `plan.json` is damaged.
+    """
+    uri = storage.absolute(uri)
+    begun = _begun(uri)
+    return "geodesic" if begun is None or not _has_work(uri) else begun.metres
+
+
+def make_plan(config: Config, source: Source, records: Sequence[Record], metres: Metres) -> Plan:
     """Lay the records out in shards of about `prepare.shard_mb`, and claim `data.uri` for this data set.
 
     The training split consists of short runs in the source's order, sorted by the hash of each run's first id, so
@@ -80,7 +94,9 @@ def make_plan(config: Config, source: Source, records: Sequence[Record]) -> Plan
         if begun is not None and _has_work(plan.uri):
             raise DatasetError(_difference(config.data.uri, begun, settings, len(records)))
         per_shard = _pairs_per_shard(plan, source, records, config.prepare.shard_mb * 1e6)
-        begun = _BegunPlan(digest=digest, settings=settings, records=len(records), pairs_per_shard=per_shard)
+        begun = _BegunPlan(
+            digest=digest, settings=settings, records=len(records), pairs_per_shard=per_shard, metres=metres
+        )
         begun.write(storage.join(plan.uri, PLAN))
     return replace(plan, shards=tuple(_lay_out(records, per_shard)))
 

@@ -18,7 +18,7 @@ from s2s_ray.data.description import (
     read_dataset_info,
 )
 from s2s_ray.data.holdout import hold_out
-from s2s_ray.data.plan import make_plan
+from s2s_ray.data.plan import make_plan, metres_rule
 from s2s_ray.data.schema import SPLITS, Record, Split
 from s2s_ray.data.shard import RECORD_SCHEMA, Plan, ShardReport, arrow_bytes, finished, record_columns, write_shard
 from s2s_ray.data.sources import open_source
@@ -47,14 +47,15 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
         StorageError: the source or `data.uri` cannot be reached.
     """
     source = open_source(config.source)
+    metres = metres_rule(config.data.uri)
     records, validation = hold_out(
-        source.records(), config.prepare.validation_fraction, config.prepare.validation_block_m
+        source.records(), config.prepare.validation_fraction, config.prepare.validation_block_m, metres
     )
     wanted = config.prepare.splits
     if "train" in wanted and sum(record.split == "train" for record in records) < 2:
         raise DatasetError("train split has fewer than 2 pairs besides those held out for validation: add pairs")
     records = [record for record in records if record.split in wanted]
-    plan = make_plan(config, source, records)
+    plan = make_plan(config, source, records, metres)
     if storage.exists(storage.join(plan.uri, DATASET_FILE)):
         log.info("%s is already complete", config.data.uri)
         return read_dataset_info(plan.uri)

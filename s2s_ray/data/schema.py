@@ -11,6 +11,9 @@ from s2s_ray.geo.views import ViewGeometry
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Metres = Literal["geodesic", "utm"]
+"""How metres between places are measured. `geodesic`: along the ellipsoid. `utm`: in the plane of each UTM zone, never
+between zones, which is the rule of data sets and runs that were begun before there was another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,7 @@ class Record:
     """One pair of a source, without its images.
 
     Latitude and longitude are WGS 84 degrees. Easting and northing are UTM metres in float64, in `zone` (EPSG
-    code of the UTM zone, 326xx or 327xx); distances are never measured across zones. `heading` is the compass
+    code of the UTM zone, 326xx or 327xx), which ends at 80 degrees south and 84 north. `heading` is the compass
     bearing of the panorama's middle column in degrees (0: north in the middle); `fov` is the part of the horizon that
     the panorama shows, in degrees. Unknown values are None.
     """

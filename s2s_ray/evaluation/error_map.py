@@ -9,42 +9,39 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from s2s_ray.geo.places import Places
+
 _FAINT, _INK, _GRID = "#6b6b6b", "#222222", "#ececec"
 _MIN_M = 1.0
 
 
-def error_map(
-    positions: NDArray[np.float64], zones: NDArray[np.int64], metres: NDArray[np.float64], radius_m: float | None = None
-) -> Figure | None:
+def error_map(places: Places, metres: NDArray[np.float64], radius_m: float | None = None) -> Figure | None:
     """Draw a map of the queries coloured by their error, and the share of queries within each distance.
 
-    The map shows the UTM zone with the most queries, relative to their south-west corner. The curve is over all
-    queries; it marks `radius_m`.
+    The map is relative to the south-west corner of the queries. The curve is over all queries; it marks `radius_m`.
 
     Args:
-        positions: easting and northing in metres, N 2.
-        zones: EPSG codes of their UTM zones, N; 0 if unknown.
-        metres: distance between each query and its first match, N; NaN if unknown or in another zone.
+        places: the queries, N, in one frame of coordinates.
+        metres: distance between each query and its first match, N; NaN if unknown.
         radius_m: distance within which a match counts as correct.
 
     Returns: None if no position is known.
     """
-    known = zones != 0
+    known = places.frames != 0
     if not known.any():
         return None
-    codes, counts = np.unique(zones[known], return_counts=True)
-    zone = int(codes[counts.argmax()])
-    shown = (zones == zone) & np.isfinite(metres)
-    places = positions[shown] - positions[zones == zone].min(axis=0)
-    unit, unit_m = ("km", 1000.0) if places.max(initial=0.0) > 3000 else ("m", 1.0)
-    places = places / unit_m
+    spots = places[np.flatnonzero(known)].plane()
+    shown = np.isfinite(metres)
+    spots = (spots - spots.min(axis=0))[shown[known]]
+    unit, unit_m = ("km", 1000.0) if spots.max(initial=0.0) > 3000 else ("m", 1.0)
+    spots = spots / unit_m
     order = np.argsort(metres[shown])  # the worst on top
     figure = Figure(figsize=(7.5, 3.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     upper = max(10 * _MIN_M, float(metres[shown].max(initial=0.0)))
     drawn = left.scatter(
-        *places[order].T,
+        *spots[order].T,
         c=metres[shown][order].clip(_MIN_M),
         s=float(np.clip(4000 / max(1, shown.sum()), 1.5, 14)),
         cmap="viridis_r",
@@ -54,7 +51,7 @@ def error_map(
     left.set_aspect("equal", adjustable="datalim")
     left.set_xlabel(f"east, {unit}", fontsize=7.5, color=_FAINT)
     left.set_ylabel(f"north, {unit}", fontsize=7.5, color=_FAINT)
-    left.set_title(f"Error of the first match, {shown.sum():,} queries in EPSG:{zone}", fontsize=7.5, loc="left")
+    left.set_title(f"Error of the first match, {shown.sum():,} queries", fontsize=7.5, loc="left")
     bar = figure.colorbar(drawn, ax=left, shrink=0.85)
     bar.set_label("metres", fontsize=7.5, color=_FAINT)
     bar.ax.tick_params(labelsize=6.5)

@@ -14,6 +14,7 @@ from torch import Tensor
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
 from s2s_ray.errors import DatasetError
 from s2s_ray.evaluation.descriptors import allocate, batches, evaluating
 from s2s_ray.evaluation.galleries import (
@@ -30,7 +31,7 @@ from s2s_ray.evaluation.galleries import (
 from s2s_ray.evaluation.image_quality import ImageQuality, Quality
 from s2s_ray.evaluation.perceptual import Perceptual
 from s2s_ray.evaluation.queries import QUERIES, metres_between, parquet_bytes, queries_table
-from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, nearest, recall_at_k, require_finite
+from s2s_ray.evaluation.recall import Nearby, RecallResult, nearest, recall_at_k, require_finite
 from s2s_ray.evaluation.rows import Rows
 from s2s_ray.geo.images import Pixels
 from s2s_ray.model.s2s import S2S
@@ -126,7 +127,7 @@ def evaluate(
         require_finite(found, name, dataset.ids)
     nearby = None
     if config.radius_m is not None:
-        places = Places(dataset.positions, dataset.zones)
+        places = places_of(dataset)
         nearby = Nearby(places, places, config.radius_m)
     to_satellite = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
     to_street = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
 from s2s_ray.errors import CheckpointError, ExpectationError, faults_of
 from s2s_ray.evaluation.descriptors import embed_dataset
-from s2s_ray.evaluation.recall import Nearby, Places, RecallResult, recall_at_k, require_finite
+from s2s_ray.evaluation.recall import Nearby, RecallResult, recall_at_k, require_finite
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.model.s2s import S2S
 
@@ -64,7 +65,7 @@ def measure_recall(
     found = embed_dataset(model, dataset, config.batch, device)
     for name, rows in (("street", found.street), ("satellite", found.satellite)):
         require_finite(rows, name, dataset.ids)
-    places = Places(dataset.positions, dataset.zones)
+    places = places_of(dataset)
     nearby = None if config.radius_m is None else Nearby(places, places, config.radius_m)
     return recall_at_k(found.street, found.satellite, nearby=nearby, chunk=config.chunk)
 

@@ -11,13 +11,14 @@ from matplotlib.figure import Figure
 from s2s_ray import storage
 from s2s_ray.config import EvaluationConfig
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
 from s2s_ray.errors import DatasetError
 from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.error_map import error_map
 from s2s_ray.evaluation.evaluate import TOP, retrieval_rows, synthesis_rows
 from s2s_ray.evaluation.galleries import evenly_spaced, retrieval_gallery, save, synthesis_gallery, training_curves
 from s2s_ray.evaluation.queries import metres_between
-from s2s_ray.evaluation.recall import Nearby, Places, nearest, recall_at_k, require_finite
+from s2s_ray.evaluation.recall import Nearby, nearest, recall_at_k, require_finite
 from s2s_ray.model.s2s import S2S
 
 FORMATS = ("png", "pdf")
@@ -44,7 +45,7 @@ def draw_figures(
     if not len(dataset):
         raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
     found = embed_dataset(model, dataset, config.batch, device)
-    places = Places(dataset.positions, dataset.zones)
+    places = places_of(dataset)
     nearby = None if config.radius_m is None else Nearby(places, places, config.radius_m)
     for name, rows in (("street", found.street), ("satellite", found.satellite)):
         require_finite(rows, name, dataset.ids)
@@ -56,7 +57,7 @@ def draw_figures(
     if model.config.synthesizes:
         figures["synthesis"] = synthesis_gallery(synthesis_rows(model, dataset, shown, config.batch, device))
     metres = metres_between(dataset, np.arange(len(dataset)), closest[:, 0].cpu().numpy())
-    figures["errors"] = error_map(dataset.positions, dataset.zones, metres, config.radius_m)
+    figures["errors"] = error_map(places, metres, config.radius_m)
     if history:
         figures["curves"] = training_curves(history)
     return {name: figure for name, figure in figures.items() if figure is not None}

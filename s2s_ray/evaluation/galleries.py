@@ -43,7 +43,7 @@ _COLOURS = ("#0b5fa5", "#d1701a", "#6a8f2a", "#8a5aa8")
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A retrieved tile, S S 3 uint8, and its distance from the query (None if unknown, or in another zone)."""
+    """A retrieved tile, S S 3 uint8, and its distance from the query (None if unknown)."""
 
     tile: Pixels
     correct: bool

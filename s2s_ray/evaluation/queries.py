@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.entries import entries_table
+from s2s_ray.data.places import places_of
 from s2s_ray.evaluation.recall import RecallResult
 
 QUERIES = "queries.parquet"
@@ -28,8 +29,8 @@ def queries_table(
     """Return one row per pair, in the order of the split.
 
     Columns: `id` and the position; `rank_street_to_satellite` and `rank_satellite_to_street` (see `RecallResult`);
-    `correct_tiles`; `top_ids`, `top_descriptor_distances` (squared) and `top_metres` (null if a position is unknown or
-    in another zone) of the closest tiles, closest first; and the quality of the synthesised view.
+    `correct_tiles`; `top_ids`, `top_descriptor_distances` (squared) and `top_metres` (null if a position is unknown)
+    of the closest tiles, closest first; and the quality of the synthesised view.
 
     Args:
         dataset: the split.
@@ -63,8 +64,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def metres_between(dataset: PairDataset, queries: NDArray[np.int64], tiles: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the metres between pairs of a data set (indices broadcast); NaN if unknown or in different UTM zones."""
-    offsets = dataset.positions[queries] - dataset.positions[tiles]
-    same = (dataset.zones[queries] == dataset.zones[tiles]) & (dataset.zones[queries] != 0)
-    metres: NDArray[np.float64] = np.where(same, np.hypot(offsets[..., 0], offsets[..., 1]), np.nan)
-    return metres
+    """Return the metres between pairs of a data set (indices broadcast); NaN if a position is unknown."""
+    places = places_of(dataset)
+    queries, tiles = np.broadcast_arrays(queries, tiles)
+    return places[queries.ravel()].metres_to(places[tiles.ravel()]).reshape(queries.shape)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from s2s_ray.errors import DescriptorError, InputError
 from s2s_ray.evaluation.rows import Rows
+from s2s_ray.geo.places import Places
 
 TIE = 16 * 2.0**-23
 """Difference of squared distances up to which they tie: 16 float32 ulps of 1, for unit descriptors.
@@ -23,26 +23,8 @@ descriptors, which the model computes in float32.
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """The places of descriptors.
-
-    `positions` are easting and northing in metres, float64 N 2, NaN if unknown; `zones` are EPSG codes of UTM zones,
-    int64 N, 0 if unknown.
-    """
-
-    positions: NDArray[np.float64]
-    zones: NDArray[np.int64]
-
-    def __getitem__(self, rows: slice | NDArray[np.int64]) -> Places:
-        return Places(self.positions[rows], self.zones[rows])
-
-    def __len__(self) -> int:
-        return len(self.zones)
-
-
-@dataclass(frozen=True, slots=True)
 class Nearby:
-    """The rule that tiles within `radius_m` of the query are also correct (CVACT_test: 5 m), never across zones."""
+    """The rule that tiles within `radius_m` of the query are also correct (CVACT_test: 5 m)."""
 
     queries: Places
     gallery: Places
@@ -240,11 +222,7 @@ class _Queries:
             mask = torch.zeros(len(self.descriptors), size, dtype=torch.bool, device=device)
         else:
             near, tiles = self.nearby, self.nearby.gallery[slice(start, start + size)]
-            # differences in float64: float32 northings have steps of half a metre
-            east, north = (near.queries.positions[:, None, i] - tiles.positions[None, :, i] for i in (0, 1))
-            zones = near.queries.zones[:, None]
-            same_zone = (zones == tiles.zones[None, :]) & (zones != 0)
-            mask = torch.from_numpy((east * east + north * north <= near.radius_m**2) & same_zone).to(device)
+            mask = torch.from_numpy(near.queries.within(tiles, near.radius_m)).to(device)
         if self.truth is not None:
             rows = ((self.truth >= start) & (self.truth < start + size)).nonzero().flatten()
             mask[rows, self.truth[rows] - start] = True

@@ -1,1 +1,1 @@
-"""Geometry of tiles, panoramas and positions: the polar transform, views, areas, UTM zones; image files."""
+"""Geometry of tiles, panoramas and positions: the polar transform, views, areas, distances, UTM zones; image files."""

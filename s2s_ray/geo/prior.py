@@ -60,8 +60,9 @@ class Box:
 
     def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return a mask of the N points that lie inside or on the edge; unknown points (NaN) do not."""
-        east_of, west_of = longitudes >= self.west, longitudes <= self.east
-        across = east_of & west_of if self.west <= self.east else east_of | west_of
+        # Degrees east of the western edge, so that -180 and 180 are one meridian.
+        width = self.east - self.west if self.west <= self.east else self.east - self.west + 360
+        across = (longitudes - self.west) % 360 <= width
         inside: NDArray[np.bool_] = across & (latitudes >= self.south) & (latitudes <= self.north)
         return inside
 
@@ -86,12 +87,13 @@ def distances_m(
     metres = np.full(count, math.nan)
     if known.any():
         start = np.full(int(known.sum()), longitude), np.full(int(known.sum()), latitude)
-        metres[known] = _ellipsoid().inv(*start, longitudes[known], latitudes[known])[2]
+        metres[known] = ellipsoid().inv(*start, longitudes[known], latitudes[known])[2]
     return metres
 
 
 @lru_cache(maxsize=1)
-def _ellipsoid() -> Geod:
+def ellipsoid() -> Geod:
+    """Return the WGS 84 ellipsoid, for geodesics."""
     from pyproj import Geod  # slow to import, and most processes need no distances
 
     return Geod(ellps="WGS84")

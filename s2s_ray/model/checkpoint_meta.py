@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +24,8 @@ class DatasetMeta(BaseModel):
     uri: str = ""
     digest: str = ""
     geometry: dict[str, Any] | None = None
+    metres: Literal["geodesic", "utm"] = "utm"
+    """How the run measures distances between pairs (`s2s_ray.data.schema.Metres`)."""
 
 
 class CheckpointMeta(Document):

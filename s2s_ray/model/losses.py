@@ -68,17 +68,17 @@ def triplet_loss(
     return Triplets(selected.mean(), kept, valid)
 
 
-def allowed_negatives(positions: Tensor, zones: Tensor, min_distance_m: float) -> Tensor:
+def allowed_negatives(points: Tensor, frames: Tensor, min_distance_m: float) -> Tensor:
     """Return which pairs are far enough apart to be negatives of each other, B B bool.
 
     Args:
-        positions: B 2 easting and northing in metres, float64; NaN where unknown.
-        zones: B UTM zones; pairs of different zones, and pairs without coordinates, count as far apart.
-        min_distance_m: pairs closer than this are not negatives.
+        points: B 2 or B 3 points in metres, float64, as in `Places`; NaN where unknown.
+        frames: B frames of coordinates; pairs of different frames, and pairs without coordinates, count as far apart.
+        min_distance_m: pairs whose points are closer than this are not negatives.
     """
-    # Differences in float64 and never by a matrix product, in which northings of 6e6 m would cancel.
-    near = torch.cdist(positions, positions, compute_mode="donot_use_mm_for_euclid_dist") < min_distance_m
-    return ~(near & (zones[:, None] == zones[None, :]))
+    # Differences in float64 and never by a matrix product, in which coordinates of 6e6 m would cancel.
+    near = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") < min_distance_m
+    return ~(near & (frames[:, None] == frames[None, :]))
 
 
 def adversarial_loss(logits: Tensor, label: float, count: int) -> Tensor:

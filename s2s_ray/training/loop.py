@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from s2s_ray.config import Config
 from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.places import metres_rule, places_of
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
-from s2s_ray.data.schema import Split
+from s2s_ray.data.schema import Metres, Split
 from s2s_ray.errors import DivergedError, NotFiniteError, RunError
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.model.losses import allowed_negatives
@@ -27,6 +28,7 @@ from s2s_ray.model.pretrained import initialise_street_encoder
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import rank, sum_over_ranks, world_size
 from s2s_ray.training.logbook import Logbook
+from s2s_ray.training.means import EpochMeans
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.run import check_resumable, checkpoint_store, run_uri, save_config
 from s2s_ray.training.step import TrainingStep
@@ -35,8 +37,6 @@ from s2s_ray.training.trackers import check_installed, open_trackers
 from s2s_ray.training.validation import validation_quality, validation_recall
 
 logger = logging.getLogger(__name__)
-
-RETRIEVAL = ("r_loss", "ret_weighted", "r_grad_norm")  # undefined for a batch without a triplet
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -58,7 +58,8 @@ class Trainer:
         self.epoch = 0
         self.batches_done = 0  # of this epoch
         self.global_step = 0
-        self._sums: dict[str, float] = {}
+        self._means = EpochMeans()
+        self._measure(metres_rule(self.train_set))
 
     def fit(
         self, report: Report = lambda metrics: None, *, repeat: bool = False, gauges: Gauges | None = None
@@ -113,7 +114,7 @@ class Trainer:
             "epoch": self.epoch,
             "batches_done": self.batches_done,
             "global_step": self.global_step,
-            "sums": self._sums,
+            "sums": self._means.state_dict(),
             "rng": torch.get_rng_state(),
         }
 
@@ -127,7 +128,8 @@ class Trainer:
         self.mining.load_state_dict(state["mining"])
         self.history = state["history"]
         self.epoch, self.batches_done = state["epoch"], state["batches_done"]
-        self.global_step, self._sums = state["global_step"], state["sums"]
+        self.global_step = state["global_step"]
+        self._means.load_state_dict(state["sums"])
         torch.set_rng_state(state["rng"])
 
     def _resume(self) -> None:
@@ -145,7 +147,12 @@ class Trainer:
         check_resumable(saved.uri, saved.meta, self.config, self.train_set.info.digest)
         self.model.load_state_dict(saved.model)
         self.load_state_dict(saved.trainer)
+        self._measure(saved.meta["dataset"].get("metres", "utm"))  # a run keeps the rule that it was started with
         logger.info("resumed %s: epoch %d, step %d", saved.uri, self.epoch + 1, self.global_step)
+
+    def _measure(self, metres: Metres) -> None:
+        """Measure distances between training pairs by a rule."""
+        self._metres, self._places = metres, places_of(self.train_set, metres)
 
     def _train_epoch(self, logbook: Logbook, telemetry: Telemetry) -> None:
         """Run the remaining cycles of the current epoch."""
@@ -170,7 +177,7 @@ class Trainer:
                 raise DivergedError(f"step {self.global_step + 1}: {error} (pairs {ids})") from None
             self.batches_done += 1
             self.global_step += 1
-            self._accumulate(losses, len(pairs))
+            self._means.add(losses, len(pairs))
             if rank() == 0:
                 logbook.step(self.global_step, self.epoch, self.batches_done, steps, len(pairs), losses)
             telemetry.step(self.global_step, self.epoch, len(pairs), losses, self.store.stored_at)
@@ -206,13 +213,13 @@ class Trainer:
         distance = self.config.loss.negative_min_distance_m
         if distance is None:
             return None
-        positions = torch.from_numpy(self.train_set.positions[pairs])
-        zones = torch.from_numpy(self.train_set.zones[pairs])
-        return allowed_negatives(positions, zones, distance).to(self.device)
+        places = self._places[pairs]
+        points, frames = torch.from_numpy(places.points), torch.from_numpy(places.frames)
+        return allowed_negatives(points, frames, places.straight_m(distance)).to(self.device)
 
     def _end_epoch(self, logbook: Logbook) -> dict[str, Any]:
         """Validate, record the epoch and save a checkpoint; return the metrics of the epoch."""
-        metrics = self._means()
+        metrics = self._means.result()
         metrics |= {"epoch": self.epoch, "step": self.global_step, "discard": self.mining.discard(self.epoch)}
         metrics["pairs_per_second"] = logbook.pairs_per_second()
         last = self.epoch + 1 == self.config.train.epochs
@@ -223,29 +230,12 @@ class Trainer:
                 metrics |= validation_quality(self.model, *split)
         self.history.append(metrics)
         self.mining.epoch_ended(self.epoch, metrics["r_loss"], metrics.get("recall_at_1"))
-        self.epoch, self.batches_done, self._sums = self.epoch + 1, 0, {}
+        self.epoch, self.batches_done, self._means = self.epoch + 1, 0, EpochMeans()
         if rank() == 0:
             logbook.end_epoch(self.history)
         self._save(metrics)
         # The checkpoint of this epoch may still be uploading, so the last one that is stored is reported.
         return {**metrics, "checkpoint": self.store.committed}
-
-    def _accumulate(self, losses: dict[str, float], pairs: int) -> None:
-        """Add to the epoch's sums; retrieval losses omit batches without a triplet, which are counted."""
-        no_triplet = losses["kept"] == 0
-        sums = {"pairs": float(pairs), "batches_without_triplets": float(no_triplet)}
-        sums["pairs_with_triplets"] = 0.0 if no_triplet else float(pairs)
-        sums |= {name: value * pairs for name, value in losses.items()}
-        for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-
-    def _means(self) -> dict[str, Any]:
-        """Return the means over the epoch's pairs."""
-        sums = dict(self._sums)
-        pairs, with_triplets = sums.pop("pairs"), max(sums.pop("pairs_with_triplets"), 1.0)
-        skipped = sums.pop("batches_without_triplets")
-        means = {name: total / (with_triplets if name in RETRIEVAL else pairs) for name, total in sums.items()}
-        return {**means, "batches_without_triplets": skipped}
 
     def _save(self, metrics: dict[str, Any]) -> None:
         """Pass the state to the store; only the first worker writes."""
@@ -263,6 +253,7 @@ class Trainer:
                     "uri": self.config.data.uri,
                     "digest": data.digest,
                     "geometry": data.geometry.tree(),
+                    "metres": self._metres,
                 },
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
@@ -292,15 +283,7 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _open(config: Config, split: Split, flip: float) -> PairDataset:
-    dataset = PairDataset(
-        config.data.uri,
-        split,
-        cache_dir=config.data.cache_dir,
-        cache_bytes=int(config.data.cache_gb * 1e9),
-        window=config.data.window,
-        flip=flip,
-        seed=config.train.seed,
-    )
+    dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed)
     found = (dataset.height, dataset.width)
     if found != (config.model.height, config.model.width):
         raise RunError(

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from pyproj import Geod
 
-from s2s_ray.data.holdout import hold_out
+from s2s_ray.data.holdout import _around_the_earth, hold_out
 from s2s_ray.data.schema import Record
+from s2s_ray.geo.utm import to_utm, utm_zone
+
+WGS84 = Geod(ellps="WGS84")
 
 
 def named(count: int, split: str = "train") -> list[Record]:
@@ -57,14 +62,55 @@ def test_with_coordinates_whole_blocks_are_held_out() -> None:
     assert "whole blocks of 500 m" in how
 
 
-def test_the_same_corner_in_two_zones_is_two_blocks() -> None:
+BORDERS = [(48.1, 12.0), (0.0, 9.5), (0.0, 12.0), (-17.2, 180.0), (89.9999, 0.0), (84.0, 20.0), (48.0, 0.0)]
+
+
+def along(latitude: float, longitude: float, metres: Sequence[float]) -> list[Record]:
+    """Training pairs on the parallel or the meridian through a point, at these metres from it on either side."""
+    places = [WGS84.fwd(longitude, latitude, azimuth, m)[:2] for azimuth in (45, 225) for m in metres]
+    zones = [utm_zone(min(max(north, -80), 84), east) for east, north in places]
+    utm = [to_utm(north, east, zone) for (east, north), zone in zip(places, zones, strict=True)]
+    return [
+        Record(f"p{k}", "train", north, east, float(utm[k][0]), float(utm[k][1]), zones[k])
+        for k, (east, north) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), BORDERS)
+def test_borders_of_zones_the_equator_and_the_date_line_divide_no_block(latitude: float, longitude: float) -> None:
+    """Pairs up to 7 m from a border, on both of its sides, and others some kilometres away."""
+    records = along(latitude, longitude, [1, 3, 7, 20_000, 21_000, 22_000, 23_000])
+    for fraction in (0.2, 0.4, 0.6):
+        found, how = hold_out(records, fraction, 500)
+        assert "whole blocks" in how
+        near = {record.split for k, record in enumerate(found) if k % 7 < 3}
+        assert len(near) == 1
+        assert any(record.split == "val" for record in found)
+
+
+def test_blocks_around_the_earth_have_the_side_that_is_asked_for() -> None:
+    starts = np.random.default_rng(0).uniform([-80, -180], [80, 180], (20, 2))
+    for latitude, longitude in starts.tolist():
+        steps = np.arange(0.0, 10_000.0, 5.0)
+        for azimuth in (0, 90):
+            east, north, _ = WGS84.fwd(*np.full((2, len(steps)), [[longitude], [latitude]]), azimuth + 0 * steps, steps)
+            records = [Record(f"{k}", "train", n, e) for k, (n, e) in enumerate(zip(north, east, strict=True))]
+            names = _around_the_earth(records, 500.0)
+            assert names is not None
+            crossed = sum(a != b for a, b in pairwise(names))
+            assert 18 <= crossed <= 24  # the parallel's own bands may be crossed once or twice on the way
+
+
+def test_data_sets_begun_under_the_rule_of_zones_keep_their_blocks() -> None:
     records = [
         Record(f"{zone}-{k}", "train", easting=1, northing=1, zone=zone) for zone in (32632, 32633) for k in (1, 2)
     ]
-    found, how = hold_out(records, 0.5, 500)
+    found, how = hold_out(records, 0.5, 500, "utm")
     held = {record.zone for record in found if record.split == "val"}
     assert len(held) == 1
     assert "blocks" in how
+    within_one = scattered(300, 5000)
+    assert hold_out(within_one, 0.1, 500) == hold_out(within_one, 0.1, 500, "utm")
 
 
 @pytest.mark.parametrize("extent_m", [300, 800])

@@ -90,6 +90,13 @@ def test_coordinates_become_utm(tmp_path: Path) -> None:
     assert south.northing == pytest.approx(10_000_000 - 0.9996 * meridian_arc(35.3), abs=4000)
 
 
+def test_positions_near_a_pole_have_degrees_only(tmp_path: Path) -> None:
+    text = f"{HEADER},latitude,longitude\na,s,p,train,84.1,20\nb,s,p,train,-80.1,20\nc,s,p,train,90,0\n"
+    found = records(tmp_path, text)
+    assert [record.latitude for record in found] == [84.1, -80.1, 90.0]
+    assert {(record.easting, record.northing, record.zone) for record in found} == {(None, None, None)}
+
+
 def meridian_arc(latitude: float) -> float:
     """Metres along WGS 84's meridian from the equator, by quadrature of the radius of curvature."""
     a, f = 6378137.0, 1 / 298.257223563
@@ -138,7 +145,7 @@ ROW = "a,s.png,p.png,train"
         (f"{HEADER}\n" + f"{ROW}\n" * 2 + "b,s,p,test\nc,s,p,val\nc,s,p,test\n", "2 are repeated: a, c$"),
         (f"{HEADER},latitude\n{ROW},1\n", "longitude missing; give latitude, longitude or none"),
         (f"{HEADER},latitude,longitude\n{ROW},1,\n", "row 1: longitude missing"),
-        (f"{HEADER},latitude,longitude\n{ROW},91,0\n", "row 1: latitude is 91, expected between -80 and 84"),
+        (f"{HEADER},latitude,longitude\n{ROW},91,0\n", "row 1: latitude is 91, expected between -90 and 90"),
         (f"{HEADER},latitude,longitude\n{ROW},0,181\n", "row 1: longitude is 181"),
         (f"{HEADER},latitude,longitude\n{ROW},5 N,0\n", "row 1: latitude is '5 N', expected a number"),
         (f"{HEADER},heading\n{ROW},nan\n", "row 1: heading is 'nan', expected a number"),

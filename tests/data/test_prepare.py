@@ -338,6 +338,23 @@ def test_a_plan_keeps_its_keys(pairs: PairFolder, tmp_path: Path) -> None:
     fill(pairs)
     prepare(pairs.config(tmp_path / "out"))
     plan = storage.read_json(str(tmp_path / "out" / "plan.json"))
-    assert list(plan) == ["digest", "settings", "records", "pairs_per_shard"]
+    assert list(plan) == ["digest", "settings", "records", "pairs_per_shard", "metres"]
     side_car = storage.read_json(str(tmp_path / "out" / "train-00000.json"))
     assert list(side_car) == ["digest", "file", "quarantine", "panoramas"]
+
+
+def test_a_data_set_begun_under_the_rule_of_zones_keeps_its_hold_out(pairs: PairFolder, tmp_path: Path) -> None:
+    """A plan without the key `metres`, from an earlier version, for pairs on both sides of a border of zones."""
+    for k in range(40):
+        pairs.add(f"train{k}", "train", latitude=47.0, longitude=12.0 + (k - 20) / 1000)
+    config = pairs.config(tmp_path / "data", splits=("train", "val"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s2s_ray.data.prepare.metres_rule", lambda uri: "utm")
+        earlier = prepare(config)
+    path = tmp_path / "data" / "plan.json"
+    tree = storage.read_json(str(path))
+    assert tree.pop("metres") == "utm"
+    storage.write_json(str(path), tree)
+    (tmp_path / "data" / "dataset.json").unlink()
+    assert prepare(config) == earlier
+    assert prepare(pairs.config(tmp_path / "new", splits=("train", "val"))).digest != earlier.digest

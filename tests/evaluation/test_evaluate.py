@@ -44,10 +44,13 @@ SMALL = {
     "masks": 2,
 }
 
+LATITUDE = 48.1
+METRES_PER_DEGREE = 74_475.0  # from west to east, at that latitude
+
 
 def write_pairs(folder: Path) -> None:
-    """Three training and seven test pairs of blurred noise; test pairs 0 and 1 are 3 m apart, the last in a zone
-    of its own."""
+    """Three training and seven test pairs of blurred noise; test pairs 0 and 1 are 3 m apart on both sides of
+    a UTM zone's border, the last one's position is unknown."""
     rng = np.random.default_rng(0)
     rows = []
     for i in range(3 + PAIRS):
@@ -55,16 +58,15 @@ def write_pairs(folder: Path) -> None:
             noise = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             noise.resize(size, Image.Resampling.BICUBIC).save(folder / f"{view}{i}.png")
         test = i - 3
-        easting = 690_000 + (3 * test if test in (0, 1) else 1_000 * test)
+        east = (3 * test - 1.5 if test in (0, 1) else 1_000 * test) / METRES_PER_DEGREE
         rows.append(
             {
                 "id": f"pair{i}",
                 "satellite": f"satellite{i}.png",
                 "street": f"street{i}.png",
                 "split": "train" if test < 0 else "test",
-                "easting": easting,
-                "northing": 6_090_000,
-                "zone": 32756 if test == PAIRS - 1 else 32755,
+                "latitude": "" if test == PAIRS - 1 else LATITUDE,
+                "longitude": "" if test == PAIRS - 1 else 12.0 + east,
             }
         )
     with (folder / "pairs.csv").open("w", newline="") as file:
@@ -179,15 +181,16 @@ def test_the_results_of_each_query(model: S2S, dataset: PairDataset, tmp_path: P
     assert [row["rank_street_to_satellite"] for row in rows] == report.street_to_satellite.ranks.tolist()
     assert [row["rank_satellite_to_street"] for row in rows] == report.satellite_to_street.ranks.tolist()
     assert [row["correct_tiles"] for row in rows] == [2, 2, 1, 1, 1, 1, 1]
+    east = dataset.latlon[:, 1]
     for query, row in enumerate(rows):
         assert row["top_ids"] == [dataset.ids[tile] for tile in order[query]]
         # float32 descriptors of single images and of batches: some hundred roundings apart
         assert row["top_descriptor_distances"] == pytest.approx(table[query][order[query]].tolist(), rel=3e-5)
         for tile, metres in zip(order[query], row["top_metres"], strict=True):
-            if (query == PAIRS - 1) != (tile == PAIRS - 1):
-                assert metres is None  # another zone
+            if PAIRS - 1 in (query, tile):
+                assert metres is None
             else:
-                assert metres == pytest.approx(abs(float(dataset.positions[query, 0] - dataset.positions[tile, 0])))
+                assert metres == pytest.approx(METRES_PER_DEGREE * abs(east[query] - east[tile]), rel=1e-4, abs=1e-6)
         difference = views[query] - (dataset[query].street / 127.5 - 1)
         assert row["l1"] == pytest.approx(difference.abs().mean().item(), rel=1e-5)
     assert report.as_dict()["protocol"].startswith("the pair's own tile and those within 5 m of it are correct; ties")
@@ -249,7 +252,7 @@ def test_the_gallery_shows_the_closest_tiles_of_the_chosen_queries(
     evaluate(model, dataset, EvaluationConfig(batch=3, gallery_rows=PAIRS, radius_m=5.0), out=str(tmp_path))
     street, satellite, _ = one_by_one(model, dataset)
     order = torch.cdist(street.double(), satellite.double()).argsort(1)[:, :5].tolist()
-    spots = [(0, 0), (3, 0), *((1_000 * i, 0) for i in range(2, PAIRS))]
+    spots = [-1.5, 1.5, *(1_000 * i for i in range(2, PAIRS))]
     assert [row.id for row in drawn] == [f"pair{i + 3}" for i in range(PAIRS)]
     for query, row in enumerate(drawn):
         for tile, match in zip(order[query], row.matches, strict=True):
@@ -258,10 +261,10 @@ def test_the_gallery_shows_the_closest_tiles_of_the_chosen_queries(
             if raw is not None:
                 assert np.array_equal(match.tile, raw)
             assert match.correct == (tile == query or {tile, query} == {0, 1})
-            if (query == PAIRS - 1) != (tile == PAIRS - 1):
-                assert match.metres is None  # another zone
+            if PAIRS - 1 in (query, tile):
+                assert match.metres is None
             else:
-                assert match.metres == pytest.approx(abs(spots[query][0] - spots[tile][0]))
+                assert match.metres == pytest.approx(abs(spots[query] - spots[tile]), rel=1e-4, abs=1e-6)
 
 
 def test_the_radius_makes_neighbours_correct(model: S2S, dataset: PairDataset) -> None:

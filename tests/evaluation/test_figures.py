@@ -23,6 +23,7 @@ from s2s_ray.evaluation.evaluate import evaluate
 from s2s_ray.evaluation.figures import draw_figures, save_figures
 from s2s_ray.evaluation.galleries import comparison_gallery
 from s2s_ray.evaluation.report import report_page
+from s2s_ray.geo.places import Places
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
 
@@ -68,17 +69,28 @@ def test_every_figure_as_png_and_pdf(config: Config, tmp_path: Path) -> None:
 
 
 def test_the_map_shows_each_query_with_its_error() -> None:
-    positions = np.array([[700.0, 50.0], [800.0, 90.0], [750.0, 70.0], [1.0, 1.0], [700.0, 80.0]])
-    zones = np.array([32755, 32755, 32755, 32756, 0])
+    positions = np.array([[700.0, 50.0], [800.0, 90.0], [750.0, 70.0], [710.0, 55.0], [1.0, 1.0]])
+    zones = np.array([32755, 32755, 32755, 32755, 0])
     metres = np.array([0.2, 300.0, 40.0, 5.0, np.nan])
-    figure = error_map(positions, zones, metres, radius_m=25.0)
+    figure = error_map(Places(positions, zones), metres, radius_m=25.0)
     assert figure is not None
     [dots] = [part for part in figure.axes[0].collections if isinstance(part, PathCollection)]
     drawn = {tuple(place): value for place, value in zip(dots.get_offsets().tolist(), dots.get_array(), strict=True)}
-    assert drawn == {(0.0, 0.0): 1.0, (50.0, 20.0): 40.0, (100.0, 40.0): 300.0}
+    assert drawn == {(0.0, 0.0): 1.0, (10.0, 5.0): 5.0, (50.0, 20.0): 40.0, (100.0, 40.0): 300.0}
     shares = np.asarray(figure.axes[1].lines[0].get_ydata())
     assert shares.tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8])  # one of five is unknown
-    assert error_map(positions, np.zeros(5, np.int64), metres) is None
+    assert error_map(Places(positions, np.zeros(5, np.int64)), metres) is None
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [(48.1, 12.0), (0.0, 9.0), (-17.0, 180.0)])
+def test_the_map_shows_queries_on_both_sides_of_a_border(latitude: float, longitude: float) -> None:
+    corners = [(latitude + y, (longitude + x + 180) % 360 - 180) for x in (-1e-3, 1e-3) for y in (-1e-3, 1e-3)]
+    figure = error_map(Places.on_ellipsoid(np.array(corners)), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert figure is not None
+    [dots] = [part for part in figure.axes[0].collections if isinstance(part, PathCollection)]
+    drawn = np.asarray(dots.get_offsets())
+    assert len(drawn) == 4
+    assert np.ptp(drawn, axis=0) == pytest.approx([222.6 * np.cos(np.radians(latitude)), 221.8], rel=0.01)
 
 
 def test_the_comparison_has_a_row_per_model_and_a_column_per_place() -> None:

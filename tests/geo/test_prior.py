@@ -35,6 +35,9 @@ def test_boxes_have_edges_and_cross_the_date_line() -> None:
     latitudes = np.array([0.0, 1.0, -1.0, 0.0, math.nan, 0.0])
     longitudes = np.array([179.5, 170, -175, 0, 175, math.nan])
     assert Box(170, -1, -170, 1).mask(latitudes, longitudes).tolist() == [True, True, True, False, False, False]
+    assert Box(170, -1, 180, 1).mask(np.zeros(2), np.array([-180.0, 180.0])).all()  # one meridian
+    assert Box(-180, -1, -170, 1).mask(np.zeros(2), np.array([-180.0, 180.0])).all()
+    assert Box(-180, -1, 180, 1).mask(np.zeros(3), np.array([-180.0, 0.0, 180.0])).all()
     assert Box(-10, 0, 170, 1).mask(latitudes, longitudes).tolist() == [False, True, False, True, False, False]
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pyproj import Geod
 from torch import Tensor
 
+from s2s_ray.geo.places import Places
 from s2s_ray.model.losses import (
     adversarial_loss,
     allowed_negatives,
@@ -227,6 +230,20 @@ def test_zones_are_never_compared() -> None:
     allowed = allowed_negatives(positions, torch.tensor([32, 33, 32, 0]), 25.0)
     near = [(i, j) for i in range(4) for j in range(4) if i != j and not allowed[i, j]]
     assert near == [(0, 2), (2, 0)]
+
+
+@pytest.mark.parametrize(("latitude", "longitude"), [(48.1, 12.0), (0.0, 12.0), (-17.0, 180.0), (90.0, 0.0)])
+def test_near_pairs_on_both_sides_of_a_border_are_not_negatives(latitude: float, longitude: float) -> None:
+    """Places 7 and 30 m away from a border of UTM zones, the equator, the date line and the pole."""
+    wgs84 = Geod(ellps="WGS84")
+    rows = []
+    for azimuth, metres in ((0, 0), (45, 7), (225, 7), (225, 30)):
+        east, north, _ = wgs84.fwd(longitude, latitude, azimuth, metres)
+        rows.append((north, east))
+    places = Places.on_ellipsoid(np.array(rows))
+    points, frames = torch.from_numpy(places.points), torch.from_numpy(places.frames)
+    allowed = allowed_negatives(points, frames, places.straight_m(25.0))
+    assert [(i, j) for i in range(4) for j in range(i + 1, 4) if allowed[i, j]] == [(0, 3), (1, 3)]
 
 
 def test_small_distances_between_large_coordinates() -> None:

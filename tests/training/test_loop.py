@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from s2s_ray.errors import CheckpointError, DatasetError, DivergedError, RunErro
 from s2s_ray.model.checkpoint_meta import (
     read_meta,
 )
+from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.loop import (
     Trainer,
     check_ready,
@@ -192,6 +194,57 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_saving_it(base: Config, 
     assert all(value.isfinite().all() for value in saved.values())
     trained = {name for name, _ in trainer.model.named_parameters()}
     assert all(torch.equal(weight, saved[name]) for name, weight in weights(trainer).items() if name in trained)
+
+
+@pytest.fixture(scope="module")
+def across_a_border(tmp_path_factory: pytest.TempPathFactory, pair_folder: type[PairFolder]) -> Config:
+    """Two training pairs 7 m apart in UTM zones 32 and 33, and a third one far away."""
+    folder = tmp_path_factory.mktemp("border")
+    pairs = pair_folder(folder / "pairs")
+    for number, longitude in enumerate((11.99995, 12.00005, 12.01)):
+        pairs.add(f"train-{number}", "train", latitude=48.1, longitude=longitude)
+    pairs.add("val", "val", latitude=48.1, longitude=12.02)
+    prepared = pairs.config(folder / "data", splits=("train", "val"))
+    prepare(prepared)
+    model = {"height": 32, "width": 40, "channels": 4, "residual_blocks": 1, "discriminator_channels": 4}
+    model |= {"street_blocks": (1, 1, 1), "masks": 2}
+    tree = {**prepared.model_dump(), "model": model, "loss": {"negative_min_distance_m": 25.0}}
+    return Config.from_tree({**tree, "train": {"epochs": 1, "batch": 3}})
+
+
+def near(trainer: Trainer) -> list[tuple[str, str]]:
+    """Pairs of the batch of all pairs that are too near to be each other's negatives."""
+    negatives = trainer._negatives(np.arange(3))
+    assert negatives is not None
+    ids = trainer.train_set.ids
+    return sorted((ids[i], ids[j]) for i in range(3) for j in range(3) if ids[i] < ids[j] and not negatives[i, j])
+
+
+def test_neighbours_on_both_sides_of_a_zone_border_are_not_negatives(across_a_border: Config, tmp_path: Path) -> None:
+    config = configured(across_a_border, tmp_path)
+    trainer = Trainer(config)
+    assert near(trainer) == [("train-0", "train-1")]
+    trainer.fit()
+    assert read_meta(checkpoint_store(config).uri(1))["dataset"]["metres"] == "geodesic"
+    again = Trainer(config)
+    again.fit()
+    assert near(again) == [("train-0", "train-1")]
+
+
+def test_a_run_begun_under_the_rule_of_zones_keeps_it(across_a_border: Config, tmp_path: Path) -> None:
+    class EarlierProgram(CheckpointStore):
+        def save(self, step: int, model: Any, trainer: Any, meta: dict[str, Any]) -> None:
+            dataset = {key: value for key, value in meta["dataset"].items() if key != "metres"}
+            super().save(step, model, trainer, {**meta, "dataset": dataset})
+
+    config = configured(across_a_border, tmp_path)
+    earlier = Trainer(config)
+    earlier.store = EarlierProgram(earlier.store.root)
+    earlier.fit()
+    resumed = Trainer(configured(across_a_border, tmp_path, epochs=2))
+    resumed.fit()
+    assert near(resumed) == []
+    assert read_meta(resumed.store.uri(2))["dataset"]["metres"] == "utm"
 
 
 @pytest.mark.slow

@@ -48,8 +48,8 @@ class ManifestSource:
     `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
     which may be empty in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`, `northing`
     and `zone` (UTM metres and the zone's EPSG code, all or none; computed from latitude and longitude if they are
-    not given); `heading` (compass bearing of the panorama's middle column in degrees); `fov` (degrees of the horizon
-    that the panorama shows, by default 360). Other columns are ignored.
+    not given, between 80 degrees south and 84 north); `heading` (compass bearing of the panorama's middle column in
+    degrees); `fov` (degrees of the horizon that the panorama shows, by default 360). Other columns are ignored.
 
     With `tiles` or `geotiff`, satellite tiles are cut from that imagery around each row's latitude and longitude,
     and there is no column `satellite`.
@@ -134,9 +134,7 @@ class ManifestSource:
             absent = [column for column in group if value[column] is None]
             if absent and len(absent) < len(group):
                 raise ManifestError(f"{where}: {' and '.join(absent)} missing; give {', '.join(group)} or none of them")
-        _check(
-            where, "latitude", value["latitude"], "between -80 and 84 (where UTM is defined)", lambda x: -80 <= x <= 84
-        )
+        _check(where, "latitude", value["latitude"], "between -90 and 90", lambda x: -90 <= x <= 90)
         _check(where, "longitude", value["longitude"], "between -180 and 180", lambda x: -180 <= x <= 180)
         _check(where, "zone", value["zone"], "the EPSG code of a UTM zone, 32601 to 32660 or 32701 to 32760", _is_utm)
         _check(where, "fov", value["fov"], "above 0 and at most 360 degrees", lambda x: 0 < x <= 360)
@@ -220,11 +218,14 @@ def _is_utm(zone: float) -> bool:
 
 
 def _with_utm(rows: list[_Row]) -> list[_Row]:
-    """Return the rows with easting, northing and zone computed if only latitude and longitude were given."""
+    """Return the rows with easting, northing and zone computed if only latitude and longitude were given.
+
+    Rows nearer to a pole than UTM reaches have none.
+    """
     zones: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         latitude, longitude = row.record.latitude, row.record.longitude
-        if row.record.zone is None and latitude is not None and longitude is not None:
+        if row.record.zone is None and latitude is not None and longitude is not None and -80 <= latitude <= 84:
             zones.setdefault(utm_zone(latitude, longitude), []).append(index)
     complete = list(rows)
     for zone, members in zones.items():
