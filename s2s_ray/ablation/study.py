@@ -4,7 +4,7 @@
                 /runs/ARM-seedN/        each run, as `train` writes it
                 /results/ARM-seedN/     its evaluation: metrics.json, queries.parquet, galleries
                 /ablation.json, table.txt, comparison.png, comparison.pdf
-                /driver.json            while it runs
+                /driver.json            the process that runs it
 
 A run with results is finished and is not repeated.
 """
@@ -29,10 +29,10 @@ from s2s_ray.errors import AblationError, DivergedError, S2SError, StoppedError
 from s2s_ray.evaluation.evaluate import METRICS, evaluate
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.storage.lease import Lease, driving
 from s2s_ray.training.loop import Trainer, check_ready
 from s2s_ray.training.run import find_checkpoint, located, run_uri
 from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin, claim
-from s2s_ray.trials.driver import driving
 from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def ablate(config: Config) -> str:
     total = len(planned) * len(config.ablate.seeds)
     if todo:
         logger.info("%d of %d runs to do", len(todo), total)
-        with driving(root, f"study {config.ablate.name!r}", AblationError):
-            failed = _run(config, root, todo, concurrent)
+        with driving(root, f"study {config.ablate.name!r}", AblationError) as lease:
+            failed = _run(config, root, todo, concurrent, lease)
         if failed:
             raise AblationError(f"study {config.ablate.name!r}: {'; '.join(failed)}; the same command retries them")
     else:
@@ -138,7 +138,7 @@ def _run_name(trial: Trial) -> str:
     return run_of(run["arm"], run["seed"])
 
 
-def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int) -> list[str]:
+def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int, lease: Lease) -> list[str]:
     """Do the runs, and return why each one that failed did."""
     quieten_tune()
     with tempfile.TemporaryDirectory(prefix="s2s-ablate-") as folder:
@@ -156,16 +156,11 @@ def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int)
             ),
         )
         try:
-            results = in_thread(tuner.fit)
+            results = in_thread(tuner.fit, lease.check)
         except KeyboardInterrupt:
             raise StoppedError(
                 f"study stopped: the same command resumes study {config.ablate.name!r} at {root}"
             ) from None
-        except Exception as error:
-            original = original_error(error)
-            if isinstance(original, S2SError):
-                raise original from error
-            raise
         failed = []
         for result in [results[k] for k in range(len(results))]:
             run = (result.config or {})["run"]
@@ -202,6 +197,6 @@ def train_and_measure(params: dict[str, Any], base: dict[str, Any], root: str) -
         tune.report({"failed": f"diverged at {error}"})
         return
     model = load_checkpoint(find_checkpoint(run_uri(own)), device)
-    dataset = PairDataset(own.data.uri, own.evaluation.split, cache_dir=own.data.cache_dir)
+    dataset = PairDataset.open(own.data, own.evaluation.split)
     report = evaluate(model, dataset, own.evaluation, device=device, out=result_uri(root, arm, seed))
     tune.report({"recall_at_1": report.street_to_satellite.recall["1"]})

@@ -160,8 +160,9 @@ def sweep_status(uri: str) -> SweepStatus:
     from s2s_ray.sweep.origin import SweepOrigin
     from s2s_ray.sweep.study import RECALL, read_records
 
-    config = SweepOrigin.at(uri).configuration(uri).tune
-    records = read_records(config, uri)
+    origin = SweepOrigin.at(uri)
+    config = origin.configuration(uri).tune
+    records = read_records(config, uri, origin.study(config))
     states = {state: sum(record.state == state for record in records) for state in ("complete", "failed", "running")}
     complete = [record for record in records if record.state == "complete"]
     best = max(complete, key=lambda record: record.values[RECALL], default=None)

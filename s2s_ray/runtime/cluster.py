@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ from typing import TypeVar
 from s2s_ray.errors import ClusterError, S2SError
 
 T = TypeVar("T")
+_WATCH_S = 1.0
 
 
 @contextmanager
@@ -62,26 +63,39 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def in_thread(work: Callable[[], T]) -> T:
+def in_thread(work: Callable[[], T], watch: Callable[[], None] | None = None) -> T:
     """Return the result of `work`, which runs in a thread.
 
     In the main thread Ray's libraries handle Ctrl-C themselves and end the process.
 
+    Args:
+        work: something that a library of Ray does.
+        watch: called every second while the work lasts; what it raises is raised here.
+
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM (`ray job stop`); the work continues until Ray is shut down.
-        BaseException: whatever `work` raises.
+        S2SError: what a task or a worker raised, as it was raised there.
+        BaseException: whatever else `work` or `watch` raises; in the second case the work continues.
     """
     outcome: Future[T] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(work())
-        except BaseException as error:  # raised by `result` below
+        except BaseException as error:  # raised by `_result` below
             outcome.set_exception(error)
 
     with _termination_as_interrupt():
         threading.Thread(target=run, name="ray-work", daemon=True).start()
-        return outcome.result()
+        while watch is not None and not wait([outcome], timeout=_WATCH_S).done:
+            watch()
+        try:
+            return outcome.result()
+        except Exception as error:
+            original = original_error(error)
+            if original is not error:
+                raise original from error
+            raise
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from s2s_ray.storage.filesystem import endpoint, is_local, local_faults, local_p
 
 log = logging.getLogger(__name__)
 
+_ATTEMPTS = 5  # at a write whose outcome is not known
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 
 
@@ -52,6 +53,30 @@ def write(uri: str, content: bytes, version: str | None) -> None:
         log.warning("%s: this storage has no conditional write; of two simultaneous changes one may be lost", uri)
         _compare(uri, version)
         files.write_bytes(uri, content)
+
+
+def write_once(uri: str, content: bytes) -> bytes:
+    """Write a file that is never changed again, unless it exists.
+
+    Returns:
+        The content of the file: `content`, or what another process has written before.
+
+    Raises:
+        StorageError: it can be neither written nor read.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        stored, _ = read(uri)
+        if stored is not None:
+            return stored
+        try:
+            write(uri, content, None)
+            return content
+        except ConflictError:
+            continue  # somebody was faster, or an earlier attempt arrived late: the file says what it is
+        except StorageError:  # perhaps written
+            if attempt == _ATTEMPTS:
+                raise
+    raise ConflictError(f"{uri} is created and deleted by others all the time")
 
 
 def _write_local(uri: str, content: bytes, version: str | None) -> None:

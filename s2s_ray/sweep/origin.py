@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from s2s_ray.config import TuneConfig
 from s2s_ray.errors import SweepError
 from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin
 
@@ -22,3 +23,8 @@ class SweepOrigin(Origin):
         "train": TRAIN_FREE,
         "data": DATA_FREE,
     }
+
+    def study(self, config: TuneConfig) -> str:
+        """Return the name of the sweep's Optuna study. In a database, sweeps of one name have a study each."""
+        own_file = config.study is None or not self.nonce  # earlier versions wrote no nonce
+        return config.name if own_file else f"{config.name}-{self.nonce[:8]}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +19,7 @@ from rich.table import Table
 
 from s2s_ray import storage
 from s2s_ray.errors import StorageError
+from s2s_ray.runtime.cluster import original_error
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.sweep.search import StudySearch
 from s2s_ray.sweep.space import format_params, format_value
@@ -62,6 +65,7 @@ class SweepProgress(tune.Callback):
         """Warn if no trial has been running for a while."""
         by_id = {trial.trial_id: trial for trial in trials}
         self._search.failure_reason = lambda trial_id: _failure_reason(by_id[trial_id])
+        self._search.fault = lambda trial_id: _fault(by_id[trial_id])
         if any(trial.status == Trial.RUNNING for trial in trials) or not trials:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > WAITING_AFTER_S:
@@ -150,4 +154,13 @@ class SweepProgress(tune.Callback):
 
 def _failure_reason(trial: Trial) -> str:
     """Return the last line of the error that ended a trial."""
-    return str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
+    error = _fault(trial)
+    return str(error).strip().splitlines()[-1] if error is not None and str(error).strip() else "its process was lost"
+
+
+def _fault(trial: Trial) -> BaseException | None:
+    """Return the error that ended a trial, as it was raised there; None if its process was lost."""
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return None
+    return original_error(pickle.loads(Path(path).read_bytes()))  # written by Tune in this process

@@ -15,7 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 
 from s2s_ray.config import Config
-from s2s_ray.errors import ConfigError
+from s2s_ray.errors import ConfigError, StorageError
 from s2s_ray.sweep.space import Params, Space
 from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
 from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED
@@ -47,20 +47,24 @@ class StudySearch(Searcher):
             super().__init__(metric=names[0], mode=modes[0])
         self.failure_reason: Callable[[str], str] = lambda trial_id: "its process was lost"
         """Return why one of Tune's trials failed."""
+        self.fault: Callable[[str], BaseException | None] = lambda trial_id: None
+        """Return the error of one of Tune's trials, if it raised one."""
+        self._check = study.check
         self._objectives = names
         self._sampler = config.tune.sampler
         self._space = space
         self._trials: dict[str, optuna.Trial] = {}
         self._finished: set[str] = set()
         self._study = optuna.load_study(
-            study_name=config.tune.name,
+            study_name=study.study.study_name,
             storage=study.storage,
             sampler=sampler(config.tune, len(study.study.get_trials(deepcopy=False))),
             pruner=optuna.pruners.NopPruner(),  # Tune's scheduler stops trials
         )
 
     def suggest(self, trial_id: str) -> Params:
-        """Return the values of a new trial, and record its run in the study. Raises ConfigError."""
+        """Return the values of a new trial, and record its run in the study. Raises ConfigError, SweepError."""
+        self._check()
         if trial_id not in self._trials:
             self._trials[trial_id] = self._study.ask()
         trial = self._trials[trial_id]
@@ -69,7 +73,7 @@ class StudySearch(Searcher):
         except (ValueError, ImportError) as error:  # a sampler that cannot handle this space
             raise ConfigError(f"tune.sampler={self._sampler!r} cannot sample tune.space: {error}") from None
         trial.set_user_attr("run", run_name(trial.params))
-        trial.set_user_attr("asked", time.time())
+        trial.set_user_attr("proposed", time.time())
         return params
 
     def number(self, trial_id: str) -> int:
@@ -80,15 +84,23 @@ class StudySearch(Searcher):
         """Record the epochs of a running trial and, if it is the only objective, its recall."""
         if FAILED in result:
             return
+        self._check()
         trial = self._trials[trial_id]
         trial.set_user_attr("epochs", result[EPOCH])
         if "start_s" not in trial.user_attrs:
-            trial.set_user_attr("start_s", round(result[STARTED] - trial.user_attrs["asked"], 2))
+            trial.set_user_attr("start_s", round(result[STARTED] - trial.user_attrs["proposed"], 2))
         if len(self._objectives) == 1 and trial_id not in self._finished:  # Optuna refuses it for several objectives
             trial.report(result[self._objectives[0]], result[_ITERATION])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record the outcome of a trial: its last values, or why it failed."""
+        """Record the outcome of a trial: its last values, or why it failed.
+
+        Raises:
+            StorageError: the storage was the reason. The trial has no outcome, and the next start resumes it.
+        """
+        self._check()
+        if error and isinstance(fault := self.fault(trial_id), StorageError):
+            raise fault
         if trial_id in self._finished:
             logger.warning("trial %d finished twice; only the first result counts", self.number(trial_id))
             return

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from s2s_ray import storage
 from s2s_ray.config import TuneConfig
-from s2s_ray.errors import ConfigError, DamagedError, NotFoundError, SweepError
+from s2s_ray.errors import ConfigError, NotFoundError, SweepError
 from s2s_ray.storage.filesystem import is_local
+from s2s_ray.sweep.journal import cut_torn_tail, open_journal
 from s2s_ray.sweep.space import Params, Space
+
+logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
 RECALL = "recall_at_1"
@@ -54,11 +57,13 @@ class TrialRecord:
 
 
 class SweepStudy:
-    """The Optuna study of one sweep, which is created if it does not exist yet.
+    """The Optuna study of one sweep, which is created if it does not exist yet. Only the sweep's driver may make one.
 
     Args:
         config: the section `tune`.
         root: URI of the sweep.
+        name: name of the study, see `SweepOrigin.study`.
+        check: called before every write; raises an error if this process no longer drives the sweep.
 
     Raises:
         ConfigError: the database that `config.study` names cannot be opened.
@@ -66,24 +71,28 @@ class SweepStudy:
         DamagedError, StorageError: the journal cannot be read.
     """
 
-    def __init__(self, config: TuneConfig, root: str) -> None:
+    def __init__(
+        self, config: TuneConfig, root: str, name: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.check = check
         self.objectives = objectives(config)
         self._uri = storage.join(root, JOURNAL)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self.storage = self._open(config)
         directions = [direction(name) for name in self.objectives]
         self.study = optuna.create_study(
-            storage=self.storage, study_name=config.name, directions=directions, load_if_exists=True
+            storage=self.storage, study_name=name or config.name, directions=directions, load_if_exists=True
         )
         if [one.name.lower() for one in self.study.directions] != directions:
             raise SweepError(
-                f"the study {config.name!r} in {config.study or self._uri} has other objectives than "
+                f"the study {self.study.study_name!r} in {config.study or self._uri} has other objectives than "
                 f"{', '.join(self.objectives)}: choose another tune.name or tune.study"
             )
 
     def save(self) -> None:
         """Upload the journal; do nothing if Optuna writes to the sweep's own file or to a database."""
+        self.check()
         if self._copy is not None:
             storage.upload(Path(self._copy.name) / JOURNAL, self._uri)
 
@@ -131,11 +140,19 @@ class SweepStudy:
             path = Path(self._copy.name) / JOURNAL
             if storage.exists(self._uri):
                 storage.download(self._uri, path)
-        return _journal(path, self._uri)
+        self.check()
+        if cut := cut_torn_tail(path, self._uri):
+            logger.warning("%s: cut %d bytes of a change that was not written completely", self._uri, cut)
+        return open_journal(path, self._uri, self.check)
 
 
-def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
+def read_records(config: TuneConfig, root: str, name: str | None = None) -> list[TrialRecord]:
     """Return the trials of a sweep that may be running, without writing anything; [] if it has none yet.
+
+    Args:
+        config: the section `tune`.
+        root: URI of the sweep.
+        name: name of the study, see `SweepOrigin.study`.
 
     Raises:
         ConfigError: the database that `config.study` names cannot be opened.
@@ -148,11 +165,12 @@ def read_records(config: TuneConfig, root: str) -> list[TrialRecord]:
                 storage.download(storage.join(root, JOURNAL), copy)
             except NotFoundError:
                 return []
-            opened: BaseStorage = _journal(copy, storage.join(root, JOURNAL))
+            cut_torn_tail(copy, storage.join(root, JOURNAL))  # a running driver may be writing it
+            opened: BaseStorage = open_journal(copy, storage.join(root, JOURNAL))
         else:
             opened = _database(config.study)
         try:
-            study = optuna.load_study(study_name=config.name, storage=opened)
+            study = optuna.load_study(study_name=name or config.name, storage=opened)
         except KeyError:
             return []
         return _records(study, objectives(config))
@@ -186,14 +204,6 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
         seconds=(finished - started).total_seconds() if started and finished else None,
         reason=attributes.get("reason", "" if complete else "no result was reported"),
     )
-
-
-def _journal(path: Path, uri: str) -> BaseStorage:
-    """Open the journal at a path; messages name its URI."""
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{uri} is not a journal of Optuna: {error}") from None
 
 
 def _database(url: str) -> BaseStorage:

@@ -5,7 +5,7 @@
                 /trials/RUN/      each trial's run, as `train` writes it; a finished one keeps its best checkpoint only
                 /best.yaml        the best trial's configuration, for `s2s train --config`
                 /trials.parquet, report.html, plots/*.png
-                /driver.json      while it runs: a second driver would take the first one's trials for interrupted
+                /driver.json      the process that runs it: a second one would take its trials for interrupted
 
 Tune's own experiment state is not kept: each start is a new experiment over the same study.
 """
@@ -21,8 +21,9 @@ from ray import tune
 
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
-from s2s_ray.errors import S2SError, StoppedError, SweepError
-from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.errors import StoppedError, SweepError
+from s2s_ray.runtime.cluster import in_thread
+from s2s_ray.storage.lease import Lease, driving
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.progress import SweepProgress
 from s2s_ray.sweep.report import write_report
@@ -35,7 +36,6 @@ from s2s_ray.training.history import read_history
 from s2s_ray.training.loop import check_ready
 from s2s_ray.training.run import located
 from s2s_ray.trials.claim import claim
-from s2s_ray.trials.driver import driving
 from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune, trial_resources
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,12 @@ def sweep(config: Config) -> SweepResult:
     early_stopping(config, [])  # this and the sampler only to check the configuration: `_run` makes them again
     sampler(config.tune, 0)
     root = sweep_uri(config)
-    claim(config, root, SweepOrigin)
-    with driving(root, f"sweep {config.tune.name!r}", SweepError):
-        study = SweepStudy(config.tune, root)
+    origin = claim(config, root, SweepOrigin)
+    with driving(root, f"sweep {config.tune.name!r}", SweepError) as lease:
+        study = SweepStudy(config.tune, root, origin.study(config.tune), lease.check)
         finished = study.prepare(space)
         if finished < config.tune.trials:
-            _run(config, root, space, study, concurrent, config.tune.trials - finished)
+            _run(config, root, space, study, concurrent, config.tune.trials - finished, lease)
         else:
             logger.info("all %d trials have finished; raise tune.trials to run more", finished)
         return _conclude(config, root, space, study)
@@ -92,7 +92,9 @@ def sweep_uri(config: Config) -> str:
     return storage.join(config.tune.storage, config.tune.name)
 
 
-def _run(config: Config, root: str, space: Space, study: SweepStudy, concurrent: int, trials: int) -> None:
+def _run(
+    config: Config, root: str, space: Space, study: SweepStudy, concurrent: int, trials: int, lease: Lease
+) -> None:
     quieten_tune()
     search = StudySearch(config, space, study)
     progress = SweepProgress(study, search, root, config.tune.trials, trial_resources(config))
@@ -117,18 +119,13 @@ def _run(config: Config, root: str, space: Space, study: SweepStudy, concurrent:
             ),
         )
         try:
-            in_thread(tuner.fit)
+            in_thread(tuner.fit, lease.check)
         except KeyboardInterrupt:
             study.save()
             raise StoppedError(
                 f"sweep stopped after {sum(record.state != 'running' for record in study.records())} of "
                 f"{config.tune.trials} trials: the same command resumes sweep {config.tune.name!r} at {root}"
             ) from None
-        except Exception as error:
-            original = original_error(error)
-            if isinstance(original, S2SError):
-                raise original from error
-            raise
         finally:
             progress.close()
     study.save()
@@ -145,6 +142,7 @@ def _past(study: SweepStudy, root: str) -> list[History]:
 
 def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> SweepResult:
     """Write the results of the trials, and publish the best checkpoint."""
+    study.check()
     records, best = study.records(), study.best()
     if best is None:
         reasons = "; ".join(f"trial {record.number}: {record.reason}" for record in records[:3])
@@ -156,6 +154,7 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     step = store.best()
     if step is None:
         raise SweepError(f"sweep {config.tune.name!r}: run {best.run} of trial {best.number} has lost its checkpoints")
+    study.check()
     release = registry.publish(config.tune.registry, config.tune.name, store.uri(step))
     start = next((record for record in records if record.params == space.start()), None)
     write_report(root, config, study, best)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
+from uuid import uuid4
 
 import yaml
 
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.errors import DamagedError
+from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
 
 # These may differ when trials are continued, because they change no trial's result.
@@ -39,6 +41,8 @@ class Origin(Document):
     FREE: ClassVar[Mapping[str, Sequence[str]]]
     """Keys of these sections that may change."""
 
+    nonce: str = ""
+    """Random name of this start, different for every folder; empty for one that an earlier version started."""
     dataset: str
     """Digest of the data set."""
     config: dict[str, Any]
@@ -53,8 +57,13 @@ class Origin(Document):
             StorageError: it cannot be read.
         """
         uri = storage.join(root, cls.FILE)
+        return cls.from_yaml(storage.read_bytes(uri), uri)
+
+    @classmethod
+    def from_yaml(cls, content: bytes, uri: str) -> Self:
+        """Validate the content of the file. Raises the errors of `at`."""
         try:
-            return cls.parse(yaml.safe_load(storage.read_bytes(uri)), uri)
+            return cls.parse(yaml.safe_load(content), uri)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date; nested too deeply
             raise DamagedError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
 
@@ -62,14 +71,22 @@ class Origin(Document):
         """Return the configuration; keys of a newer version are logged and left out. Raises ConfigError."""
         return Config.from_stored(self.config, storage.join(root, self.FILE))
 
-    def save(self, root: str) -> None:
-        """Write the file. Raises StorageError."""
-        text = yaml.safe_dump(self.tree(), sort_keys=False)
-        storage.write_bytes(storage.join(root, self.FILE), text.encode())
+    def to_yaml(self) -> bytes:
+        """Return the content of the file."""
+        return yaml.safe_dump(self.tree(), sort_keys=False).encode()
 
 
-def claim(config: Config, root: str, origin: type[Origin]) -> None:
+OriginT = TypeVar("OriginT", bound=Origin)
+
+
+def claim(config: Config, root: str, origin: type[OriginT]) -> OriginT:
     """Start trials at `root`, or make sure that they are those that were started there.
+
+    Of several processes that start trials with different settings at the same moment one does, and the others are
+    refused.
+
+    Returns:
+        The start of the trials.
 
     Raises:
         StateError: `origin.ERROR`, if the folder holds something else, or the trials were started with other settings
@@ -77,21 +94,31 @@ def claim(config: Config, root: str, origin: type[Origin]) -> None:
         DamagedError: the file of an earlier start cannot be read.
         StorageError: the folder cannot be read or written.
     """
-    kind, section, fault = origin.KIND, origin.SECTION, origin.ERROR
-    name = getattr(config, section).name
     from s2s_ray.data.description import read_dataset_info  # imports PyTorch, which `s2s status` does without
 
     digest = read_dataset_info(config.data.uri).digest
-    if not storage.exists(storage.join(root, origin.FILE)):
+    uri = storage.join(root, origin.FILE)
+    content, _ = conditional.read(uri)
+    if content is None:
         if present := storage.list_names(root):
-            raise fault(f"{root} holds {', '.join(present[:3])} and no {kind}: choose another {section}.name")
-        origin(dataset=digest, config=config.model_dump(mode="json")).save(root)
-        return
-    stored = origin.at(root)
+            raise origin.ERROR(
+                f"{root} holds {', '.join(present[:3])} and no {origin.KIND}: choose another {origin.SECTION}.name"
+            )
+        mine = origin(nonce=uuid4().hex, dataset=digest, config=config.model_dump(mode="json"))
+        content = conditional.write_once(uri, mine.to_yaml())
+    stored = origin.from_yaml(content, uri)
+    _compare(stored, config, root, digest)
+    return stored
+
+
+def _compare(stored: Origin, config: Config, root: str, digest: str) -> None:
+    """Refuse settings or a data set that the trials were not started with."""
+    kind, section, fault = stored.KIND, stored.SECTION, stored.ERROR
+    name = getattr(config, section).name
     before, now = stored.configuration(root).model_dump(mode="json"), config.model_dump(mode="json")
-    for part in origin.COMPARED:
+    for part in stored.COMPARED:
         for key, value in now[part].items():
-            if key not in origin.FREE.get(part, ()) and before[part][key] != value:
+            if key not in stored.FREE.get(part, ()) and before[part][key] != value:
                 raise fault(
                     f"{kind} {name!r} at {root} was started with {part}.{key}={before[part][key]!r}, "
                     f"now it is {value!r}: keep it, or choose another {section}.name"

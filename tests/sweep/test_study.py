@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from s2s_ray.config import Config
-from s2s_ray.errors import ConfigError, DamagedError, SweepError
+from s2s_ray.errors import ConfigError, DamagedError, DiskFullError, SweepError
 from s2s_ray.sweep import sweep
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.report import write_report
@@ -108,6 +108,54 @@ def test_the_study_may_be_a_database(tmp_path: Path) -> None:
     assert optuna.load_study(study_name="sweep", storage=url).best_value == 0.25
     with pytest.raises(ConfigError, match=r"tune\.study='nonsense' cannot be opened"):
         SweepStudy(config(study="nonsense").tune, str(tmp_path))
+
+
+def test_sweeps_of_one_name_share_a_database_but_no_trial(tmp_path: Path) -> None:
+    settings = config(study=f"sqlite:///{tmp_path}/study.db")
+    names = []
+    for nonce in ("0123456789ab", "ba9876543210", ""):  # earlier versions wrote none
+        origin = SweepOrigin(nonce=nonce, dataset="x", config={})
+        names.append(origin.study(settings.tune))
+        study = SweepStudy(settings.tune, str(tmp_path), names[-1])
+        run(StudySearch(settings, Space(settings), study), "a", 0.25)
+        assert len(read_records(settings.tune, str(tmp_path), names[-1])) == 1
+    assert names == ["sweep-01234567", "sweep-ba987654", "sweep"]
+    assert SweepOrigin(nonce="x", dataset="x", config={}).study(config().tune) == "sweep", "a journal is its own"
+
+
+def test_a_trial_that_the_storage_ended_has_no_outcome(tmp_path: Path) -> None:
+    before, study = search(config(), tmp_path)
+    before.suggest("a")
+    before.fault = lambda name: DiskFullError("the disk of /runs is full")
+    with pytest.raises(DiskFullError, match="the disk of /runs is full"):
+        before.on_trial_complete("a", error=True)
+    assert [record.state for record in study.records()] == ["running"]
+
+
+def test_a_sweep_that_was_taken_over_records_nothing_more(tmp_path: Path) -> None:
+    lost: list[bool] = []
+
+    def check() -> None:
+        if lost:
+            raise SweepError("another process took it over")
+
+    settings = config()
+    study = SweepStudy(settings.tune, str(tmp_path), check=check)
+    searcher = StudySearch(settings, Space(settings), study)
+    run(searcher, "a", 0.25)
+    searcher.suggest("b")
+    before = (tmp_path / JOURNAL).read_bytes()
+    lost.append(True)
+    for act in (
+        lambda: searcher.suggest("c"),
+        lambda: searcher.on_trial_result("b", {"recall_at_1": 0.5, EPOCH: 1, STARTED: 0.0, "training_iteration": 1}),
+        lambda: searcher.on_trial_complete("b", {"recall_at_1": 0.5}),
+        lambda: study.study.enqueue_trial({}),
+        study.save,
+    ):
+        with pytest.raises(SweepError, match="took it over"):
+            act()
+    assert (tmp_path / JOURNAL).read_bytes() == before
 
 
 def test_optuna_opens_the_journal(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ import yaml
 from s2s_ray.ablation.study import AblationOrigin
 from s2s_ray.config import Config, with_values
 from s2s_ray.data import description
-from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, SweepError
+from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, StorageError, SweepError
+from s2s_ray.storage import conditional
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.trials.claim import Origin, claim
 
@@ -64,8 +66,55 @@ def test_a_new_folder_is_claimed(started: Started) -> None:
     new = root.parent / "new"
     claim(config, str(new), origin)
     tree = yaml.safe_load((new / origin.FILE).read_text())
+    nonce = tree.pop("nonce")
     assert tree == {**first, "format": 1, "config": config.model_dump(mode="json")}
-    claim(config, str(new), origin)
+    assert claim(config, str(new), origin).nonce == nonce, "the start that was first counts"
+    assert claim(config, str(root.parent / "another"), origin).nonce != nonce
+
+
+def faster(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something just before the first conditional write."""
+    write, left = conditional.write, [act]
+
+    def after(uri: str, content: bytes, version: str | None) -> object:
+        if left:
+            left.pop()()
+        return write(uri, content, version)
+
+    monkeypatch.setattr(conditional, "write", after)
+
+
+def test_of_two_starts_with_other_settings_one_is_refused(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, root, config = started
+    new = root.parent / "new"
+    faster(monkeypatch, lambda: claim(with_values(config, {"loss.alpha": 20.0}), str(new), origin))
+    with pytest.raises(origin.ERROR, match=r"was started with loss\.alpha=20\.0, now it is 10\.0"):
+        claim(config, str(new), origin)
+    assert origin.at(str(new)).config["loss"]["alpha"] == 20.0, "the refused start replaced the other"
+
+
+def test_of_two_starts_with_the_same_settings_both_go_on(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, root, config = started
+    new, first = root.parent / "new", list[Origin]()
+    faster(monkeypatch, lambda: first.append(claim(config, str(new), origin)))
+    assert claim(config, str(new), origin) == first[0]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_lost_answer(started: Started, monkeypatch: pytest.MonkeyPatch, written: bool) -> None:
+    origin, root, config = started
+    write, lost = conditional.write, [True]
+
+    def losing(uri: str, content: bytes, version: str | None) -> None:
+        if written or not lost:
+            write(uri, content, version)
+        if lost:
+            lost.pop()
+            raise StorageError("the answer was lost")
+
+    monkeypatch.setattr(conditional, "write", losing)
+    new = str(root.parent / "new")
+    assert claim(config, new, origin) == origin.at(new)
 
 
 def test_other_settings_are_refused(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
