@@ -1,0 +1,53 @@
+"""The routes of the registry."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2s_ray import registry
+from s2s_ray.errors import StorageError
+from tests.support.fake_service import RELEASE, Fakes
+from tests.support.http_requests import request, sentence
+from tests.support.stored_model import stored_model
+
+SECRET = "correct-horse"
+
+
+def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Path) -> None:
+    root, secret = str(tmp_path / "registry"), {"authorization": f"Bearer {SECRET}"}
+    checkpoint, index = stored_model(tmp_path)
+    for name in ("first", "second"):
+        registry.publish(root, "demo", checkpoint, index, release=name)
+    registry.promote(root, "demo", "first")
+    token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
+    fakes.settings = {"registry": root, "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
+    response = request(fakes, "POST", "/v1/releases/second/promote", headers=secret)
+    assert (response.status_code, response.json()) == (200, {"release": RELEASE.id, "current": "second"})
+    listed = request(fakes, "GET", "/v1/releases", headers=secret).json()["releases"]
+    assert [(one["release"], one["current"], one["indexed"]) for one in listed] == [
+        ("first", False, True),
+        ("second", True, True),
+    ]
+    assert request(fakes, "POST", "/v1/releases/rollback", headers=secret).json()["current"] == "first"
+    assert registry.current(root, "demo") == "first"
+    for path in ("/v1/releases/rollback", "/v1/releases/third/promote", "/v1/releases/.hidden/promote"):
+        response = request(fakes, "POST", path, headers=secret)
+        assert response.status_code == 404, path
+        sentence(response)
+
+
+def test_a_registry_that_cannot_be_read_is_a_503_that_hides_its_location(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any) -> Any:
+        raise StorageError("s3://secret-bucket cannot be reached")
+
+    monkeypatch.setattr(registry, "list_releases", fail)
+    fakes.settings = {"registry": "r", "name": "demo", "checkpoint": None, "index": None}
+    response = request(fakes, "GET", "/v1/releases")
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert "secret-bucket" not in sentence(response)
