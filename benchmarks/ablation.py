@@ -67,7 +67,7 @@ def measure(folder: Path, seed: int, arm: str, overrides: list[str]) -> dict[str
     trainer = Trainer(config)
     trainer.fit()
     trainer.model.eval()
-    report = evaluate(trainer.model, PairDataset(config.data.uri, "test"), config.evaluation)
+    report = evaluate(trainer.model, PairDataset.open(config.data, "test"), config.evaluation)
     figures = {"recall_at_1": report.street_to_satellite.recall["1"], **report.synthesis}
     figures["pairs"] = trainer.config.train.epochs * len(trainer.train_set)
     result.write_text(json.dumps(figures))

@@ -41,16 +41,16 @@ def trained_recall(config: Config, *, shuffled: bool) -> float:
     """Return the held-out R@1 after training from scratch."""
     trainer = Trainer(config)
     if shuffled:
-        trainer.train_set = ShuffledPairs(config.data.uri, "train", flip=config.data.flip, seed=config.train.seed)
+        trainer.train_set = ShuffledPairs.open(config.data, "train", flip=config.data.flip, seed=config.train.seed)
     trainer.fit()
     trainer.model.eval()
-    test = PairDataset(config.data.uri, "test")
+    test = PairDataset.open(config.data, "test")
     return evaluate(trainer.model, test, config.evaluation).street_to_satellite.recall["1"]
 
 
 def colour_recall(config: Config) -> float:
     """Return the best R@1 of matching by colour (mean colour and histograms) on the held-out pairs."""
-    test = PairDataset(config.data.uri, "test")
+    test = PairDataset.open(config.data, "test")
     pairs = [test[index] for index in range(len(test))]
     streets = [pair.street.permute(1, 2, 0).numpy() for pair in pairs]
     polars = [pair.polar.permute(1, 2, 0).numpy() for pair in pairs]
@@ -64,7 +64,7 @@ def measure(seed: int, folder: Path, overrides: list[str]) -> tuple[float, float
     prepare(config)
     model = trained_recall(_named(config, "model"), shuffled=False)
     control = trained_recall(_named(config, "control"), shuffled=True)
-    return model, control, colour_recall(config), 1 / len(PairDataset(config.data.uri, "test"))
+    return model, control, colour_recall(config), 1 / len(PairDataset.open(config.data, "test"))
 
 
 def _named(config: Config, name: str) -> Config:

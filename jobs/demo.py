@@ -86,7 +86,7 @@ def main(
             config = tuned(config)
         with stage("train", f"train synthesis and retrieval on {config.train.workers} Ray Train workers"):
             best = fit(config, folder)
-        dataset = PairDataset(config.data.uri, "test")
+        dataset = PairDataset.open(config.data, "test")
         with stage("evaluate", f"measure recall on {len(dataset)} held-out tiles, before and after training"):
             torch.manual_seed(config.train.seed)
             before = evaluate(S2S(config.model), dataset, config.evaluation)

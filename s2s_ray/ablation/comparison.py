@@ -155,7 +155,7 @@ def _comparison(
     config: Config, checkpoints: Mapping[str, str]
 ) -> tuple[dict[str, Sequence[Pixels]], list[Pixels], list[Pixels]]:
     """Return the synthesised views by arm, and the satellite tiles and real views of the same pairs."""
-    dataset = PairDataset(config.data.uri, config.evaluation.split, cache_dir=config.data.cache_dir)
+    dataset = PairDataset.open(config.data, config.evaluation.split)
     shown = evenly_spaced(len(dataset), config.ablate.examples)
     views: dict[str, Sequence[Pixels]] = {
         TITLES.get(name, name): synthesised_views(load_checkpoint(uri), dataset, shown, config.evaluation.batch)

@@ -82,7 +82,7 @@ def verify_checkpoint(
     settings = load_config("paper", [*(overrides or ()), f"data.uri={json.dumps(data)}"])
     uri, device = find_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
     model = load_checkpoint(uri, device)
-    dataset = PairDataset(data, settings.evaluation.split, cache_dir=settings.data.cache_dir)
+    dataset = PairDataset.open(settings.data, settings.evaluation.split)
     check_geometry(uri, read_meta(uri), dataset.info.geometry)
     result = measure_recall(model, dataset, settings.evaluation, device)
     for key, value in result.recall.items():

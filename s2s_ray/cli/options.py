@@ -55,11 +55,9 @@ def run_settings(uri: str, config: str | None, overrides: Sequence[str] | None) 
 
 def split_of(settings: Config) -> PairDataset:
     """Open the split evaluation.split of the data set at data.uri."""
-    from s2s_ray import storage
     from s2s_ray.data.dataset import PairDataset
 
-    uri = storage.absolute(settings.data.uri)
-    return PairDataset(uri, settings.evaluation.split, cache_dir=settings.data.cache_dir)
+    return PairDataset.open(settings.data, settings.evaluation.split)
 
 
 def device_of(settings: Config) -> str:

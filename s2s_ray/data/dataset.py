@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s2s_ray import storage
+from s2s_ray.config import DataConfig
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.schema import Split
-from s2s_ray.errors import ConfigError, DamagedError, DatasetError, InputError, UnreadableImageError
+from s2s_ray.errors import DamagedError, DatasetError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.polar import flip_pair
 from s2s_ray.storage.cache import ShardCache
+from s2s_ray.uri import Uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def _joined(images: Sequence[Tensor]) -> Tensor:
 
 
 class PairDataset(Dataset[Sample]):
-    """One split of a prepared data set.
+    """One split of a prepared data set; `open` takes its settings from a configuration.
 
     An index gives the pair as it is; a tuple (epoch, index) gives it as that epoch of training sees it: both images
     mirrored with probability `flip`, drawn from (seed, epoch, id) alone, so that neither the order nor the number of
@@ -134,12 +137,7 @@ class PairDataset(Dataset[Sample]):
         self.shard_sizes = [shard.count for shard in info.shards]
         self._ends = np.cumsum(self.shard_sizes)
         folder = None if cache_dir is None else Path(cache_dir)
-        try:
-            self._cache = ShardCache(uri, info.shards, folder=folder, max_bytes=cache_bytes, window=window)
-        except InputError as error:
-            raise ConfigError(
-                f"data.cache_gb={cache_bytes / 1e9:g}: {error}; raise data.cache_gb or lower data.window"
-            ) from None
+        self._cache = ShardCache(uri, info.shards, folder=folder, max_bytes=cache_bytes, window=window)
         records = _read_records(storage.join(uri, info.records.name), info.records.sha256)
         self.ids: list[str] = records.column("id").to_pylist()
         if len(self.ids) != info.count or sum(self.shard_sizes) != info.count:
@@ -149,6 +147,19 @@ class PairDataset(Dataset[Sample]):
         self.positions = _pairs(records, "easting", "northing")
         self.latlon = _pairs(records, "latitude", "longitude")
         self.zones: NDArray[np.int64] = records.column("zone").fill_null(0).to_numpy().astype(np.int64)
+
+    @classmethod
+    def open(cls, config: DataConfig, split: Split, *, flip: float = 0.0, seed: int = 0) -> Self:
+        """Open a split as the configuration's section `data` says: place, cache and window."""
+        return cls(
+            Uri(config.uri).absolute,
+            split,
+            cache_dir=None if config.cache_dir is None else Uri(config.cache_dir).path,
+            cache_bytes=int(config.cache_gb * 1e9),
+            window=config.window,
+            flip=flip,
+            seed=seed,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)

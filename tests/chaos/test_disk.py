@@ -74,22 +74,27 @@ def test_training_continues_on_a_disk_that_is_smaller_than_the_cache_limit(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with disk(tmp_path / "disk", needed(sharded, 5)) as folder:  # two open shards of each split, and the next one
+    with disk(
+        tmp_path / "disk", needed(sharded, 5) + PAGE
+    ) as folder:  # two open shards of each split, and the next one
         config = cached(settings, sharded, tmp_path, folder)
         Trainer(config).fit()
-        assert f"the disk of the shard cache {folder} is full: evicted an unused shard" in caplog.text
+        assert f"the disk of the shard cache {folder}/s2s-shards is full: evicted an unused shard" in caplog.text
     Ending.of(config).assert_same(undisturbed(1))
 
 
 def test_a_disk_without_room_for_the_open_shards_is_named_and_the_run_resumes_on_a_larger_one(
     settings: list[str], sharded: Config, undisturbed: Callable[[int], Ending], remote: None, tmp_path: Path
 ) -> None:
-    with disk(tmp_path / "disk", needed(sharded, 1) + PAGE) as folder:
+    with disk(tmp_path / "disk", needed(sharded, 1) + 2 * PAGE) as folder:
         config = cached(settings, sharded, tmp_path, folder)
-        with pytest.raises(DiskFullError, match=rf"^the disk of the shard cache {folder} is full, and all .*cache_dir"):
+        with pytest.raises(
+            DiskFullError, match=rf"^the disk of the shard cache {folder}/s2s-shards is full, and all .*cache_dir"
+        ):
             Trainer(config).fit()
-        for path in folder.glob("*.arrow"):  # the shards on the disk are whole
+        own = folder / "s2s-shards"
+        for path in own.glob("*.arrow"):  # the shards on the disk are whole
             assert storage.sha256(path) == path.name.partition("-")[0]
-        assert not [path for path in folder.iterdir() if path.suffix not in (".arrow", ".lock")]
+        assert not [path for path in own.iterdir() if path.suffix not in (".arrow", ".lock", ".json")]
     Trainer(cached(settings, sharded, tmp_path, tmp_path / "larger")).fit()
     Ending.of(config).assert_same(undisturbed(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import torch
 from pyarrow import fs
 from torch.utils.data import DataLoader
 
+from s2s_ray.config import DataConfig
 from s2s_ray.data.dataset import Batch, PairDataset, Sample, collate
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
@@ -192,8 +194,38 @@ def test_damaged_files_are_named(uri: str) -> None:
 
 def test_a_remote_data_set_goes_through_a_cache(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3:/")))
-    with pytest.raises(ConfigError, match=r"^data\.cache_gb=1e-05: .*raise data.cache_gb or lower data.window"):
+    with pytest.raises(ConfigError, match=r"^data\.cache_gb=1e-05 is less .*raise data.cache_gb or lower data.window"):
         PairDataset(f"s3:/{uri}", "train", cache_bytes=10_000, window=3)
     remote = PairDataset(f"s3:/{uri}", "train", cache_bytes=10**6, window=3, cache_dir=tmp_path / "cache")
     assert same(remote[0], PairDataset(uri, "train")[0])
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+    assert len(list((tmp_path / "cache" / "s2s-shards").glob("*.arrow"))) == 1
+
+
+def test_the_section_data_says_how_a_data_set_is_opened(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3:/")))
+    section = DataConfig(uri=f"s3:/{uri}", cache_dir=str(tmp_path / "cache"), cache_gb=0.001, window=2)
+    dataset = PairDataset.open(section, "train", flip=1.0, seed=3)
+    assert (dataset._cache.max_bytes, dataset._cache.window) == (1_000_000, 2)
+    assert (dataset.flip, dataset.seed) == (1.0, 3)
+    assert same(dataset[0], PairDataset(uri, "train")[0])
+    assert (tmp_path / "cache" / "s2s-shards").is_dir()
+    for section in (
+        section.model_copy(update=small) for small in ({"cache_gb": 1e-5}, {"cache_gb": 5e-5, "window": 9})
+    ):
+        with pytest.raises(ConfigError, match=r"^data\.cache_gb=\S+ is less than two windows"):
+            PairDataset.open(section, "train")
+
+
+def test_every_data_set_is_opened_by_its_section() -> None:
+    """A call of the class itself would forget the size of the cache, as many once did."""
+    root = Path(__file__).resolve().parents[2]
+    calls = [
+        f"{path.relative_to(root)}:{node.lineno}"
+        for folder in ("s2s_ray", "jobs", "serve")
+        for path in sorted((root / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "PairDataset"
+    ]
+    assert calls == []

@@ -184,7 +184,7 @@ def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) ->
         )
         for batch, keys in zip(loader, sampler, strict=True):
             assert torch.equal(batch.street, torch.stack([local[key].street for key in keys]))
-        kept = [path.stat().st_size for path in (tmp_path / "cache").glob("*.arrow")]
+        kept = [path.stat().st_size for path in (tmp_path / "cache" / "s2s-shards").glob("*.arrow")]
         assert len(remote.shard_sizes) > len(kept)
         assert sum(kept) <= 2 * largest
 

@@ -7,58 +7,36 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import fs
 
 from s2s_ray import storage
-from s2s_ray.errors import DamagedError, DatasetError, InputError, NotFoundError
+from s2s_ray.errors import ConfigError, DamagedError, DatasetError, NotFoundError, StorageError
 from s2s_ray.storage import files, filesystem
 from s2s_ray.storage.cache import ShardCache
-
-SHARDS = 6
-URI = "s3://bucket/set"
-
-
-@dataclass(frozen=True)
-class Info:
-    """The facts about a shard that the cache needs."""
-
-    name: str
-    count: int
-    bytes: int
-    sha256: str
+from s2s_ray.storage.cache_folder import FOLDER, MARKER, CacheFolder, HeldFile
+from tests.support.remote_shards import SHARDS, URI, Info, RemoteShards
 
 
 @pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RemoteShards:
+    return RemoteShards(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def remote(made: RemoteShards) -> Path:
     """The directory that s3://bucket/set stands for."""
-    monkeypatch.setattr(
-        filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), str(tmp_path / uri.removeprefix("s3://")))
-    )
-    monkeypatch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
-    return tmp_path / "bucket" / "set"
+    return made.path
 
 
 @pytest.fixture
-def shards(remote: Path) -> list[Info]:
+def shards(made: RemoteShards) -> list[Info]:
     """Six shards of the same size; the one called k holds the numbers 10 k to 10 k + 9."""
-    infos = []
-    for k in range(SHARDS):
-        table = pa.table({"number": pa.array(range(10 * k, 10 * k + 10), pa.int64())})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        data = sink.getvalue().to_pybytes()
-        name = f"train-{k:05d}.arrow"
-        storage.write_bytes(storage.join(URI, name), data)
-        infos.append(Info(name=name, count=10, bytes=len(data), sha256=storage.sha256(data)))
-    assert (remote / "train-00000.arrow").exists()
-    assert len({info.bytes for info in infos}) == 1
-    return infos
+    return made.shards
 
 
 @pytest.fixture
@@ -67,13 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def make(shards: list[Info], folder: Path) -> Callable[..., ShardCache]:
+def make(made: RemoteShards, folder: Path) -> Callable[..., ShardCache]:
     """A cache with room for some shards."""
-
-    def make(room: int = SHARDS, window: int = 1) -> ShardCache:
-        return ShardCache(URI, shards, folder=folder, max_bytes=room * shards[0].bytes, window=window)
-
-    return make
+    return partial(made.cache, folder)
 
 
 @pytest.fixture
@@ -94,7 +68,12 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 def kept(folder: Path) -> list[int]:
     """Numbers of the shards in the cache."""
-    return sorted(int(path.stem[-5:]) for path in folder.glob("*.arrow"))
+    return sorted(int(path.stem[-5:]) for path in (folder / FOLDER).glob("*.arrow"))
+
+
+def beside(folder: Path) -> list[str]:
+    """Names in the cache's own folder, except for its locks and marker."""
+    return [path.name for path in (folder / FOLDER).iterdir() if path.suffix != ".lock" and path.name != MARKER]
 
 
 def numbers(table: pa.Table) -> list[int]:
@@ -155,6 +134,58 @@ def test_a_damaged_download_is_repeated(
     assert len(attempts) == 2
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("fault", [flip, lambda path: os.truncate(path, 100), lambda path: os.truncate(path, 0)])
+def test_a_damaged_shard_in_the_cache_is_replaced_when_a_process_first_opens_it(
+    make: Callable[..., ShardCache],
+    shards: list[Info],
+    folder: Path,
+    downloads: Callable[[], list[str]],
+    fault: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make().table(shards[3])
+    fault(folder / FOLDER / f"{shards[3].sha256}-{shards[3].name}")
+    cache = make()
+    assert numbers(cache.table(shards[3])) == list(range(30, 40))
+    assert downloads() == ["train-00003.arrow"] * 2
+    assert caplog.text.count(f"{shards[3].name} is damaged (") == 1
+    make().table(shards[3])
+    assert len(downloads()) == 2
+
+
+def test_a_damaged_shard_in_the_cache_of_a_store_that_is_away_is_not_used(
+    make: Callable[..., ShardCache], shards: list[Info], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().table(shards[3])
+    flip(folder / FOLDER / f"{shards[3].sha256}-{shards[3].name}")
+
+    def away(uri: str, path: Path) -> None:
+        raise StorageError(f"{uri}: the store cannot be reached")
+
+    monkeypatch.setattr(files, "download", away)
+    with pytest.raises(StorageError, match="cannot be reached"):
+        make().table(shards[3])
+
+
+def test_a_cached_shard_is_hashed_once_in_a_process(
+    make: Callable[..., ShardCache], shards: list[Info], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all(make(), shards)
+    hashed: list[int] = []
+    sha256 = HeldFile.sha256
+    monkeypatch.setattr(HeldFile, "sha256", lambda held: hashed.append(held.inode) or sha256(held))
+    cache = make()
+    for _ in range(3):
+        read_all(cache, shards)
+    assert len(hashed) == SHARDS
+
+
 @pytest.mark.parametrize("fault", ["flipped", "short"])
 def test_a_shard_that_is_damaged_at_the_source_is_named(
     make: Callable[..., ShardCache],
@@ -173,7 +204,7 @@ def test_a_shard_that_is_damaged_at_the_source_is_named(
         cache.table(shards[2])
     assert len(downloads()) == 2
     assert kept(folder) == []
-    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == []
+    assert beside(folder) == []
     assert numbers(cache.table(shards[1])) == list(range(10, 20))  # other shards are still served
 
 
@@ -228,21 +259,23 @@ def test_shards_that_another_process_has_open_are_not_evicted(
 def test_the_rest_of_a_killed_download_is_deleted(
     make: Callable[..., ShardCache], shards: list[Info], folder: Path
 ) -> None:
-    folder.mkdir()
+    CacheFolder(folder).claim()
     size = shards[0].bytes
     for name in (f"{shards[5].sha256}-x.arrow.part", f".{shards[5].sha256}-x.arrow.part.0123.tmp~"):
-        with (folder / name).open("wb") as file:
+        with (folder / FOLDER / name).open("wb") as file:
             file.truncate(10 * size)
     make(room=3).table(shards[0])
-    assert [path.name for path in folder.iterdir() if path.suffix != ".lock"] == [
-        f"{shards[0].sha256}-{shards[0].name}"
-    ]
+    assert beside(folder) == [f"{shards[0].sha256}-{shards[0].name}"]
 
 
 def test_a_cache_smaller_than_two_windows_is_refused(make: Callable[..., ShardCache]) -> None:
     make(room=4, window=2)
     make(room=6, window=100)  # more than all shards is never needed
-    with pytest.raises(InputError, match=r"less than two windows of shards, which need \S+ GB with window=2"):
+    message = (
+        r"data.cache_gb=\S+ is less than two windows of shards, which need \S+ GB with data.window=2: "
+        r"raise data.cache_gb or lower data.window"
+    )
+    with pytest.raises(ConfigError, match=f"^{message}$"):
         make(room=3, window=2)
 
 
