@@ -12,13 +12,14 @@ import logging
 import pickle
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2s_ray import storage
-from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError
+from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, StateError
 from s2s_ray.model.checkpoint_meta import MODEL_FILE, read_meta
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and a process that only looks for checkpoints needs none of it
@@ -43,16 +44,23 @@ class CheckpointStore:
     """The checkpoints of one run below `root` (`RUN/checkpoints`).
 
     A *finished* checkpoint has its manifest; a *sound* one is finished and has passed its checksums in this process,
-    when it was written or read. Damaged checkpoints are logged once.
+    when it was written or read. One is *damaged* if it fails them twice in a row; that is logged once, and read again
+    before anything is deleted. Nothing is deleted while no checkpoint is sound, and none that a newer version wrote.
     """
 
     def __init__(self, root: str, keep: int = 2) -> None:
         self.root = root
         self.keep = keep
         self.stored_at: float | None = None  # Unix time of the newest checkpoint that this object has written
+        self.check: Callable[[], None] = lambda: None
+        """Called before checkpoints are written or pruned; raises an error if this process must not do so."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._sound: dict[int, bool] = {}
+        self._sound: set[int] = set()
+        self._damaged: set[int] = set()
+        self._recalls: dict[int, float | None] = {}
+        self._unknown: set[int] = set()  # sound, with metadata that this version cannot read
+        self._logged: set[int] = set()
         self._committed: int | None = None
 
     @property
@@ -85,7 +93,7 @@ class CheckpointStore:
             try:
                 return self.load(step)
             except (DamagedError, NotFoundError) as error:
-                self._mark_damaged(step, error)
+                self._log_damaged(step, error)
         if steps:
             raise CheckpointError(
                 f"all checkpoints below {self.root} are damaged ({', '.join(f'{step:08d}' for step in steps)}): "
@@ -102,7 +110,8 @@ class CheckpointStore:
         uri = self.uri(step)
         with tempfile.TemporaryDirectory() as folder:
             directory = storage.fetch(uri, Path(folder) / "checkpoint")
-            self._sound[step], self._committed = True, step
+            self._sound.add(step)
+            self._committed = step
             try:
                 model = load_file(directory / MODEL_FILE)
                 trainer = torch.load(directory / TRAINER_FILE, map_location="cpu", weights_only=True)
@@ -128,8 +137,10 @@ class CheckpointStore:
             pending.result()
 
     def keep_best(self) -> None:
-        """Delete all checkpoints but the best, once the run is complete."""
-        self._delete_all_but({self.best()})
+        """Delete all checkpoints but the best, once the run is complete; the newest sound one if none was validated."""
+        self._damaged.clear()
+        best = self.best()
+        self._delete_all_but(self._newest_sound(1) if best is None else {best})
 
     def _started(self) -> list[int]:
         """Return the steps of all checkpoints, finished or not, oldest first."""
@@ -145,49 +156,82 @@ class CheckpointStore:
             save_state(model, meta, directory)
             torch.save(trainer, directory / TRAINER_FILE)
             storage.publish(directory, self.uri(step))
-        self._sound[step], self._committed = True, step
+        self._sound.add(step)
+        self._committed = step
         self.stored_at = time.time()
         self._prune()
 
     def _prune(self) -> None:
         """Keep the newest sound checkpoints and the best. A damaged one never displaces a usable one."""
-        kept: set[int | None] = {self.best()}
-        wanted = self.keep
+        self._damaged.clear()
+        best = self.best()
+        self._delete_all_but(self._newest_sound(self.keep) | ({best} if best is not None else set()))
+
+    def _newest_sound(self, count: int) -> set[int]:
+        """Return the newest `count` sound checkpoints that this version can read, or all if they are fewer."""
+        found: set[int] = set()
         for step in reversed(self.steps()):
-            if wanted and self._is_sound(step):
-                kept.add(step)
-                wanted -= 1
-        self._delete_all_but(kept)
+            if len(found) < count and self._is_sound(step) and step not in self._unknown:
+                found.add(step)
+        return found
 
-    def _delete_all_but(self, kept: set[int | None]) -> None:
-        """Delete the other checkpoints, and what a killed upload left.
+    def _delete_all_but(self, kept: set[int]) -> None:
+        """Delete the other checkpoints, and what a killed upload left before the newest that is kept.
 
-        The manifest is deleted first, so that a checkpoint that is partly deleted does not count as finished.
+        Without a sound checkpoint to keep, nothing is deleted. The manifest is deleted first, so that a checkpoint that
+        is partly deleted does not count as finished.
         """
         finished = self.steps()
         for step in self._started():
-            if step not in kept and (step in finished or step < max(finished, default=0)):
+            if kept and step not in kept | self._unknown and (step in finished or step < max(kept)):
                 storage.delete(storage.join(self.uri(step), storage.MANIFEST))
                 storage.delete(self.uri(step))
 
     def _is_sound(self, step: int) -> bool:
-        if step not in self._sound:
+        """Return whether a finished checkpoint passes its checksums. Raises StorageError if it cannot be read."""
+        if step not in self._sound | self._damaged:
             try:
-                storage.check(self.uri(step))
-                self._sound[step] = True
+                self._check(step)
+                self._sound.add(step)
             except (DamagedError, NotFoundError) as error:
-                self._mark_damaged(step, error)
-        return self._sound[step]
+                self._damaged.add(step)
+                self._log_damaged(step, error)
+            except StateError as error:
+                self._set_aside(step, error)
+        return step in self._sound
 
-    def _mark_damaged(self, step: int, error: Exception) -> None:
-        self._sound[step] = False
-        logger.warning("checkpoint %s is damaged and not used: %s", self.uri(step), error)
+    def _check(self, step: int) -> None:
+        """Read all files of a checkpoint, twice if the first time fails: one bad read may be the network's fault."""
+        try:
+            storage.check(self.uri(step))
+        except (DamagedError, NotFoundError):
+            storage.check(self.uri(step))
 
     def _recall(self, step: int) -> float | None:
-        """Return the validation recall of a checkpoint; a damaged one has none and is logged."""
-        try:
-            recall = (read_meta(self.uri(step)).get("metrics") or {}).get("recall_at_1")
-        except (DamagedError, NotFoundError, CheckpointError) as error:
-            self._mark_damaged(step, error)
-            return None
-        return None if recall is None else float(recall)
+        """Return the validation recall of a checkpoint; None for one that is damaged or that a newer version wrote."""
+        if step not in self._recalls:
+            try:
+                metrics = read_meta(self.uri(step)).get("metrics") or {}
+            except StateError as error:
+                self._set_aside(step, error)
+                return None
+            except (DamagedError, NotFoundError) as error:
+                self._sound.discard(step)
+                if self._is_sound(step):
+                    self._set_aside(step, error)
+                return None
+            recall = metrics.get("recall_at_1")
+            self._recalls[step] = None if recall is None else float(recall)
+            self._unknown.discard(step)
+        return self._recalls[step]
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        """Keep a checkpoint that a newer version wrote."""
+        if step not in self._unknown:
+            logger.warning("checkpoint %s cannot be read by this version, and is kept: %s", self.uri(step), error)
+        self._unknown.add(step)
+
+    def _log_damaged(self, step: int, error: Exception) -> None:
+        if step not in self._logged:
+            logger.warning("checkpoint %s is damaged and not used: %s", self.uri(step), error)
+        self._logged.add(step)

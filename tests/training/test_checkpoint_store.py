@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from s2s_ray import S2S, storage
-from s2s_ray.errors import CheckpointError, RunError, StorageError
+from s2s_ray.errors import CheckpointError, DamagedError, RunError, StorageError
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.run import find_checkpoint
 from tests.support.models import tiny_model
@@ -186,3 +187,114 @@ def test_find_checkpoint_takes_a_checkpoint_or_the_best_of_a_run(model: S2S, tmp
     assert find_checkpoint(store.uri(2)) == store.uri(2)
     with pytest.raises(RunError, match="elsewhere"):
         find_checkpoint(str(tmp_path / "elsewhere"))
+
+
+def test_the_newest_sound_checkpoint_survives_where_none_was_validated(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step in (1, 2, 3):
+        save(store, model, step, None)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000003" / "model.safetensors").write_bytes(b"torn")
+    again = CheckpointStore(store.root)
+    again.keep_best()
+    assert again.steps() == [2]
+
+
+def test_nothing_is_deleted_while_no_checkpoint_is_sound(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step in (1, 2):
+        save(store, model, step, 0.5)
+        store.flush()
+        (tmp_path / "checkpoints" / f"{step:08d}" / "model.safetensors").write_bytes(b"torn")
+    again = CheckpointStore(store.root)
+    again.keep_best()
+    assert again.steps() == [1, 2]  # somebody may have a copy of the damaged file
+
+
+class BadReads:
+    """Replacement of a function of `storage` that fails for the next `count` reads of a checkpoint."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str, part: str, error: type[StorageError]) -> None:
+        self.count, self._part, self._error = 0, part, error
+        self._original = getattr(storage, name)
+        patch.setattr(storage, name, self)
+
+    def __call__(self, uri: str, *args: Any, **kwargs: Any) -> Any:
+        if self._part in uri and self.count:
+            self.count -= 1
+            raise self._error(f"{uri} fails its checksum")
+        return self._original(uri, *args, **kwargs)
+
+
+@pytest.mark.parametrize("reading", ["check", "read_json"])
+@pytest.mark.parametrize("bad_reads", [1, 2])
+def test_bad_reads_do_not_cost_the_best_checkpoint(
+    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str, bad_reads: int
+) -> None:
+    """One process judges the best checkpoint by bad reads, and finishes the run when reads are good again."""
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step, recall in ((1, 0.9), (2, 0.4), (3, 0.5)):
+        save(store, model, step, recall)
+    store.flush()
+    again = CheckpointStore(store.root)
+    bad = BadReads(monkeypatch, reading, "00000001", DamagedError)
+    bad.count = bad_reads
+    again.best()
+    bad.count = 0
+    again.keep_best()
+    assert again.steps() == [1]
+
+
+@pytest.mark.parametrize("reading", ["check", "read_json", "list_names", "is_complete"])
+def test_an_unreachable_store_deletes_nothing(
+    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step, recall in ((1, 0.9), (2, 0.4), (3, 0.5)):
+        save(store, model, step, recall)
+    store.flush()
+    again = CheckpointStore(store.root)
+    BadReads(monkeypatch, reading, "checkpoints", StorageError).count = 1
+    with pytest.raises(StorageError):
+        again.keep_best()
+    assert store.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "manifest.json"])
+def test_a_checkpoint_of_a_newer_version_is_never_deleted(
+    model: S2S, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older program goes on beside a checkpoint whose metadata or manifest it cannot read."""
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    save(store, model, 1, 0.9)
+    store.flush()
+    newer = tmp_path / "checkpoints" / "00000001"
+    write_newer(newer, name)
+    again = CheckpointStore(store.root, keep=2)
+    for step in (2, 3, 4):
+        save(again, model, step, 0.1)
+    again.flush()
+    assert again.steps() == [1, 3, 4]
+    assert "00000001 cannot be read by this version, and is kept" in caplog.text
+    again.keep_best()
+    assert again.steps() == [1, 4]
+
+
+def write_newer(checkpoint: Path, name: str) -> None:
+    """Make a checkpoint look as a newer version would write it, with checksums that fit."""
+    path = checkpoint / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    if name != "manifest.json":
+        manifest = checkpoint / "manifest.json"
+        tree = json.loads(manifest.read_text())
+        tree["files"][name] = {"bytes": path.stat().st_size, "sha256": storage.sha256(path)}
+        manifest.write_text(json.dumps(tree))
+
+
+def test_a_run_of_a_newer_version_says_so(model: S2S, tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    save(store, model, 1, 0.9)
+    store.flush()
+    write_newer(tmp_path / "run" / "checkpoints" / "00000001", "meta.json")
+    with pytest.raises(CheckpointError, match="upgrade s2s-ray"):
+        find_checkpoint(str(tmp_path / "run"))
