@@ -121,6 +121,7 @@ def find_checkpoint(uri: str) -> str:
 
     Raises:
         RunError: it is neither a checkpoint nor a run with a validated one.
+        CheckpointError: a newer version that this one cannot read wrote the run.
         StorageError: it cannot be read.
     """
     if storage.is_complete(uri):
@@ -128,5 +129,7 @@ def find_checkpoint(uri: str) -> str:
     store = CheckpointStore(storage.join(uri, CHECKPOINTS))
     best = store.best()
     if best is None:
+        for step in store.steps():
+            read_meta(store.uri(step))  # says so if a newer version wrote it
         raise RunError(f"{uri} is neither a checkpoint nor a run with a validated checkpoint below it")
     return store.uri(best)
