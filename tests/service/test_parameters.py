@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 import pytest
 
 from s2s_ray.service.http import responses
 from s2s_ray.service.http.negotiation import negotiate
 from tests.support.fake_service import Fakes, flat
-from tests.support.http_requests import post, sentence
+from tests.support.http_requests import post, request, sentence
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,85 @@ def test_bad_layout_and_accept(fakes: Fakes) -> None:
 )
 def test_negotiation(accept: str, kind: str | None) -> None:
     assert negotiate(accept, responses.SYNTHESIS_TYPES) == kind
+
+
+LOCALIZE = "/v1/localize"
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("Heading=90", "Unknown query parameter 'Heading': the nearest known one is 'heading'"),
+        ("topk=5", "Unknown query parameter 'topk': the nearest known one is 'k'"),
+        ("headin=9&k=2", "'headin': the nearest known one is 'heading'"),
+        ("zoom=18", "this path takes bbox, heading, k, near, rows, true"),
+        ("row=0.1,0.6", "the nearest known one is 'rows'"),
+        ("=5", "Unknown query parameter ''"),
+        ("k%00=5", r"Unknown query parameter 'k\x00'"),
+        (f"{'x' * 5000}=1", "..."),
+        ("k=2&k=3", "Query parameter 'k' is given 2 times: give it once"),
+        ("heading=1&heading=1", "'heading' is given 2 times"),
+        ("layout=polar", "Unknown query parameter 'layout'"),  # of the satellite routes
+    ],
+)
+def test_unknown_and_repeated_parameters_are_named(fakes: Fakes, query: str, words: str) -> None:
+    response = post(fakes, f"{LOCALIZE}?{query}", flat(40, 100))
+    assert response.status_code == 400
+    assert words in sentence(response)
+    assert len(response.content) < 300
+    assert not fakes.street.calls
+
+
+def test_the_value_of_an_unknown_parameter_is_not_repeated(fakes: Fakes) -> None:
+    """It may be a token."""
+    assert "hunter2" not in request(fakes, "GET", "/v1/model?token=hunter2").text
+
+
+def documented(fakes: Fakes) -> list[tuple[str, str]]:
+    """Return the method and a path of every operation of the OpenAPI document."""
+    paths = request(fakes, "GET", "/openapi.json").json()["paths"]
+    values = {"{place}": "0", "{view}": "tile", "{release}": "x"}
+    return [
+        (method.upper(), re.sub(r"\{\w+\}", lambda found: values[found[0]], path))
+        for path, operations in paths.items()
+        for method in operations
+    ]
+
+
+def test_every_route_refuses_what_it_does_not_know(fakes: Fakes) -> None:
+    hashed = hashlib.sha256(b"secret").hexdigest()
+    fakes.settings = {"tokens": [{"name": "ops", "sha256": hashed, "admin": True}]}
+    headers = {"authorization": "Bearer secret"}
+    operations = documented(fakes)
+    assert len(operations) >= 14
+    for method, path in operations:
+        response = request(fakes, method, f"{path}?unheard=1", headers=headers)
+        assert (response.status_code, "'unheard'" in sentence(response)) == (400, True), path
+        takes_a_body = path in ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", LOCALIZE)
+        response = request(fakes, method, path, headers=headers, json={"release": "y", "heading": 1})
+        if takes_a_body:
+            assert (response.status_code, "application/json" in sentence(response)) == (415, True), path
+        else:
+            assert (response.status_code, "nothing named 'release', 'heading'" in sentence(response)) == (400, True)
+            response = request(fakes, method, path, headers=headers, content=b"x" * 9000)
+            assert (response.status_code, "takes no body: send none" in sentence(response)) == (400, True), path
+            for nothing in (b"", b"{}", b" null\n"):
+                status = request(fakes, method, path, headers=headers, content=nothing).status_code
+                assert status != 400 or path == "/v1/thumbnail", (path, nothing)
+    for method, path in operations:
+        if not path.endswith("z"):  # the two probes are open
+            assert request(fakes, method, f"{path}?unheard=1").status_code == 401, "before anything else"
+
+
+def test_pages_and_files_ignore_parameters(fakes: Fakes) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/static/page.js"):
+        assert request(fakes, "GET", f"{path}?version=2").status_code == 200
+
+
+def test_the_refusal_is_documented(fakes: Fakes) -> None:
+    paths = request(fakes, "GET", "/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for operation in operations.values():
+            assert "repeated" in operation["responses"]["400"]["description"] or (
+                "given twice" in operation["responses"]["400"]["description"]
+            ), path

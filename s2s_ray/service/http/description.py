@@ -8,11 +8,13 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from s2s_ray.errors import RequestError
 from s2s_ray.service.http import openapi
+from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
 from s2s_ray.service.schemas import Examples, ModelInfo
 
 router = APIRouter(
     prefix="/v1",
+    route_class=StrictRoute,
     tags=["service"],
     dependencies=[Depends(authorized)],
     responses=openapi.errors(openapi.UNAUTHORIZED, openapi.UNAVAILABLE),
@@ -21,7 +23,7 @@ _JPEG: dict[str, Any] = {
     "response_class": Response,
     "responses": {
         **openapi.content("JPEG", **{"image/jpeg": openapi.BINARY}),
-        **openapi.errors({400: "Invalid parameter", 404: "No such image"}),
+        **openapi.errors({400: "Invalid, unknown or repeated parameter", 404: "No such image"}),
     },
 }
 

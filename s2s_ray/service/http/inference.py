@@ -26,6 +26,7 @@ from s2s_ray.service.http.parameters import (
     TruePosition,
     deadline,
 )
+from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
 from s2s_ray.service.http.uploads import IMAGE_BODY, Image, UploadedImages, Uploads
 from s2s_ray.service.schemas import (
@@ -39,6 +40,7 @@ from s2s_ray.service.schemas import (
 
 router = APIRouter(
     prefix="/v1",
+    route_class=StrictRoute,
     tags=["inference"],
     dependencies=[Depends(authorized), Depends(deadline)],
     responses=openapi.errors(openapi.INVALID_REQUEST, openapi.UNAUTHORIZED, openapi.UNAVAILABLE),

@@ -13,13 +13,14 @@ Responses = dict[int | str, dict[str, Any]]
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 INVALID_REQUEST = {
-    400: "Undecodable image, or an invalid parameter",
+    400: "Undecodable image, or an invalid, unknown or repeated parameter or field of the form",
     406: "Accept names no available type",
     408: "Not completed within the limit of the proxy",
     413: "More bytes, pixels or images than allowed",
     415: "Content-Type that is not an image",
     422: "Image of the wrong shape",
 }
+NOT_UNDERSTOOD = {400: "A query parameter that is unknown or given twice, or a body where none is expected"}
 UNAUTHORIZED = {401: "No token or an unknown one, if the service is configured with tokens"}
 UNAVAILABLE = {
     503: "Overloaded, or no release loaded; see Retry-After",

@@ -7,10 +7,11 @@ from fastapi.responses import JSONResponse
 
 from s2s_ray.service.http import openapi
 from s2s_ray.service.http.metrics import scrape
+from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
 from s2s_ray.service.schemas import Health, Readiness
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=StrictRoute)
 
 
 @router.get("/healthz")

@@ -14,13 +14,14 @@ from s2s_ray.errors import RegistryError, RequestError, StorageError
 from s2s_ray.service.http import openapi
 from s2s_ray.service.http.exchange import Exchange
 from s2s_ray.service.http.responses import sentence
+from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, administrator, authorized
 from s2s_ray.service.schemas import Promotion, Releases
 
 T = TypeVar("T")
 log = logging.getLogger("s2s_ray.service")
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=StrictRoute)
 _CHANGES = openapi.errors(
     openapi.UNAUTHORIZED,
     openapi.UNAVAILABLE,

@@ -1,0 +1,93 @@
+"""The routes of the API, which refuse what they do not know: a misspelt parameter would silently change the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from typing import Any
+
+import orjson
+from fastapi import Depends, Request
+from fastapi.params import Depends as Dependency
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from s2s_ray.errors import RequestError
+from s2s_ray.service.http import openapi
+
+_LONGEST_SHOWN = 40
+_LARGEST_STRAY_BODY = 4096  # enough to name the keys of a JSON object that was sent to a route without a body
+
+
+async def understood(request: Request) -> None:
+    """Refuse query parameters and bodies that the route does not have. Raises RequestError (400)."""
+    route: APIRoute = request.scope["route"]
+    described = request.app.openapi()["paths"][route.path_format][request.method.lower()]
+    known = [parameter["name"] for parameter in described.get("parameters", ()) if parameter["in"] == "query"]
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in given.items():
+        if name not in known:
+            raise RequestError(400, f"Unknown query parameter {shown(name)}: {_instead(name, known)}.")
+        if count > 1:
+            raise RequestError(400, f"Query parameter {name!r} is given {count} times: give it once.")
+    if "requestBody" not in described:
+        await _require_no_body(request)
+
+
+class StrictRoute(APIRoute):
+    """A route on which `understood` runs after the other dependencies of the route, so after access control."""
+
+    def __init__(
+        self,
+        *args: Any,
+        dependencies: Sequence[Dependency] | None = None,
+        responses: openapi.Responses | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            dependencies=[*(dependencies or ()), Depends(understood)],
+            responses=openapi.errors(openapi.NOT_UNDERSTOOD) | (responses or {}),
+            **options,
+        )
+
+
+def shown(name: str) -> str:
+    """Return a name that a caller has sent, quoted and cut to a length that fits a sentence."""
+    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the known name that looks most like another one, whatever its case."""
+
+    def likeness(candidate: str) -> tuple[bool, float]:
+        one, other = name.casefold(), candidate.casefold()
+        return one == other, SequenceMatcher(None, one, other).ratio()
+
+    return max(known, key=likeness)
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    if not known:
+        return "this path takes none"
+    return f"the nearest known one is {nearest(name, known)!r}; this path takes {', '.join(sorted(known))}"
+
+
+async def _require_no_body(request: Request) -> None:
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _LARGEST_STRAY_BODY:
+                break
+    except ClientDisconnect:
+        raise RequestError(400, "The connection closed before the whole request had arrived.") from None
+    content = bytes(body).strip()
+    if content in (b"", b"{}", b"null"):
+        return
+    try:
+        keys = ", ".join(shown(key) for key in orjson.loads(content))
+    except (orjson.JSONDecodeError, TypeError):
+        keys = ""
+    raise RequestError(400, f"This path takes no body{f', so nothing named {keys}' if keys else ''}: send none.")
