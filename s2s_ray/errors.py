@@ -18,10 +18,12 @@
     │   ├── CheckpointError, RunError, SweepError, AblationError
     │   ├── DatasetError, ReferenceIndexError
     │   ├── RegistryError
+    │   │   └── NoIndexError         a release without an index
     │   ├── NoSynthesisError         the model has no generator
     │   └── PlacementError           the cluster cannot hold the work
     ├── StorageError                 a file cannot be read or written
     │   ├── NotFoundError, DamagedError, ConflictError, DiskFullError
+    │   └── RefusedError, UnreachableError
     ├── ServiceError                 the HTTP service
     │   ├── NotReadyError            the service does not become ready
     │   ├── ReleaseNotLoadedError    a replica cannot load a release
@@ -33,13 +35,16 @@
     └── StoppedError                 the user stopped the work
 
 An `InputError` is a `ValueError` as well. `exit_code` is the exit code of the command line, `http_status` the status
-with which the service responds. Any other exception is a bug and shows its traceback. This module imports no other
-module of the package, and every class can be pickled, so that Ray passes on the original error.
+with which the service responds. Any other exception is a bug and shows its traceback. The text of an error never
+contains a secret (`s2s_ray.secrets`), although it may quote an address or another library's message. Every class can be
+pickled, so that Ray passes on the original error.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
+
+from s2s_ray.secrets import masked
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -50,6 +55,9 @@ class S2SError(Exception):
 
     exit_code: ClassVar[int] = 2
     http_status: int = 500
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class InputError(S2SError, ValueError):
@@ -122,7 +130,7 @@ class RequestError(InputError):
         self.http_status, self.sentence, self.headers = status, sentence, headers
 
     def __str__(self) -> str:
-        return self.sentence
+        return masked(self.sentence)
 
 
 class StateError(S2SError):
@@ -161,6 +169,12 @@ class RegistryError(StateError):
     http_status = 404
 
 
+class NoIndexError(RegistryError):
+    """A release without an index, which cannot be served."""
+
+    http_status = 409
+
+
 class NoSynthesisError(StateError):
     """A model that was trained without a generator, so it cannot synthesise views."""
 
@@ -188,7 +202,15 @@ class ConflictError(StorageError):
 
 
 class DiskFullError(StorageError):
-    """A local disk without room for a file."""
+    """A disk, or the quota of a store, without room for a file."""
+
+
+class RefusedError(StorageError):
+    """An operation that permissions or credentials do not allow."""
+
+
+class UnreachableError(StorageError):
+    """A store that does not respond; after a write it is unknown whether the file was written."""
 
 
 class ServiceError(S2SError):
@@ -206,7 +228,7 @@ class ServiceError(S2SError):
         self.message, self.status = message, status
 
     def __str__(self) -> str:
-        return self.message
+        return masked(self.message)
 
 
 class NotReadyError(ServiceError):

@@ -7,20 +7,23 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.model import Ablation
 from s2s_ray.config.section import NAME, Scalar, Section
+from s2s_ray.uri import Uri
 
 
 class AblateConfig(Section):
     """An ablation study: the configured training in several variants and with several seeds, side by side."""
 
     name: str = Field("ablation", pattern=NAME, description="the study; the same name continues it")
-    storage: str = Field("ablations", description="root of all studies: a directory or an object-store URI")
+    storage: Uri = Field(Uri("ablations"), description="root of all studies: a directory or an object-store URI")
     arms: tuple[Ablation, ...] = Field(
         ("full", "retrieval_only", "no_gan", "separate_features"), description="values of model.ablation to compare"
     )
-    differences: dict[str, dict[str, Scalar | tuple[Scalar, ...]]] = Field(
-        default_factory=dict, description="further arms by name: dotted keys and their values, over the configuration"
+    differences: FrozenDict[str, FrozenDict[str, Scalar | tuple[Scalar, ...]]] = Field(
+        default_factory=FrozenDict,
+        description="further arms by name: dotted keys and their values, over the configuration",
     )
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1, 2), min_length=1, description="values of train.seed for each arm"
@@ -39,6 +42,6 @@ class AblateConfig(Section):
         if not self.arms and not self.differences:
             raise ValueError("arms and differences are both empty: there is nothing to compare")
         for name in self.differences:
-            if not re.match(NAME, name):
+            if not re.fullmatch(NAME, name):
                 raise ValueError(f"differences: {name!r} cannot name a run (letters, digits, '.', '_', '-')")
         return self

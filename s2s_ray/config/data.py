@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.section import Fraction, Positive, Section
+from s2s_ray.uri import Uri
 
 
 class PrepareConfig(Section):
@@ -25,8 +27,8 @@ class PrepareConfig(Section):
     )
     validation_block_m: Positive = Field(500.0, description="side of the blocks held out if there are coordinates")
     parallel: bool = Field(True, description="write shards as Ray Data tasks; false: in this process, without Ray")
-    resources: dict[str, Positive] = Field(
-        default_factory=dict,
+    resources: FrozenDict[str, Positive] = Field(
+        default_factory=FrozenDict,
         description="Ray resources of a shard's task; default: 1 CPU. A resource that only CPU nodes have keeps the "
         "tasks off GPU nodes",
     )
@@ -35,8 +37,8 @@ class PrepareConfig(Section):
 class DataConfig(Section):
     """Location of the data set, and how it is read."""
 
-    uri: str = Field("data/synthetic", description="the data set: a directory or an object-store URI")
-    cache_dir: str | None = Field(None, description="node-local shard cache; default: a folder below the temp dir")
+    uri: Uri = Field(Uri("data/synthetic"), description="the data set: a directory or an object-store URI")
+    cache_dir: Uri | None = Field(None, description="node-local shard cache; default: a folder below the temp dir")
     cache_gb: Positive = Field(50.0, description="largest size of the cache, in 10^9 bytes")
     window: int = Field(8, ge=1, description="shards whose pairs are shuffled together")
     flip: Fraction = Field(0.5, description="probability that both images of a pair are mirrored, training only")

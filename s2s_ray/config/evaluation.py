@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from s2s_ray.config.section import NonNegative, Section
+from s2s_ray.uri import Uri
 
 
 class EvaluationConfig(Section):
@@ -24,7 +25,7 @@ class EvaluationConfig(Section):
     fid: Literal["inception", "resnet18", "resnet34", "resnet50"] | None = Field(
         None, description="backbone of FID and KID; default: not measured"
     )
-    weights: str | None = Field(
+    weights: Uri | None = Field(
         None, description="directory or URI with those backbones' weight files; default: PyTorch's cache or the network"
     )
     gallery_rows: int = Field(8, ge=0, description="queries drawn in the galleries")

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from s2s_ray.config.sources import SOURCE_KINDS
+from s2s_ray.secrets import masked, masked_address
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -21,7 +22,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         elif fault["type"] == "missing":
             lines.append(f"{key} is missing: it has no default")
         else:
-            reason = fault["msg"].removeprefix("Value error, ")
+            reason = fault["msg"].removeprefix("Value error, ").removeprefix(f"{fault['input']!r}: ")
             # A fault of the whole tree names its keys itself.
             lines.append(f"{key}={_short(fault['input'])}: {reason}" if key else reason)
     return "\n".join(lines)
@@ -36,7 +37,7 @@ def without_kind(path: Sequence[int | str]) -> list[int | str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(masked_address(value)) if isinstance(value, str) else masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from s2s_ray.config import notation
+from s2s_ray.config.keys import assign, find
 from s2s_ray.config.tree import Config
-from s2s_ray.config.tune import ParameterConfig
 from s2s_ray.errors import ConfigError, DamagedError
+from s2s_ray.references import refuse_secret
 
 _PRESETS = resources.files("s2s_ray.config") / "presets"
 
@@ -24,8 +26,9 @@ def preset_names() -> list[str]:
 def load_config(config: str | Path = "paper", overrides: Iterable[str] = ()) -> Config:
     """Read a preset or a YAML file and apply `a.b=value` overrides in their order.
 
-    A file may start from a preset with a top-level `preset: NAME`; its other keys are merged over it. Values
-    of overrides are YAML (`train.batch=16`, `model.street_blocks=[1,1,1]`).
+    A file may start from a preset with a top-level `preset: NAME`; its other keys are merged over it. Where a value is
+    a string, an override is that string as typed (`train.name=007`); `~` and `null` stand for none where a string may
+    be missing. Other values of overrides are YAML (`train.batch=16`, `model.street_blocks=[1,1,1]`).
 
     Raises:
         ConfigError: no such preset or file, not a mapping, an unknown key, a value that is not allowed.
@@ -39,7 +42,10 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     Raises:
         ConfigError: an unknown key, or a value that is not allowed.
     """
-    return Config.from_tree(_overridden(config.model_dump(mode="json"), overrides))
+    overrides = list(overrides)
+    for override in overrides:
+        refuse_secret(override.partition("=")[2])
+    return Config.from_tree(_overridden(config.model_dump(mode="json"), overrides), stored=True)
 
 
 def load_stored(content: bytes, uri: str) -> Config:
@@ -66,29 +72,14 @@ def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {override!r}: expected a.b=value")
-        value = _parse(text, f"--set {override!r}: the value")
-        _assign(tree, key, _number(value) if isinstance(value, str) else value)
+        place = find(Config, tree, key)
+        assign(tree, place, place.parse(text, f"--set {override!r}: the value"), key)
     return tree
-
-
-def _parse(text: str, name: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-01
-        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
-
-
-def _number(text: str) -> float | str:
-    """Read `1e-4` as the number that people mean; YAML 1.1 makes it a string."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _read(config: str) -> dict[str, Any]:
     text, name = _text(config)
-    tree = _parse(text, name) or {}
+    tree = notation.parse(text, name) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{name} holds {type(tree).__name__}, expected a mapping of sections")
     base = tree.pop("preset", None)
@@ -118,26 +109,3 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(base.get(key), dict)
         base[key] = _merge(base[key], value) if both else value
     return base
-
-
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = _split(key)
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{key}={value!r}: {parent!r} is not a section")
-        tree = child
-    if leaf == "kind" and tree.get("kind", "synthetic") != value:
-        tree.clear()
-    tree[leaf] = value
-
-
-def _split(key: str) -> list[str]:
-    """Split a dotted key into its parts; below `tune.space` the names are dotted keys themselves."""
-    parts = key.split(".")
-    if parts[:2] != ["tune", "space"] or len(parts) == 2:
-        return parts
-    searched, last = parts[2:], []
-    if len(searched) > 2 and searched[-1] in ParameterConfig.model_fields:
-        searched, last = searched[:-1], searched[-1:]
-    return ["tune", "space", ".".join(searched), *last]

@@ -39,6 +39,8 @@ class MiningConfig(Section):
     @field_validator("start", mode="before")
     @classmethod
     def _start(cls, value: Any) -> Any:
-        if value not in ("never", "plateau") and (not isinstance(value, int) or value < 0):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e1
+        if isinstance(value, bool) or (value not in ("never", "plateau") and (not isinstance(value, int) or value < 0)):
             raise ValueError("must be 'never', 'plateau' or an epoch from 0 on")
         return value

@@ -7,6 +7,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from s2s_ray.config.section import Section
+from s2s_ray.uri import Uri
 
 Ablation: TypeAlias = Literal["full", "retrieval_only", "no_gan", "separate_features"]
 
@@ -23,8 +24,10 @@ class ModelConfig(Section):
         "paper", description="paper: table 2's shapes; released: padding and spectral norm of the public code"
     )
     street_blocks: tuple[int, int, int] = Field((3, 4, 6), description="ResNet blocks per stage; 3 4 6 is ResNet34")
-    street_weights: str = Field(
-        "random", description="'random', 'imagenet' (torchvision's ResNet34) or the URI of such a state dict"
+    street_weights: Literal["random", "imagenet"] | Uri = Field(
+        "random",
+        union_mode="left_to_right",
+        description="'random', 'imagenet' (torchvision's ResNet34) or the URI of such a state dict",
     )
     street_batchnorm: Literal["live", "frozen"] = Field(
         "live", description="live: batch statistics over all workers; frozen: the running statistics"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from s2s_ray.config.section import Fraction, NonNegative, Positive, Section
+from s2s_ray.uri import Uri
 
 Resize: TypeAlias = Literal["area", "cubic"]
 Contrast: TypeAlias = Literal["none", "stretch"]
@@ -41,7 +42,7 @@ class ManifestSourceConfig(Section):
     """The user's own images, listed in a CSV or Parquet file."""
 
     kind: Literal["manifest"] = "manifest"
-    uri: str = Field(description="CSV or Parquet with id, satellite, street, split and optional coordinates")
+    uri: Uri = Field(description="CSV or Parquet with id, satellite, street, split and optional coordinates")
     panorama_heading: FiniteFloat = Field(
         0.0, description="compass bearing of the middle column, degrees, for rows that have none"
     )
@@ -50,11 +51,11 @@ class ManifestSourceConfig(Section):
         description="rows kept, as fractions from the top; default: the middle half of 2:1 panoramas (full spheres), "
         "all of wider ones (cropped already)",
     )
-    tiles: str | None = Field(
+    tiles: Uri | None = Field(
         None, description="folder of map tiles (z/x/y), or a template with {z}, {x} and {y} or {-y}, to cut tiles from"
     )
     zoom: int | None = Field(None, ge=0, le=24, description="zoom level of the map tiles")
-    geotiff: str | None = Field(None, description="GeoTIFF to cut tiles from; needs rasterio (the extra `geotiff`)")
+    geotiff: Uri | None = Field(None, description="GeoTIFF to cut tiles from; needs rasterio (the extra `geotiff`)")
     tile_m: Positive | None = Field(None, description="side of the tiles that are cut, in metres")
     tile_px: int = Field(512, ge=32, description="side of the tiles that are cut, in pixels")
 
@@ -85,7 +86,7 @@ class CvusaSourceConfig(Section):
     """CVUSA as its authors distribute it: a folder with splits/, bingmap/ and streetview/."""
 
     kind: Literal["cvusa"] = "cvusa"
-    uri: str = Field(description="the extracted archive: a directory or an object-store URI")
+    uri: Uri = Field(description="the extracted archive: a directory or an object-store URI")
     polar_contrast: Contrast = Field("none", description="stretch: each polar image to the full range, as floats saved")
     resize: Resize = Field("cubic", description="cubic (a = -0.75, no antialiasing) as released, or area")
 
@@ -94,7 +95,7 @@ class CvactSourceConfig(Section):
     """CVACT as its authors distribute it: a folder with ACT_data.mat, ANU_data_small/ and ANU_data_test/."""
 
     kind: Literal["cvact"] = "cvact"
-    uri: str = Field(description="the extracted archives: a directory or an object-store URI")
+    uri: Uri = Field(description="the extracted archives: a directory or an object-store URI")
     test: Literal["val", "test"] = Field("val", description="the test split: CVACT_val (8,884) or CVACT_test (92,802)")
     polar_contrast: Contrast = Field("stretch", description="stretch: each polar image to the full range, as released")
 

@@ -6,14 +6,16 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.section import NAME, BelowOne, Positive, Section
+from s2s_ray.uri import Uri
 
 
 class TrainConfig(Section):
     """One run of the trainer."""
 
     name: str = Field("run", pattern=NAME, description="the run; the same name resumes it")
-    storage: str = Field("runs", description="root of all runs: a directory or an object-store URI")
+    storage: Uri = Field(Uri("runs"), description="root of all runs: a directory or an object-store URI")
     epochs: int = Field(200, ge=1)
     batch: int = Field(32, ge=2, description="global batch, whatever the number of workers")
     lr_generator: Positive = 1e-4
@@ -27,8 +29,8 @@ class TrainConfig(Section):
     )
     resize_every_s: Positive = Field(60.0, description="seconds between checks for more nodes, with min_workers")
     use_gpu: bool = Field(False, description="one GPU per worker and nccl; false: gloo on CPUs")
-    resources_per_worker: dict[str, Positive] = Field(
-        default_factory=dict, description="Ray resources of a worker; default: 1 CPU, and 1 GPU with use_gpu"
+    resources_per_worker: FrozenDict[str, Positive] = Field(
+        default_factory=FrozenDict, description="Ray resources of a worker; default: 1 CPU, and 1 GPU with use_gpu"
     )
     threads: int = Field(1, ge=1, description="PyTorch threads per worker on CPUs")
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -7,16 +7,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
-import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
+from s2s_ray.config import notation
 from s2s_ray.config.ablate import AblateConfig
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.explain import explain, without_kind
+from s2s_ray.config.keys import Place, assign, find
 from s2s_ray.config.losses import LossConfig, MiningConfig
 from s2s_ray.config.model import ModelConfig
-from s2s_ray.config.section import Section
+from s2s_ray.config.section import STORED, Section
 from s2s_ray.config.sources import SourceConfig, SyntheticSourceConfig
 from s2s_ray.config.training import TrainConfig
 from s2s_ray.config.tune import TuneConfig
@@ -71,10 +72,10 @@ class Config(Section):
         return {"kind": "synthetic", **value} if isinstance(value, Mapping) else value
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Config:
-        """Validate a nested mapping. Raises `ConfigError` with one line per fault."""
+    def from_tree(cls, tree: Mapping[str, Any], *, stored: bool = False) -> Config:
+        """Validate a nested mapping; a `stored` one may hold a secret. Raises `ConfigError` with one line per fault."""
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(tree, context=STORED if stored else None)
         except ValidationError as error:
             raise ConfigError(explain(error, cls)) from None
 
@@ -83,7 +84,8 @@ class Config(Section):
         """Validate a nested mapping that some version of this program wrote.
 
         Keys that this version does not have were written by a newer one: they are logged and left out. In a file
-        that a person writes they are refused, see `load_config`.
+        that a person writes they are refused, see `load_config`. So is a password or a key in an address, which
+        earlier versions accepted: a configuration that holds one can be read, but not trained with.
 
         Args:
             tree: the content of a `config.yaml`, or the configuration inside another file.
@@ -100,7 +102,7 @@ class Config(Section):
         if version != FORMAT:
             raise StateError(f"{uri} has format {version!r}, this version reads {FORMAT}: upgrade s2s-ray")
         try:
-            return cls.model_validate(known)
+            return cls.model_validate(known, context=STORED)
         except ValidationError as error:
             newer = [without_kind(fault["loc"]) for fault in error.errors() if fault["type"] == "extra_forbidden"]
         for path in newer:
@@ -109,13 +111,13 @@ class Config(Section):
             names = ", ".join(".".join(map(str, path)) for path in newer)
             log.warning("%s: ignored keys that this version does not know: %s", uri, names)
         try:
-            return cls.model_validate(known)
+            return cls.model_validate(known, context=STORED)
         except ValidationError as error:
             raise ConfigError(f"{uri}: {explain(error, cls)}") from None
 
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML, which `load_config` reads back to an equal one."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return notation.dump(self.model_dump(mode="json"))
 
 
 def value_at(config: Config, key: str) -> Any:
@@ -124,14 +126,12 @@ def value_at(config: Config, key: str) -> Any:
     Raises:
         ConfigError: there is no such key.
     """
-    node: Any = config.model_dump(mode="json")
-    for part in key.split("."):
-        if isinstance(node, dict) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            raise ConfigError(f"{key}: unknown key; {part!r} is none of {_parts(node)}")
+    tree = config.model_dump(mode="json")
+    node: Any = tree
+    for step in _known(tree, key).steps:
+        if isinstance(node, dict) and step not in node:
+            raise ConfigError(f"{key}: unknown key; {step!r} is none of {', '.join(node) or 'nothing'}")
+        node = node[step]
     return node
 
 
@@ -143,19 +143,15 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """
     tree = config.model_dump(mode="json")
     for key, value in values.items():
-        value_at(config, key)
-        *parents, leaf = key.split(".")
-        node: Any = tree
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        node[int(leaf) if isinstance(node, list) else leaf] = value
+        assign(tree, _known(tree, key), value, key)
     return Config.from_tree(tree)
 
 
-def _parts(node: Any) -> str:
-    if isinstance(node, dict):
-        return ", ".join(node)
-    return f"0 to {len(node) - 1}" if isinstance(node, list) else "nothing: it is a single value"
+def _known(tree: dict[str, Any], key: str) -> Place:
+    place = find(Config, tree, key)
+    if place.unknown is not None:
+        raise ConfigError(place.unknown)
+    return place
 
 
 def _remove(tree: dict[str, Any], path: list[Any]) -> None:

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.section import NAME, Positive, Scalar, Section
+from s2s_ray.uri import Uri
+
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!:memory:|file:)([^/?][^?]*)(.*)", re.DOTALL)
+
+
+class DatabaseUrl(Uri):
+    """The URL of a database; one of SQLite names a file on this machine."""
+
+    __slots__ = ()
+
+    @property
+    def is_local(self) -> bool:
+        """False: it is no path, even if it consists of a reference."""
+        return False
+
+    @property
+    def absolute(self) -> Self:
+        """The same database under a name that holds in a process with another working directory."""
+        found = _SQLITE.fullmatch(self)
+        return type(self)(f"{found[1]}{Path(found[2]).absolute()}{found[3]}") if found else self
 
 
 class ParameterConfig(Section):
     """One searched key: a range `low`..`high`, or `choices`."""
 
-    low: float | None = Field(None, description="smallest value")
-    high: float | None = Field(None, description="largest value")
+    low: FiniteFloat | None = Field(None, description="smallest value")
+    high: FiniteFloat | None = Field(None, description="largest value")
     log: bool = Field(False, description="uniform in the logarithm")
     step: Positive | None = Field(None, description="distance between the values tried, starting at low; not with log")
     integer: bool = Field(False, description="whole numbers only")
     choices: tuple[Scalar | tuple[Scalar, ...], ...] | None = Field(None, description="the values, instead of a range")
-    when: dict[str, tuple[Scalar | tuple[Scalar, ...], ...]] = Field(
-        default_factory=dict, description="searched only if these other searched keys have one of these values"
+    when: FrozenDict[str, tuple[Scalar | tuple[Scalar, ...], ...]] = Field(
+        default_factory=FrozenDict, description="searched only if these other searched keys have one of these values"
     )
 
     @model_validator(mode="after")
@@ -47,7 +70,7 @@ _SPACE = {
     "loss.lambda_l1": ParameterConfig(low=10.0, high=1000.0, log=True),
     "loss.alpha": ParameterConfig(low=2.0, high=50.0, log=True),
     "mining.start": ParameterConfig(choices=("never", "plateau")),
-    "mining.discard.0": ParameterConfig(low=50.0, high=97.0, when={"mining.start": ("plateau",)}),
+    "mining.discard.0": ParameterConfig(low=50.0, high=97.0, when=FrozenDict({"mining.start": ("plateau",)})),
 }
 
 
@@ -55,14 +78,14 @@ class TuneConfig(Section):
     """A sweep: Ray Tune runs the trainer once per trial, and Optuna proposes the trials' values."""
 
     name: str = Field("sweep", pattern=NAME, description="the sweep; the same name continues it")
-    storage: str = Field("sweeps", description="root of all sweeps: a directory or an object-store URI")
+    storage: Uri = Field(Uri("sweeps"), description="root of all sweeps: a directory or an object-store URI")
     trials: int = Field(20, ge=1, description="total number of trials; a larger number extends a finished sweep")
     concurrent: int | None = Field(None, ge=1, description="most trials at a time; default: what the cluster holds")
-    space: dict[str, ParameterConfig] = Field(
-        default_factory=lambda: dict(_SPACE), description="dotted key -> what to search it over"
+    space: FrozenDict[str, ParameterConfig] = Field(
+        default_factory=lambda: FrozenDict(_SPACE), description="dotted key -> what to search it over"
     )
     sampler: str = Field("TPESampler", description="a class of optuna.samplers")
-    sampler_options: dict[str, Any] = Field(default_factory=dict, description="its arguments")
+    sampler_options: FrozenDict[str, Any] = Field(default_factory=FrozenDict, description="its arguments")
     seed: int = Field(0, ge=0, description="seed of the sampler, if it takes one")
     synthesis: Literal["l1", "psnr", "ssim"] | None = Field(
         None, description="second objective beside validation R@1: l1 down, psnr up or ssim up; default: none"
@@ -71,10 +94,12 @@ class TuneConfig(Section):
     grace_epochs: int = Field(1, ge=1, description="epochs that every trial gets")
     reduction: int = Field(3, ge=2, description="asha: one trial in this many continues at each rung")
     max_failures: int = Field(2, ge=0, description="times a trial is restarted after its process was lost")
-    study: str | None = Field(
-        None, description="an Optuna RDB URL (sqlite:///..., postgresql://...); default: a journal beside the trials"
+    study: DatabaseUrl | None = Field(
+        None,
+        description="an Optuna RDB URL (sqlite:///..., postgresql://user:${env:NAME}@host/db, or ${env:NAME} for all "
+        "of it); default: a journal beside the trials",
     )
-    registry: str = Field("registry", description="where the best checkpoint is published, under the sweep's name")
+    registry: Uri = Field(Uri("registry"), description="where the best checkpoint is published, under the sweep's name")
 
     @model_validator(mode="after")
     def _early_stopping_needs_one_objective(self) -> Self:

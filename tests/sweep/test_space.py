@@ -103,7 +103,7 @@ def test_conditions_select_keys_in_any_order() -> None:
         ("loss.alpha", {"low": 1, "high": 5, "log": True, "step": 1}, r"step=1: not with log"),
         ("train.batch", {"low": 1.5, "high": 64, "integer": True}, r"must be whole numbers"),
         ("loss.beta", {"low": 1, "high": 5}, r"loss\.beta: unknown key; 'beta' is none of lambda_gan"),
-        ("loss.alpha.x", {"low": 1, "high": 5}, r"'x' is none of nothing: it is a single value"),
+        ("loss.alpha.x", {"low": 1, "high": 5}, r"unknown key; loss\.alpha is a single value"),
         ("loss.alpha", {"low": -5, "high": 50}, r"tune\.space\.loss\.alpha: loss\.alpha=-5\.0: .*greater than 0"),
         ("mining.start", {"choices": ["plateau", "soon"]}, r"tune\.space\.mining\.start: mining\.start='soon'"),
         ("loss.alpha", {"low": 20, "high": 50}, r"does not contain the configuration's own loss\.alpha=10\.0"),
