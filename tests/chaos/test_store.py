@@ -21,7 +21,7 @@ from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
 from tests.conftest import SHARED
 from tests.support.commands import train
-from tests.support.killed_runs import Ending, assert_equal, before_step, configured
+from tests.support.killed_runs import Ending, assert_equal, before_step, configured, on_s3
 from tests.support.s3_server import ceph_script
 
 if TYPE_CHECKING:
@@ -58,13 +58,6 @@ def faults_every(requests: int, kinds: Sequence[str] = FAULTS) -> Callable[[str,
         return "" if fault == "spoil" else fault
 
     return choose
-
-
-def on_s3(config: Config, root: str, cache: Path) -> Config:
-    """Return the same run with its data set and its checkpoints in a bucket."""
-    data = config.data.model_copy(update={"uri": storage.join(root, "data"), "cache_dir": str(cache)})
-    train = config.train.model_copy(update={"storage": storage.join(root, "runs")})
-    return config.model_copy(update={"data": data, "train": train})
 
 
 def test_nothing_is_lost_on_a_store_that_fails_repeatedly(

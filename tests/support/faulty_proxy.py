@@ -10,23 +10,25 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 Fault = Callable[[str, str], str]
+_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 class FaultyProxy:
     """An S3 server's proxy that spoils requests; each connection is served by a thread.
 
     The next requests of a method are spoiled as `faults` lists for it; after that `choose(method, path)` returns a
-    fault or "". `met` counts the faults.
+    fault or "". `met` counts the faults. The faults listed for `CONDITIONAL` are for the next PUTs with a condition
+    (`If-Match` or `If-None-Match`) alone.
 
-    `refuse`: respond with 503. `drop`: close the connection without a response. `reset`: reset it. `lose`: forward the
-    request and return half of the response (nothing of one to PUT or HEAD). `behead`: return the status line alone.
-    `stall`: stay silent until the client gives up. `spoil`: forward a PUT with its last byte changed, as a bad network
-    card would.
+    `refuse`: respond with 503. `forbid`: respond with 403, as if the permissions had been taken away. `drop`: close
+    the connection without a response. `reset`: reset it. `lose`: forward the request and return half of the response
+    (nothing of one to PUT or HEAD). `behead`: return the status line alone. `stall`: stay silent until the client
+    gives up. `spoil`: forward a PUT with its last byte changed, as a bad network card would.
     """
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target)
-        self.faults: dict[str, list[str]] = {"PUT": [], "HEAD": [], "GET": []}
+        self.faults: dict[str, list[str]] = {"PUT": [], "HEAD": [], "GET": [], "CONDITIONAL": []}
         self.choose: Fault = lambda method, path: ""
         self.met: Counter[str] = Counter()
         self.requests = 0
@@ -61,11 +63,16 @@ class FaultyProxy:
     def _answer(self, client: socket.socket, request: bytes, method: str, path: str) -> None:
         with self._lock:
             self.requests += 1
-            listed = self.faults.get(method)
+            listed = self.faults["CONDITIONAL"] if method == "PUT" and _has_condition(request) else []
+            listed = listed or self.faults.get(method, [])
             fault = listed.pop(0) if listed else self.choose(method, path)
             self.met[fault] += bool(fault)
         if fault == "refuse":
             client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif fault == "forbid":
+            body = b"" if method == "HEAD" else _DENIED
+            head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+            client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
         elif fault == "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif fault == "stall":
@@ -119,6 +126,11 @@ def _rest(answer: bytes, method: str, fault: str) -> bytes:
     if fault == "lose":
         return b"" if method in ("PUT", "HEAD") else answer[: len(answer) // 2]
     return answer
+
+
+def _has_condition(request: bytes) -> bool:
+    head = request.partition(b"\r\n\r\n")[0].lower()
+    return b"\r\nif-match:" in head or b"\r\nif-none-match:" in head
 
 
 def _some(client: socket.socket) -> bytes:

@@ -59,6 +59,13 @@ def configured(settings: Sequence[str], storage: Path | str, **train: Any) -> Co
     return load_config("tiny", [*settings, f"train.storage={storage}", *own])
 
 
+def on_s3(config: Config, root: str, cache: Path) -> Config:
+    """Return the same run with its data set and its checkpoints in a bucket."""
+    data = config.data.model_copy(update={"uri": f"{root}/data", "cache_dir": str(cache)})
+    train = config.train.model_copy(update={"storage": f"{root}/runs"})
+    return config.model_copy(update={"data": data, "train": train})
+
+
 def launch(config: Config, disturb: Disturbance | None = None) -> Outcome:
     """Train in `train.workers` processes until they are done or one has ended otherwise."""
     with tempfile.TemporaryDirectory() as folder:
