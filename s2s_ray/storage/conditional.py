@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import random
+import time
+from collections.abc import Callable
 
-from s2s_ray.errors import ConflictError, NotFoundError, StorageError
-from s2s_ray.storage import files
-from s2s_ray.storage.filesystem import endpoint, is_local, local_faults, local_path
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, UnreachableError
+from s2s_ray.storage.retries import FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENT_ATTEMPTS
+from s2s_ray.storage.store import Create, Replace, store_of
+from s2s_ray.uri import Uri
 
 log = logging.getLogger(__name__)
 
-_ATTEMPTS = 5  # at a write whose outcome is not known
-_CHANGED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_CONFLICTS = 50  # in a row, after which a change is given up
+_CONFLICT_PAUSE_S = 0.2
 
 
 def read(uri: str) -> tuple[bytes | None, str | None]:
     """Return the content and the version of a file; `(None, None)` if it does not exist. Raises StorageError."""
     try:
-        if uri.startswith("s3://"):
-            return _read_s3(uri)
-        content = files.read_bytes(uri)
+        stored = store_of(uri).get(Uri(uri))
     except NotFoundError:
         return None, None
-    return content, files.sha256(content)
+    return stored.content, stored.version
 
 
 def write(uri: str, content: bytes, version: str | None) -> None:
     """Write the file only if its version has not changed since it was read.
 
     Exact on local file systems (a lock beside the file) and on S3 (`If-Match`). Elsewhere the version is compared
-    before the write, which leaves a moment between the two, and a warning says so.
+    before the write, which leaves a moment between the two, and a warning says so. It is attempted once.
 
     Args:
         uri: the file.
@@ -42,17 +39,62 @@ def write(uri: str, content: bytes, version: str | None) -> None:
         version: the version that `read` returned; None: write only if the file still does not exist.
 
     Raises:
-        ConflictError: another process has changed the file.
+        ConflictError: another process has changed or deleted the file.
+        UnreachableError: the storage did not respond, so it is unknown whether the file was written.
         StorageError: it cannot be written.
     """
-    if uri.startswith("s3://"):
-        _write_s3(uri, content, version)
-    elif is_local(uri):
-        _write_local(uri, content, version)
-    else:
-        log.warning("%s: this storage has no conditional write; of two simultaneous changes one may be lost", uri)
-        _compare(uri, version)
-        files.write_bytes(uri, content)
+    store_of(uri).put(Uri(uri), content, Create() if version is None else Replace(version))
+
+
+def change(
+    uri: str, edit: Callable[[bytes | None], bytes | None], made: Callable[[bytes], bool] = lambda content: False
+) -> bytes | None:
+    """Read a file, edit it, and write it if nobody has changed it since; otherwise begin again.
+
+    If the response to the write is lost, the file is read back as soon as the storage responds. `made` says whether it
+    includes this very change, because an edit that is made twice may go too far. Equal content does not prove that: the
+    change needs a mark of its own, which stays in the file when others change it.
+
+    Args:
+        uri: the file.
+        edit: returns the new content for the present one, None for a file that does not exist; or None if there is
+            nothing to write. It may be called more than once, and what it raises ends the change.
+        made: returns whether a content includes this change. Without it an edit must be safe to make again.
+
+    Returns:
+        The content that was written, or that includes the change; if there was nothing to write, the content as it is.
+
+    Raises:
+        ConflictError: others have changed the file each time.
+        UnreachableError: the storage does not respond; the message says if the change may have been made.
+        StorageError: the file cannot be read or written.
+    """
+    conflicts = lost = 0
+    while True:
+        try:
+            content, version = read(uri)
+        except UnreachableError as error:
+            raise _unknown(uri, error) if lost else error from None
+        if content is not None and (conflicts or lost) and made(content):
+            return content
+        if lost >= PATIENT_ATTEMPTS:
+            raise _unknown(uri, "the responses to all attempts were lost")
+        if conflicts >= _CONFLICTS:
+            raise ConflictError(f"{uri} was changed by other processes {conflicts} times in a row: try again")
+        changed = edit(content)
+        if changed is None:
+            return content
+        try:
+            write(uri, changed, version)
+            return changed
+        except ConflictError:
+            conflicts += 1
+            pause = random.uniform(0, _CONFLICT_PAUSE_S)
+        except (UnreachableError, DamagedError) as error:
+            lost += 1
+            pause = min(FIRST_PAUSE_S * 2 ** (lost - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            log.warning("perhaps not written, reading it back in %.1f s: %s", pause, error)
+        time.sleep(pause)
 
 
 def write_once(uri: str, content: bytes) -> bytes:
@@ -64,83 +106,9 @@ def write_once(uri: str, content: bytes) -> bytes:
     Raises:
         StorageError: it can be neither written nor read.
     """
-    for attempt in range(1, _ATTEMPTS + 1):
-        stored, _ = read(uri)
-        if stored is not None:
-            return stored
-        try:
-            write(uri, content, None)
-            return content
-        except ConflictError:
-            continue  # somebody was faster, or an earlier attempt arrived late: the file says what it is
-        except StorageError:  # perhaps written
-            if attempt == _ATTEMPTS:
-                raise
-    raise ConflictError(f"{uri} is created and deleted by others all the time")
+    stored = change(uri, lambda present: content if present is None else None)
+    return content if stored is None else stored
 
 
-def _write_local(uri: str, content: bytes, version: str | None) -> None:
-    path = local_path(uri)
-    with local_faults(uri):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path.with_name(f".{path.name}.lock.tmp~"), os.O_CREAT | os.O_RDWR, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _compare(uri, version)
-            files.write_bytes(uri, content)
-        finally:
-            os.close(lock)
-
-
-def _compare(uri: str, version: str | None) -> None:
-    if read(uri)[1] != version:
-        raise _conflict(uri)
-
-
-def _conflict(uri: str) -> ConflictError:
-    return ConflictError(f"{uri} was changed by another process since it was read")
-
-
-def _read_s3(uri: str) -> tuple[bytes, str]:
-    bucket, key = _bucket_and_key(uri)
-    with _s3_faults(uri):
-        response = _client().get_object(Bucket=bucket, Key=key)
-        return response["Body"].read(), str(response["ETag"]).strip('"')  # Ceph compares it without the quotes
-
-
-def _write_s3(uri: str, content: bytes, version: str | None) -> None:
-    bucket, key = _bucket_and_key(uri)
-    condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-    with _s3_faults(uri):
-        _client().put_object(Bucket=bucket, Key=key, Body=content, **condition)
-
-
-@contextmanager
-def _s3_faults(uri: str) -> Iterator[None]:
-    """Turn boto3's errors into those of this library, which name the URI."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in _CHANGED:
-            raise _conflict(uri) from None
-        kind = NotFoundError if code == "NoSuchKey" else StorageError
-        raise kind(f"{uri}: {error}") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}") from error
-
-
-def _client() -> Any:
-    import boto3  # takes long to import, and only S3 needs it
-    from botocore.config import Config
-
-    checksums = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-    settings = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard"}, **checksums)
-    return boto3.client("s3", endpoint_url=endpoint(), config=settings)
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
+def _unknown(uri: str, reason: object) -> UnreachableError:
+    return UnreachableError(f"{reason}. Whether {uri} was changed is unknown: look at it before you try again")

@@ -1,0 +1,196 @@
+"""Files on other storage that pyarrow reads: Google Cloud Storage, Azure and HDFS. None of them is required."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+from s2s_ray.errors import ConflictError, NotFoundError, RefusedError, StorageError, UnreachableError
+from s2s_ray.references import resolved
+from s2s_ray.secrets import masked
+from s2s_ray.storage import retries
+from s2s_ray.storage.local import CHUNK, replacing
+from s2s_ray.storage.local_faults import local_faults
+from s2s_ray.storage.store import Create, Entry, Info, Mode, Overwrite, Stored
+from s2s_ray.uri import Uri
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyarrow import fs
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_CREDENTIALS = {
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, run `gcloud auth application-default login`, or run on a "
+    "machine with a service account",
+    "abfs": "set AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY, run `az login`, or run on a machine with an identity",
+    "hdfs": "set HADOOP_HOME, JAVA_HOME and CLASSPATH, and for Kerberos run kinit",
+}
+_KIND = {"gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "hdfs": "hdfs", "viewfs": "hdfs"}
+# pyarrow gives these storages' errors neither a class nor a number
+_REFUSED = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "OAuth2",
+    "Credential",
+    "AuthorizationFailure",
+    "AuthenticationFail",
+)
+_AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "timed out", "onnection reset", "Could not resolve")
+_systems: dict[tuple[int, str], fs.FileSystem] = {}
+
+
+class ArrowStore:
+    """The files of one scheme; the version of one is the digest of its content.
+
+    There are no conditional writes: the version is compared before the write, which leaves a moment between the two,
+    and a warning says so.
+    """
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+        if scheme not in _KIND:
+            raise StorageError(
+                f"{scheme}://: no file system for this URI; use a path, s3:// or one of {', '.join(sorted(_KIND))}"
+            )
+
+    def get(self, uri: Uri) -> Stored:
+        def read(system: fs.FileSystem, path: str) -> bytes:
+            with system.open_input_file(path) as file:
+                content: bytes = file.read()
+                _require_whole(len(content), file.size())
+                return content
+
+        content = self._patiently(uri, read)
+        return Stored(content, _version(content))
+
+    def put(self, uri: Uri, content: bytes, mode: Mode) -> str:
+        if not isinstance(mode, Overwrite):
+            log.warning("%s: this storage has no conditional write; of two simultaneous changes one may be lost", uri)
+            try:
+                found = self.get(uri).version
+            except NotFoundError:
+                found = None
+            if found != (None if isinstance(mode, Create) else mode.version):
+                raise ConflictError(f"{uri} was changed by another process since it was read")
+        self._patiently(uri, lambda system, path: _put(system, path, content))
+        return _version(content)
+
+    def head(self, uri: Uri) -> Info | None:
+        info = self._patiently(uri, lambda system, path: system.get_file_info(path))
+        if info.type.name == "NotFound":
+            return None
+        if info.type.name == "Directory":
+            return Info("folder", 0, 0.0)
+        return Info("file", int(info.size), float(info.mtime_ns) / 1e9)
+
+    def list(self, uri: Uri) -> list[Entry]:
+        from pyarrow import fs
+
+        def select(system: fs.FileSystem, path: str) -> list[Entry]:
+            found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+            return [Entry(info.base_name, "folder" if info.type.name == "Directory" else "file") for info in found]
+
+        return sorted(self._patiently(uri, select), key=lambda entry: entry.name)
+
+    def delete(self, uri: Uri) -> None:
+        def remove(system: fs.FileSystem, path: str) -> None:
+            kind = system.get_file_info(path).type.name
+            if kind == "Directory":
+                system.delete_dir(path)
+            elif kind != "NotFound":
+                system.delete_file(path)
+
+        self._patiently(uri, remove)
+
+    def download(self, uri: Uri, path: Path) -> None:
+        def copy(system: fs.FileSystem, remote: str) -> None:
+            with system.open_input_file(remote) as source:
+                with local_faults(str(path)), replacing(path) as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+                    read = target.tell()
+                _require_whole(read, source.size())
+
+        self._patiently(uri, copy)
+
+    def upload(self, path: Path, uri: Uri) -> None:
+        import pyarrow as pa
+
+        with local_faults(str(path)):
+            # an empty file cannot be mapped
+            content = pa.memory_map(str(path)).read_buffer() if path.stat().st_size else b""
+        self._patiently(uri, lambda system, remote: _put(system, remote, content))
+
+    def open(self, uri: Uri) -> BinaryIO:
+        return cast(BinaryIO, self._patiently(uri, lambda system, path: system.open_input_file(path)))
+
+    def _patiently(self, uri: Uri, operation: Callable[[fs.FileSystem, str], T]) -> T:
+        def attempt() -> T:
+            with self._faults(uri):
+                return operation(*_file_system(uri))
+
+        return retries.patiently(uri, self._scheme, attempt)
+
+    @contextmanager
+    def _faults(self, uri: Uri) -> Iterator[None]:
+        import pyarrow as pa
+
+        try:
+            yield
+        except FileNotFoundError:
+            raise NotFoundError(masked(f"{uri} does not exist")) from None
+        except (OSError, pa.ArrowException) as error:
+            kind = _kind_of(error)
+            advice = f"; {_CREDENTIALS[_KIND[self._scheme]]}" if kind is not StorageError else ""
+            raise kind(masked(f"{uri}: {error}{advice}")) from None
+
+
+def _file_system(uri: Uri) -> tuple[fs.FileSystem, str]:
+    """Return the pyarrow file system of a URI and the path in it."""
+    from pyarrow import fs
+
+    if _KIND.get(uri.scheme) == "gs":
+        path = uri.partition("://")[2].strip("/")
+        key = (os.getpid(), "gs")
+        if key not in _systems:  # without a limit it looks for credentials and retries for a quarter of an hour
+            _systems[key] = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=retries.STALL_TIMEOUT_S))
+        return _systems[key], path
+    system, path = fs.FileSystem.from_uri(resolved(uri))
+    return system, path
+
+
+def _kind_of(error: Exception) -> type[StorageError]:
+    number, text = getattr(error, "errno", None), str(error)
+    if isinstance(error, PermissionError) or any(mark in text for mark in _REFUSED):
+        return RefusedError
+    if isinstance(error, (ConnectionError, TimeoutError)) or number in (errno.EAGAIN, errno.EHOSTUNREACH):
+        return UnreachableError
+    return UnreachableError if any(mark in text for mark in _AWAY) else StorageError
+
+
+def _put(system: fs.FileSystem, path: str, content: Any) -> None:
+    if system.type_name == "hdfs":  # object stores have no directories
+        system.create_dir(path.rpartition("/")[0], recursive=True)
+    # One write call: closing a stream publishes whatever it was given, so an interrupted loop of writes would leave a
+    # part of the file under its final name.
+    with system.open_output_stream(path) as target:
+        target.write(content)
+
+
+def _require_whole(read: int, length: int) -> None:
+    if read != length:
+        raise TimeoutError(f"the transfer ended early, after {read} of {length} bytes")
+
+
+def _version(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,56 @@
+"""How long a store that does not respond is waited for: one set of time-outs and retries for every remote storage."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, UnreachableError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+ATTEMPTS = 5
+"""Retry limit before the store has ever responded: the URL may be wrong, so fail quickly."""
+PATIENT_ATTEMPTS = 16
+"""Retry limit once the store has responded: assume an outage and wait several minutes rather than lose a long run."""
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 20.0
+CONNECT_TIMEOUT_S = 5
+STALL_TIMEOUT_S = 20
+"""A transfer that makes no progress for this long is aborted and retried."""
+_responded: set[str] = set()  # the servers that have responded to this process
+
+
+def patiently(uri: str, server: str, operation: Callable[[], T]) -> T:
+    """Call an operation on a store, and repeat it with growing pauses while it fails in passing.
+
+    Args:
+        uri: what it is about, for the log.
+        server: the store's address.
+        operation: raises `UnreachableError`, or `DamagedError` for content that was changed on its way, if it may
+            succeed when it is repeated. It must be safe to repeat.
+
+    Raises:
+        StorageError: as the operation raises it; the last of several that may pass.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            result = operation()
+            _responded.add(server)
+            return result
+        except (NotFoundError, ConflictError, RefusedError):
+            _responded.add(server)
+            raise
+        except (UnreachableError, DamagedError) as error:
+            attempts = PATIENT_ATTEMPTS if server in _responded else ATTEMPTS
+            if attempt >= attempts:
+                raise
+            pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
+            log.warning("attempt %d of %d failed, retrying in %.1f s (%s)", attempt, attempts, pause, error)
+            time.sleep(pause)
