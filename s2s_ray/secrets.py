@@ -15,9 +15,9 @@ MASK = "***"
 REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 """`${env:NAME}`, which stands for the value of an environment variable."""
 
-_WORDS = frozenset(
-    "accesskey accountkey apikey auth credential credentials key pass passphrase passwd password pwd sas secret "
-    "secretkey sharedkey sig signature token".split()
+_WORDS = re.compile(
+    "accesskey|accountkey|apikey|auth|credentials?|key|pass|passphrase|passwd|password|pwd|sas|secret|secretkey|"
+    "sharedkey|sig|signature|token"
 )
 _VARIABLE = re.compile(r"(?:^|_)(?:APIKEY|CREDENTIAL|KEY|PASSPHRASE|PASSWD|PASSWORD|SECRET|SIGNATURE|TOKEN)$")
 _OTHER_VARIABLES = ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_CONNECTION_STRING")
@@ -37,7 +37,7 @@ def masked(text: str) -> str:
     """Return a message without the secrets in it: each is replaced by `***`."""
     for value in _values():
         text = text.replace(value, MASK)
-    return _IN_TEXT.masked(text)
+    return _ASSIGNMENT.sub(_without_value, _IN_TEXT.masked(text))
 
 
 def holds_secret(text: str) -> bool:
@@ -96,7 +96,7 @@ def _without_login(found: re.Match[str]) -> str:
 
 def _without_value(found: re.Match[str]) -> str:
     words = re.split(r"[^a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", unquote(found["name"])).lower())
-    secret = not _WORDS.isdisjoint(words) and not _is_harmless(found["value"])
+    secret = any(map(_WORDS.fullmatch, words)) and not _is_harmless(found["value"])
     return f"{found['start']}{MASK}" if secret else found[0]
 
 

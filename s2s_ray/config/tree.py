@@ -115,6 +115,10 @@ class Config(Section):
         except ValidationError as error:
             raise ConfigError(f"{uri}: {explain(error, cls)}") from None
 
+    def check_storable(self) -> None:
+        """Raise ConfigError if it holds a secret, as one that an earlier version stored may."""
+        Config.from_tree(self.model_dump(mode="json"))
+
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML, which `load_config` reads back to an equal one."""
         return notation.dump(self.model_dump(mode="json"))

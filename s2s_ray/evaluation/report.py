@@ -12,6 +12,7 @@ from s2s_ray.config import Config
 from s2s_ray.evaluation.evaluate import EvaluationReport
 from s2s_ray.evaluation.page import render
 from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.secrets import masked
 
 _HEADINGS = {
     "curves": "Training",
@@ -58,7 +59,7 @@ def report_page(
         epochs=len(history),
         headings=_HEADINGS,
         pictures={name: _png(figure) for name, figure in figures.items()},
-        settings=config.to_yaml(),
+        settings=masked(config.to_yaml()),
     )
 
 

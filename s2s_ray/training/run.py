@@ -21,15 +21,6 @@ CHECKPOINTS = "checkpoints"
 _FIXED = ("train.batch", "train.seed", "data.window", "data.flip")
 
 
-def located(config: Config) -> Config:
-    """Return the same configuration with absolute URIs: workers have another working directory."""
-    data = config.data.model_copy(update={"uri": storage.absolute(config.data.uri)})
-    train = config.train.model_copy(update={"storage": storage.absolute(config.train.storage)})
-    tune = config.tune.model_copy(update={"storage": storage.absolute(config.tune.storage)})
-    ablate = config.ablate.model_copy(update={"storage": storage.absolute(config.ablate.storage)})
-    return config.model_copy(update={"data": data, "train": train, "tune": tune, "ablate": ablate})
-
-
 def run_uri(config: Config) -> str:
     """Return `STORAGE/NAME`, which identifies a run."""
     return storage.join(config.train.storage, config.train.name)
@@ -41,7 +32,8 @@ def checkpoint_store(config: Config) -> CheckpointStore:
 
 
 def save_config(config: Config) -> None:
-    """Write the resolved configuration to the run's `config.yaml`."""
+    """Write the resolved configuration to the run's `config.yaml`. Raises ConfigError if it holds a secret."""
+    config.check_storable()
     storage.write_bytes(storage.join(run_uri(config), CONFIG_FILE), config.to_yaml().encode())
 
 
