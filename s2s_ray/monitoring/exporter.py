@@ -95,15 +95,15 @@ def _samples(inventory: Inventory, seconds: float, timestamp: float) -> Iterator
     yield "s2s_exporter_scan_timestamp_seconds", (), timestamp
     yield "s2s_exporter_faults", (), len(inventory.faults)
     for run in inventory.runs:
-        yield from _run(run)
+        yield from _run(run, inventory.path(run.uri))
     for sweep in inventory.sweeps:
-        yield from _sweep(sweep)
+        yield from _sweep(sweep, inventory.path(sweep.uri))
     for name in inventory.names:
-        yield from _name(name)
+        yield from _name(name, inventory.path(name.uri))
 
 
-def _run(run: RunStatus) -> Iterator[Sample]:
-    label = (run.name,)
+def _run(run: RunStatus, path: str) -> Iterator[Sample]:
+    label = (path, run.name)
     written = run.checkpoint_time
     yield "s2s_run_epochs", label, run.epochs
     yield "s2s_run_epochs_done", label, run.epochs_done
@@ -117,18 +117,18 @@ def _run(run: RunStatus) -> Iterator[Sample]:
     yield "s2s_run_checkpoint_timestamp_seconds", label, written
     yield "s2s_run_checkpoint_age_seconds", label, None if written is None else max(time.time() - written, 0.0)
     for loss, value in run.losses.items():
-        yield "s2s_run_loss", (run.name, loss), value
+        yield "s2s_run_loss", (path, run.name, loss), value
 
 
-def _sweep(sweep: SweepStatus) -> Iterator[Sample]:
-    yield "s2s_stored_sweep_trials_asked", (sweep.name,), sweep.asked
-    yield "s2s_stored_sweep_best_recall_at_1", (sweep.name,), sweep.best_recall
+def _sweep(sweep: SweepStatus, path: str) -> Iterator[Sample]:
+    yield "s2s_stored_sweep_trials_asked", (path, sweep.name), sweep.asked
+    yield "s2s_stored_sweep_best_recall_at_1", (path, sweep.name), sweep.best_recall
     for state, count in sweep.states.items():
-        yield "s2s_stored_sweep_trials", (sweep.name, state), count
+        yield "s2s_stored_sweep_trials", (path, sweep.name, state), count
 
 
-def _name(name: ReleaseStatus) -> Iterator[Sample]:
-    yield "s2s_registry_releases", (name.name,), name.releases
-    yield "s2s_registry_promotion_timestamp_seconds", (name.name,), name.promoted
+def _name(name: ReleaseStatus, path: str) -> Iterator[Sample]:
+    yield "s2s_registry_releases", (path, name.name), name.releases
+    yield "s2s_registry_promotion_timestamp_seconds", (path, name.name), name.promoted
     if name.current is not None:
-        yield "s2s_registry_current_release", (name.name, name.current), 1
+        yield "s2s_registry_current_release", (path, name.name, name.current), 1

@@ -83,6 +83,10 @@ class Inventory:
     names: list[ReleaseStatus] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
+    def path(self, uri: str) -> str:
+        """Return the path of something below the root, which tells apart two runs of one name; "." for the root."""
+        return uri.removeprefix(self.root.rstrip("/")).strip("/") or "."
+
     def as_dict(self) -> dict[str, Any]:
         """Return the inventory as a tree for JSON."""
         return asdict(self)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from s2s_ray.errors import ClusterError
 from s2s_ray.monitoring.inventory import Inventory, RunStatus
 from s2s_ray.runtime.cluster import auth_token
+from s2s_ray.runtime.terminal import as_typed
 
 ADDRESS_VARIABLES = ("RAY_DASHBOARD_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _APPLICATIONS = "/api/serve/applications/"  # Ray Serve's REST API, `ray.serve.schema.ServeInstanceDetails`
@@ -78,14 +79,14 @@ def show(inventories: list[Inventory], served: list[DeploymentStatus] | None, co
         console: the terminal.
     """
     for inventory in inventories:
-        console.print(f"[bold]{escape(inventory.root)}[/bold]")
+        console.print(as_typed(inventory.root, style="bold"))
         tables = [table for table in (_runs(inventory), _sweeps(inventory), _names(inventory)) if table.row_count]
         for table in tables:
             console.print(table)
         if not tables:
             console.print("  no run, sweep or registry")
         for fault in inventory.faults:
-            console.print(f"[red]not readable:[/red] {escape(fault)}")
+            console.print(Text("not readable: ", style="red") + as_typed(fault))
     if served is not None:
         console.print(_served(served) if served else "Ray Serve runs no application")
 
@@ -95,7 +96,7 @@ def _runs(inventory: Inventory) -> Table:
     for run in inventory.runs:
         written = run.checkpoint_time
         table.add_row(
-            run.name,
+            as_typed(inventory.path(run.uri)),
             f"{run.epochs_done} of {run.epochs}",
             str(run.step),
             _percent(run.recall),
@@ -107,10 +108,10 @@ def _runs(inventory: Inventory) -> Table:
     return table
 
 
-def _state(run: RunStatus) -> str:
+def _state(run: RunStatus) -> Text:
     if run.diverged is not None:
-        return f"[red]diverged at {run.diverged}[/red]"
-    return "complete" if run.complete else "unfinished"
+        return as_typed(f"diverged at {run.diverged}", style="red")
+    return Text("complete" if run.complete else "unfinished")
 
 
 def _sweeps(inventory: Inventory) -> Table:
@@ -118,7 +119,7 @@ def _sweeps(inventory: Inventory) -> Table:
     for sweep in inventory.sweeps:
         finished = sweep.states["complete"] + sweep.states["failed"]
         table.add_row(
-            sweep.name,
+            as_typed(inventory.path(sweep.uri)),
             f"{finished} of {sweep.asked}",
             str(sweep.states["failed"]),
             str(sweep.states["running"]),
@@ -132,7 +133,8 @@ def _names(inventory: Inventory) -> Table:
     table = Table("name", "releases", "current", "promoted", title="releases")
     for name in inventory.names:
         promoted = "" if name.promoted is None else f"{age(time.time() - name.promoted)} ago"
-        table.add_row(name.name, str(name.releases), name.current or "none", promoted)
+        path, current = as_typed(inventory.path(name.uri)), as_typed(name.current or "none")
+        table.add_row(path, str(name.releases), current, promoted)
     return table
 
 
@@ -140,7 +142,7 @@ def _served(served: list[DeploymentStatus]) -> Table:
     table = Table("application", "serves", "deployment", "state", "replicas", "", title="deployments")
     for item in served:
         row = (item.application, item.release or "", item.deployment, item.state, f"{item.replicas} of {item.target}")
-        table.add_row(*row, item.message)
+        table.add_row(*(as_typed(text) for text in (*row, item.message)))
     return table
 
 

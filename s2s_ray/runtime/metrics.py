@@ -42,31 +42,31 @@ _TRAINING = (
 )
 
 _STORAGE = (
-    Metric("s2s_run_epochs", "Epochs to train", ("root", "run")),
-    Metric("s2s_run_epochs_done", "Completed epochs", ("root", "run")),
-    Metric("s2s_run_complete", "1 if all epochs are completed", ("root", "run")),
-    Metric("s2s_run_diverged", "1 if training ended with a loss that is not finite", ("root", "run")),
-    Metric("s2s_run_loss", "Loss of the newest epoch", ("root", "run", "loss")),
-    Metric("s2s_run_recall_at_1", "Newest validation recall at 1", ("root", "run")),
-    Metric("s2s_run_best_recall_at_1", "Best validation recall at 1", ("root", "run")),
-    Metric("s2s_run_pairs_per_second", "Pairs per second in the newest epoch", ("root", "run")),
-    Metric("s2s_run_checkpoints", "Complete checkpoints", ("root", "run")),
-    Metric("s2s_run_checkpoint_step", "Step of the newest checkpoint", ("root", "run")),
+    Metric("s2s_run_epochs", "Epochs to train", ("root", "path", "run")),
+    Metric("s2s_run_epochs_done", "Completed epochs", ("root", "path", "run")),
+    Metric("s2s_run_complete", "1 if all epochs are completed", ("root", "path", "run")),
+    Metric("s2s_run_diverged", "1 if training ended with a loss that is not finite", ("root", "path", "run")),
+    Metric("s2s_run_loss", "Loss of the newest epoch", ("root", "path", "run", "loss")),
+    Metric("s2s_run_recall_at_1", "Newest validation recall at 1", ("root", "path", "run")),
+    Metric("s2s_run_best_recall_at_1", "Best validation recall at 1", ("root", "path", "run")),
+    Metric("s2s_run_pairs_per_second", "Pairs per second in the newest epoch", ("root", "path", "run")),
+    Metric("s2s_run_checkpoints", "Complete checkpoints", ("root", "path", "run")),
+    Metric("s2s_run_checkpoint_step", "Step of the newest checkpoint", ("root", "path", "run")),
     Metric(
         "s2s_run_checkpoint_timestamp_seconds",
         "When the newest checkpoint was stored, in seconds since 1970",
-        ("root", "run"),
+        ("root", "path", "run"),
     ),
-    Metric("s2s_run_checkpoint_age_seconds", "Seconds since the newest checkpoint was stored", ("root", "run")),
-    Metric("s2s_stored_sweep_trials", "Trials by state, from the study", ("root", "sweep", "state")),
-    Metric("s2s_stored_sweep_trials_asked", "Trials to run", ("root", "sweep")),
-    Metric("s2s_stored_sweep_best_recall_at_1", "Best validation recall at 1", ("root", "sweep")),
-    Metric("s2s_registry_releases", "Complete releases of a name", ("root", "name")),
-    Metric("s2s_registry_current_release", "1 for the release that is current", ("root", "name", "release")),
+    Metric("s2s_run_checkpoint_age_seconds", "Seconds since the newest checkpoint was stored", ("root", "path", "run")),
+    Metric("s2s_stored_sweep_trials", "Trials by state, from the study", ("root", "path", "sweep", "state")),
+    Metric("s2s_stored_sweep_trials_asked", "Trials to run", ("root", "path", "sweep")),
+    Metric("s2s_stored_sweep_best_recall_at_1", "Best validation recall at 1", ("root", "path", "sweep")),
+    Metric("s2s_registry_releases", "Complete releases of a name", ("root", "path", "name")),
+    Metric("s2s_registry_current_release", "1 for the release that is current", ("root", "path", "name", "release")),
     Metric(
         "s2s_registry_promotion_timestamp_seconds",
         "When the current release was promoted, in seconds since 1970",
-        ("root", "name"),
+        ("root", "path", "name"),
     ),
     Metric("s2s_exporter_scan_seconds", "Duration of the newest scan of the storage", ("root",)),
     Metric(
@@ -81,4 +81,4 @@ TRAINING = {metric.name: metric for metric in _TRAINING}
 """Gauges of training workers and sweep drivers; Prometheus sees them with `RAY_PREFIX`."""
 
 STORAGE = {metric.name: metric for metric in _STORAGE}
-"""Gauges of `s2s exporter`."""
+"""Gauges of `s2s exporter`; `path` is the folder below the root."""

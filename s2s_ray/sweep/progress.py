@@ -21,6 +21,7 @@ from s2s_ray import storage
 from s2s_ray.errors import StorageError
 from s2s_ray.runtime.cluster import original_error
 from s2s_ray.runtime.gauges import RayGauges
+from s2s_ray.runtime.terminal import as_typed
 from s2s_ray.sweep.search import StudySearch
 from s2s_ray.sweep.space import format_params, format_value
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
@@ -135,9 +136,9 @@ class SweepProgress(tune.Callback):
         keys = searched(records)
         table = Table(title=f"{finished} of {self._total} trials finished")
         for title in ("trial", "state", "epoch", *self._study.objectives, *keys):
-            table.add_column(title)
+            table.add_column(as_typed(title))
         for record in records[-_MAX_ROWS:]:
-            table.add_row(*self._row(record, keys), style="bold" if record == best else None)
+            table.add_row(*map(as_typed, self._row(record, keys)), style="bold" if record == best else None)
         return table
 
     def _row(self, record: TrialRecord, keys: list[str]) -> list[str]:

@@ -12,7 +12,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from s2s_ray.monitoring.exporter import exporting
+from s2s_ray.monitoring.exporter import StorageCollector, exporting
+from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus
 from s2s_ray.runtime.metrics import STORAGE
 from tests.support.ports import free_port
 
@@ -24,9 +25,14 @@ def test_the_exporter_serves_the_inventory(root: Path) -> None:
         families = {family.name: family for family in text_string_to_metric_families(page)}
         assert set(families) == set(STORAGE), "exactly the listed metrics"
         values = {
-            (sample.name, *(value for key, value in sample.labels.items() if key != "root")): sample.value
+            (sample.name, *(value for key, value in sample.labels.items() if key not in ("root", "path"))): sample.value
             for family in families.values()
             for sample in family.samples
+        }
+        assert {sample.labels["path"] for sample in families["s2s_run_complete"].samples} == {
+            "runs/complete",
+            "runs/cut",
+            "runs/wild",
         }
         assert values["s2s_run_complete", "complete"] == 1
         assert values["s2s_run_complete", "cut"] == 0
@@ -42,6 +48,31 @@ def test_the_exporter_serves_the_inventory(root: Path) -> None:
         collector.scan()
         page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert re.search(r's2s_run_checkpoint_timestamp_seconds\{.*run="complete"\} 2000\.0', page)
+
+
+def test_runs_sweeps_and_names_in_several_folders_are_series_of_their_own() -> None:
+    def inventory(root: str) -> Inventory:
+        folders = [f"{root}/{folder}" for folder in ("one", "two", "two/deeper")]
+        return Inventory(
+            root,
+            [
+                RunStatus("full", f"{uri}/full", 3, 1, 7, 0.5, 0.5, {"gan": 1.0}, 1.0, 1, 7, 1.0, None)
+                for uri in folders
+            ],
+            [SweepStatus("night", f"{uri}/night", 3, {"complete": 1}, 0.5, 0) for uri in folders],
+            [ReleaseStatus("city", f"{uri}/city", 3, "a", 1.0) for uri in folders],
+        )
+
+    collector = StorageCollector([])
+    collector._scanned = {root: (inventory(root), 1.0, 1.0) for root in ("/data", "/data/two", "s3://bucket/x")}
+    samples = [
+        (sample.name, *sorted(sample.labels.items())) for family in collector.collect() for sample in family.samples
+    ]
+    assert len(samples) == len(set(samples))
+    assert [sample for sample in samples if ("root", "/data") in sample and sample[0] == "s2s_run_epochs"] == [
+        ("s2s_run_epochs", ("path", f"{folder}/full"), ("root", "/data"), ("run", "full"))
+        for folder in ("one", "two", "two/deeper")
+    ]
 
 
 @pytest.mark.slow

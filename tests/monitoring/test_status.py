@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from rich.console import Console
 
 from s2s_ray.cli import main
 from s2s_ray.errors import ClusterError
-from s2s_ray.monitoring.inventory import Inventory, take_inventory
+from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, take_inventory
 from s2s_ray.monitoring.status import DeploymentStatus, age, dashboard_address, deployments, show
 
 
@@ -35,6 +37,24 @@ def test_status_is_readable(root: Path, capsys: pytest.CaptureFixture[str]) -> N
         "1 of 2",
     ):
         assert expected in text
+
+
+@pytest.mark.parametrize(
+    "name", ["[/x]", "[x]", "[red]x", "a\\", "[link=file:///x]y[/link]", ":warning:", "a\nb\x1b[31m", "\udcff"]
+)
+def test_text_of_users_is_shown_as_it_is(name: str) -> None:
+    run = RunStatus(name, f"/data/{name}", 3, 1, 7, None, None, {}, None, 0, None, None, f"step 7 (pairs {name}, b)")
+    whole = replace(run, name="whole", uri="/data/whole", diverged=None)
+    sweep = SweepStatus(name, f"/data/{name}", 3, {"complete": 1, "failed": 0, "running": 0}, None, None)
+    release = ReleaseStatus(name, f"/data/{name}", 1, name, None)
+    served = [DeploymentStatus(name, name, name, name, 1, 2, name)]
+    with io.StringIO() as file:
+        console = Console(file=file, width=400)
+        show([Inventory("/data", [run, whole], [sweep], [release], [name]), Inventory(name)], served, console)
+        text = file.getvalue()
+    text.encode()
+    shown = name.replace("\n", "\\n").replace("\x1b", "\\x1b").replace("\udcff", "\\udcff")
+    assert text.count(shown) == 2 + 1 + 2 + 1 + 1 + 5
 
 
 def test_status_for_programs(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
