@@ -6,7 +6,7 @@ elsewhere, such as the service, pass views (uint8 B 3 H W) to `embed_street`, `e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.errors import InputError
+from s2s_ray.errors import InputError, ViewError
 from s2s_ray.geo.images import Descriptors, Layout, Pixels
+from s2s_ray.geo.numbers import finite, is_number, whole
 from s2s_ray.geo.prior import Prior
-from s2s_ray.geo.views import ViewGeometry, to_pixels
+from s2s_ray.geo.views import BEARING, ViewGeometry, to_pixels
 from s2s_ray.index import Match, ReferenceIndex
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
@@ -39,10 +40,16 @@ class _Inference:
     """A model in evaluation mode, its views and the size of its batches."""
 
     def __init__(self, model: S2S, geometry: ViewGeometry | None = None, *, batch: int = 32) -> None:
-        """Default geometry: the model's resolution, with panoramas cropped according to their shape."""
+        """Default geometry: the model's resolution, with panoramas cropped according to their shape.
+
+        Raises:
+            InputError: a batch that is not a whole number from 1 on.
+        """
         self.model = model.eval()
         self.geometry = geometry or ViewGeometry.of_checkpoint(model.config, {}, "in memory")
-        self._batch = batch
+        self._batch = whole("batch", batch)
+        if self._batch < 1:
+            raise InputError(f"batch={batch}: expected at least 1")
         self._half = False
 
     @classmethod
@@ -99,7 +106,7 @@ class _Inference:
     def _prepare_street(
         self, panoramas: Sequence[Pixels], heading: float | Sequence[float], rows: Rows | None
     ) -> Iterator[Tensor]:
-        headings = [heading] * len(panoramas) if isinstance(heading, int | float) else list(heading)
+        headings = _headings(heading, len(panoramas))
         if len(headings) != len(panoramas):
             raise InputError(f"{len(headings)} headings for {len(panoramas)} panoramas: give one, or one for each")
         for chunk in self._chunks(len(panoramas)):
@@ -108,6 +115,13 @@ class _Inference:
     def _prepare_satellite(self, images: Sequence[Pixels], layout: Layout) -> Iterator[Tensor]:
         for chunk in self._chunks(len(images)):
             yield torch.stack([self.geometry.satellite(images[i], layout) for i in chunk])
+
+
+def _headings(heading: float | Sequence[float], count: int) -> list[float]:
+    """Return the heading of each of `count` panoramas. Raises ViewError."""
+    if isinstance(heading, Iterable) and not is_number(heading) and not isinstance(heading, str | bytes):
+        return [finite("heading", one, ViewError, BEARING) for one in heading]
+    return [finite("heading", heading, ViewError, BEARING)] * count
 
 
 class Embedder(_Inference):

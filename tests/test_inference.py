@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
-from s2s_ray.errors import InputError, ReferenceIndexError
+from s2s_ray.errors import InputError, ReferenceIndexError, ViewError
 from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
 from s2s_ray.index import (
     IndexInfo,
@@ -96,6 +97,36 @@ def panorama_index(model: S2S, panoramas: list[NDArray[np.uint8]], checkpoint: s
     columns = {name: [float(row) for row in range(count)] for name in ("latitude", "longitude", "easting", "northing")}
     table = pa.table({"id": [str(r) for r in range(count)], **columns, "zone": pa.array([1] * count, pa.int32())})
     return ReferenceIndex.build(info, Embedder(model).street(panoramas), table)
+
+
+@pytest.mark.parametrize(
+    "heading", [90, np.float32(90), np.int16(90), np.array(90.0), [90.0], np.array([90], np.float32)]
+)
+def test_headings_are_numbers_of_any_kind(model: S2S, heading: Any) -> None:
+    panorama = noise(40, 100)
+    expected = Embedder(model).street([panorama], 90.0)
+    assert np.array_equal(Embedder(model).street([panorama], heading), expected)
+
+
+@pytest.mark.parametrize("heading", [True, "90", None, math.nan, np.float32("inf"), [True], ["90"], b"90"])
+def test_headings_that_are_no_numbers_are_refused(model: S2S, heading: Any) -> None:
+    with pytest.raises(ViewError, match=r"^heading=.*: expected a"):
+        Embedder(model).street([noise(40, 100)], heading)
+
+
+@pytest.mark.parametrize("k", [True, 2.0, "2", math.nan, np.float64(2)])
+def test_a_number_of_tiles_is_whole(model: S2S, k: Any) -> None:
+    panoramas = [noise(40, 100, seed) for seed in range(3)]
+    localizer = Localizer(model, panorama_index(model, panoramas))
+    assert len(localizer.street(panoramas[:1], np.int64(2))[0]) == 2
+    with pytest.raises(InputError, match=r"^k=.*: expected a whole number"):
+        localizer.street(panoramas[:1], k)
+
+
+@pytest.mark.parametrize("batch", [0, -1, True, 2.5, math.nan])
+def test_a_batch_is_a_whole_number(model: S2S, batch: Any) -> None:
+    with pytest.raises(InputError, match=r"^batch="):
+        Embedder(model, batch=batch)
 
 
 def test_localizer_ranks_the_nearest_tiles(model: S2S) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2s_ray.errors import PriorError
+from s2s_ray.geo.numbers import real
 
 if TYPE_CHECKING:
     from pyproj import Geod
@@ -28,6 +29,7 @@ class Circle:
     radius_m: float
 
     def __post_init__(self) -> None:
+        _as_floats(self)
         check_position(self.latitude, self.longitude)
         if not 0 < self.radius_m <= LARGEST_RADIUS_M:
             raise PriorError(f"radius {self.radius_m:g} m: expected above 0 and at most {LARGEST_RADIUS_M:,.0f}")
@@ -53,6 +55,7 @@ class Box:
     north: float
 
     def __post_init__(self) -> None:
+        _as_floats(self)
         check_position(self.south, self.west)
         check_position(self.north, self.east)
         if self.south > self.north:
@@ -68,6 +71,12 @@ class Box:
 
 
 Prior = Circle | Box
+
+
+def _as_floats(prior: Prior) -> None:
+    """Make the numbers of a new area Python's own, whose text is the same for every version of NumPy."""
+    for field in fields(prior):
+        object.__setattr__(prior, field.name, real(field.name, getattr(prior, field.name), PriorError))
 
 
 def check_position(latitude: float, longitude: float) -> None:

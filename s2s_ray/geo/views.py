@@ -6,7 +6,6 @@ that evaluation measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Self
@@ -20,6 +19,7 @@ from s2s_ray.config import Contrast, ModelConfig, Resize
 from s2s_ray.errors import CheckpointError, ViewError, faults_of
 from s2s_ray.geo import polar
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
+from s2s_ray.geo.numbers import finite, pair
 
 PanoramaKind = Literal["sphere", "cropped", "part"]
 """A full sphere (2:1), the whole horizon cropped above and below, or a part of the horizon."""
@@ -27,6 +27,7 @@ PanoramaKind = Literal["sphere", "cropped", "part"]
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
+BEARING = "a compass bearing in degrees"
 CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
 _ASPECT_TOLERANCE = 0.02
 
@@ -55,10 +56,9 @@ def prepare_street(
         ViewError: not h w 3 uint8, a heading that is not finite, a field of view or rows that keep nothing.
     """
     panorama = _planes(pixels)
-    if not math.isfinite(heading):
-        raise ViewError(f"heading={heading}: expected a compass bearing in degrees")
-    canvas = polar.panorama_canvas(panorama, fov)
-    kept = polar.panorama_crop(polar.roll_to_north(canvas, heading % 360), rows)
+    heading = finite("heading", heading, ViewError, BEARING)
+    canvas = polar.panorama_canvas(panorama, finite("fov", fov, ViewError))
+    kept = polar.panorama_crop(polar.roll_to_north(canvas, heading % 360), pair("rows", rows, ViewError))
     return _resize(kept.float(), height, width, resize)
 
 
@@ -177,6 +177,7 @@ class ViewGeometry:
                 (narrower than 2:1, unless it has the model's own shape), or under `smallest` pixels high or wide.
         """
         _require_size(pixels, smallest)
+        fov = finite("fov", fov, ViewError)
         height, width = pixels.shape[:2]
         narrow = width / height < 2 * (1 - _ASPECT_TOLERANCE)
         if fov == 360 and narrow and not self._has_model_shape(height, width):
@@ -184,7 +185,7 @@ class ViewGeometry:
                 f"the panorama is {width} x {height} pixels (width x height): expected the whole horizon, "
                 "at least twice as wide as high"
             )
-        kept = rows or self.default_rows(height, round(width * 360 / fov) if fov > 0 else width)
+        kept = self.default_rows(height, round(width * 360 / fov) if fov > 0 else width) if rows is None else rows
         return prepare_street(pixels, heading, kept, self.height, self.width, fov=fov, resize=self.resize)
 
     def satellite(self, pixels: Pixels, layout: Layout = "auto") -> Tensor:
