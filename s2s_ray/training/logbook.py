@@ -36,7 +36,7 @@ class Logbook:
 
         self._events = SummaryWriter(self._local.name)
         self._started = self._last_line = time.monotonic()
-        self._pairs = 0
+        self._pairs = self._steps = 0
 
     def start(self) -> None:
         """Remove the divergence marker of an earlier attempt."""
@@ -47,20 +47,21 @@ class Logbook:
         storage.write_json(storage.join(self.run, DIVERGED_FILE), {"reason": reason, "time": time.time()})
 
     def start_epoch(self) -> None:
-        """Start counting pairs and time."""
+        """Start counting pairs, steps and time."""
         self._started = self._last_line = time.monotonic()
-        self._pairs = 0
+        self._pairs = self._steps = 0
 
     def step(self, global_step: int, epoch: int, done: int, total: int, pairs: int, losses: dict[str, float]) -> None:
         """Record one cycle over `pairs` pairs, the `done`th of `total` in this epoch."""
         self._pairs += pairs
+        self._steps += 1
         for name, value in losses.items():
             self._events.add_scalar(f"train/{name}", value, global_step)
         now = time.monotonic()
         if now - self._last_line >= self.every_s or done == total:
             self._last_line = now
             rate = self.pairs_per_second()
-            left = (total - done + (self.epochs - epoch - 1) * total) * pairs / rate
+            left = (total - done + (self.epochs - epoch - 1) * total) * (now - self._started) / self._steps
             shown = " ".join(f"{name}={losses[name]:.4g}" for name in SHOWN if name in losses)
             logger.info(
                 "epoch %d/%d step %d/%d %s %.1f pairs/s, about %s left",

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "s2s"
 RUN_TAG = "s2s.run"
+_MAX_PARAMETERS = 100  # that MLflow's server accepts in one request
 _MAX_LENGTH = 500  # characters of a parameter's value that every version of MLflow's server accepts
 
 
@@ -66,19 +67,21 @@ class MlflowTracker:
         from mlflow.entities import Param
 
         self._client = MlflowClient()
-        uri = run_uri(config)
+        tag = _searchable(run_uri(config))
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known is not None else self._client.create_experiment(name)
-        runs = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{uri}'", max_results=1)
+        runs = self._client.search_runs([experiment], f"tags.`{RUN_TAG}` = '{tag}'", max_results=1)
         if runs:
             self._run = runs[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
         else:
-            created = self._client.create_run(experiment, run_name=config.train.name, tags={RUN_TAG: uri})
+            created = self._client.create_run(experiment, run_name=config.train.name, tags={RUN_TAG: tag})
             self._run = created.info.run_id
-            for key, value in parameters(config):  # those the run was started with: MLflow's parameters never change
-                self._client.log_batch(self._run, params=[Param(key, str(value)[:_MAX_LENGTH])])
+            # Those that the run was started with: MLflow's parameters never change.
+            given = [Param(key, str(value)[:_MAX_LENGTH]) for key, value in parameters(config)]
+            for first in range(0, len(given), _MAX_PARAMETERS):
+                self._client.log_batch(self._run, params=given[first : first + _MAX_PARAMETERS])
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric
@@ -114,6 +117,11 @@ class WandbTracker:
     def close(self, *, complete: bool) -> None:
         with _warning("Weights & Biases"):
             self._run.finish(exit_code=0 if complete else 1)
+
+
+def _searchable(uri: str) -> str:
+    """Return a URI as a tag for which MLflow can be searched: its search has no escape for quotes."""
+    return uri.replace("'", "%27").replace("\\", "%5C")
 
 
 def numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -20,12 +20,13 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import ConfigError, DivergedError
 from s2s_ray.runtime.metrics import TRAINING
 from s2s_ray.training import telemetry
+from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.loop import (
     Trainer,
 )
 from s2s_ray.training.run import run_uri
 from s2s_ray.training.telemetry import Telemetry
-from s2s_ray.training.trackers import check_installed, numbers, parameters
+from s2s_ray.training.trackers import MlflowTracker, check_installed, numbers, parameters
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
@@ -157,6 +158,37 @@ def test_mlflow_receives_the_history(config: Config, tmp_path: Path, monkeypatch
         assert logged == {entry["step"]: entry[name] for entry in history}
 
 
+@pytest.mark.parametrize(
+    "name", ["it's", "\"both\" 'kinds'", "back\\", "100%", "semi;colon -- x", "[brackets]", "zwei Städte"]
+)
+def test_mlflow_finds_the_run_of_any_name_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration of about a hundred values takes two requests, and a second attempt continues the run."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    sizes: list[int] = []
+    original = MlflowClient.log_batch
+
+    def counted(client: MlflowClient, run_id: str, *arguments: Any, params: Any = (), **named: Any) -> Any:
+        sizes.append(len(params))
+        return original(client, run_id, *arguments, params=params, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    config = with_values(Config(), {"train.storage": str(tmp_path / name), "train.name": "one"})
+    for _ in range(2):
+        MlflowTracker(config).close(complete=False)
+    other = with_values(config, {"train.name": "two"})
+    MlflowTracker(other).close(complete=True)
+    client = MlflowClient()
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert sorted(run.info.run_name for run in found) == ["one", "two"]
+    given = len(dict(parameters(config)))
+    assert sum(sizes) == 2 * given
+    assert len(sizes) == 2 * math.ceil(given / 100)
+    assert all(len(run.data.params) == given for run in found)
+
+
 def test_weights_and_biases_receives_the_history(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,3 +238,20 @@ def test_metrics_and_parameters_are_flat() -> None:
     assert flat["mining.discard"] == [90.0, 95.0, 99.0]
     assert flat["train.resources_per_worker"] == {}
     assert not any(key.startswith("tune.") for key in flat)
+
+
+def test_the_time_left_does_not_depend_on_the_size_of_the_last_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten epochs of 33 batches of 32 and one of a single pair, one second each; the first attempt began at step 3."""
+    now = 0.0
+    monkeypatch.setattr("s2s_ray.training.logbook.time.monotonic", lambda: now)
+    logbook = Logbook(str(tmp_path), epochs=10, every_s=1e9)
+    logbook.start_epoch()
+    with caplog.at_level("INFO", "s2s_ray"):
+        for step in range(4, 35):
+            now += 1.0
+            logbook.step(step, 0, step, 34, 32 if step < 34 else 1, {})
+    monkeypatch.undo()
+    logbook.close()
+    assert "about 5m06s left" in caplog.text
