@@ -123,12 +123,14 @@ def build_index(
     from s2s_ray import registry, storage
     from s2s_ray.index import ReferenceIndex, read_info
     from s2s_ray.index.build import build
+    from s2s_ray.index.index import require_place
     from s2s_ray.index.parts import Build, build_in_parts
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.run import find_checkpoint
 
     uri = storage.absolute(find_checkpoint(checkpoint))
-    settings = run_settings(checkpoint, config, overrides)
+    require_place(out)
+    settings = run_settings(checkpoint, config, overrides).located()
     source = _tiles(settings, uri, manifest=tiles)
     known = 0 if extends is None else read_info(extends).count
     if parallel:
@@ -146,7 +148,7 @@ def build_index(
             device=device,
             extends=None if extends is None else ReferenceIndex.load(extends),
         )
-        index.save(out)
+        index.save(out, replace=True)
     for line in left_out:
         typer.echo(f"left out: {line}", err=True)
     added = "" if extends is None else f", {len(index) - known} of them new"

@@ -22,6 +22,7 @@ from s2s_ray import storage
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.errors import DamagedError, DescriptorError, InputError, NotFoundError, ReferenceIndexError
 from s2s_ray.geo.images import Descriptors
+from s2s_ray.geo.numbers import whole
 from s2s_ray.geo.prior import Prior
 from s2s_ray.index import vectors
 from s2s_ray.index.info import INFO_FILE, IndexInfo
@@ -135,13 +136,14 @@ class ReferenceIndex:
 
         Raises:
             DescriptorError: the wrong shape, or numbers that are not finite.
-            InputError: k out of range.
+            InputError: k is not a whole number, or out of range.
         """
         queries = np.ascontiguousarray(descriptors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.info.dimension:
             raise DescriptorError(f"descriptors have shape {queries.shape}: this index needs B x {self.info.dimension}")
         if not np.isfinite(queries).all():
             raise DescriptorError("descriptors hold numbers that are not finite")
+        k = whole("k", k)
         if not 1 <= k <= self.info.count:
             raise InputError(f"k={k}: expected 1 to {self.info.count}, the number of tiles of this index")
         if not len(queries):
@@ -163,8 +165,19 @@ class ReferenceIndex:
             for rank, (entry, distance) in enumerate(zip(entries, distances, strict=True), start=1)
         ]
 
-    def save(self, uri: str) -> None:
-        """Publish the index at a URI. Raises StorageError."""
+    def save(self, uri: str, *, replace: bool = False) -> None:
+        """Publish the index at a URI.
+
+        Args:
+            uri: a new folder; an equal index there is left alone.
+            replace: replace another index there. Those who read it find the former one or this one, never a mix.
+
+        Raises:
+            ReferenceIndexError: something else than an index is published there.
+            ConflictError: another index is there, and `replace` is false; or another process is writing one.
+            StorageError: the index cannot be written.
+        """
+        require_place(uri)
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             self._vectors.save(directory)
@@ -172,7 +185,7 @@ class ReferenceIndex:
             self.info.write(str(directory / INFO_FILE))
             if self._write_pictures is not None:
                 self._write_pictures(directory)
-            storage.publish(directory, uri)
+            storage.publish(directory, uri, replace=replace)
 
     @classmethod
     def load(cls, uri: str) -> Self:
@@ -184,17 +197,40 @@ class ReferenceIndex:
         """
         # A mapped file stays readable after its name is gone.
         with tempfile.TemporaryDirectory() as folder:
-            directory = storage.on_this_machine(uri, Path(folder))
-            missing = [name for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE) if not (directory / name).is_file()]
-            if missing:
-                raise NotFoundError(f"{uri} was published without {', '.join(missing)}: it is not an index")
-            tree = storage.read_json(str(directory / INFO_FILE))
-            info = IndexInfo.parse(tree, storage.join(uri, INFO_FILE))
-            try:
-                entries = pq.read_table(directory / ENTRIES_FILE, schema=COLUMNS)
-            except (pa.ArrowException, OSError) as error:
-                raise DamagedError(f"{uri}/{ENTRIES_FILE} cannot be read ({error}): build the index again") from None
-            return cls(info, vectors.load(info.kind, directory), entries, Pictures(directory))
+            return storage.with_manifest(uri, lambda manifest: cls._load(uri, manifest, Path(folder)))
+
+    @classmethod
+    def _load(cls, uri: str, manifest: storage.Manifest, into: Path) -> Self:
+        missing = [name for name in (INFO_FILE, INDEX_FILE, ENTRIES_FILE) if name not in manifest.files]
+        if missing:
+            raise NotFoundError(f"{uri} was published without {', '.join(missing)}: it is not an index")
+        directory = storage.local_copy(uri, manifest, into)
+        tree = storage.read_json(str(directory / INFO_FILE))
+        info = IndexInfo.parse(tree, storage.join(uri, INFO_FILE))
+        try:
+            entries = pq.read_table(directory / ENTRIES_FILE, schema=COLUMNS)
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"{uri}/{ENTRIES_FILE} cannot be read ({error}): build the index again") from None
+        return cls(info, vectors.load(info.kind, directory), entries, Pictures(directory, manifest.files))
+
+
+def require_place(uri: str) -> None:
+    """Check that an index may be published at a URI: that nothing else is.
+
+    Raises:
+        ReferenceIndexError: something else is published there, or a file `manifest.json` of something else is there.
+        StorageError: it cannot be read.
+    """
+    path = storage.join(uri, storage.MANIFEST)
+    advice = "choose another folder for the index"
+    try:
+        names = storage.read_manifest(uri).files
+    except NotFoundError:
+        return
+    except DamagedError as error:
+        raise ReferenceIndexError(f"{path} is no list of the files of an index: {advice} ({error})") from None
+    if INFO_FILE not in names:
+        raise ReferenceIndexError(f"{uri} holds {', '.join(sorted(names)[:3])}, which is no index: {advice}")
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:

@@ -65,4 +65,4 @@ def read_info(uri: str) -> IndexInfo:
     """
     if not storage.is_complete(uri):
         raise ReferenceIndexError(f"{uri} holds no complete index: build one with `s2s build-index`")
-    return IndexInfo.read(storage.join(uri, INFO_FILE))
+    return IndexInfo.from_bytes(storage.read_published(uri, INFO_FILE), storage.join(uri, INFO_FILE))

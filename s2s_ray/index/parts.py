@@ -1,9 +1,9 @@
 """Building an index in parts, with Ray Data on all nodes, resumable after an interruption.
 
-A part is the descriptors of a number of consecutive tiles, one `.npy` file below `OUT.parts` and, if some tiles cannot
-be read, a `.faults.json` beside it. The folder is named by everything that the descriptors depend on, so that parts of
-another build are never mixed in. Writing a part is idempotent, and parts that exist are not made again. When all exist,
-the index is assembled and published, and the parts are deleted.
+A part is the descriptors of a number of consecutive tiles, one `.npy` file in a folder below `OUT.parts` and, if some
+tiles cannot be read, a `.faults.json` beside it. The folder is named by everything that the descriptors depend on, so
+that parts of another build are never mixed in. Writing a part is idempotent, and parts that exist are not made again.
+When all exist, the index is assembled and published, and this build's folder of parts is deleted.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import json
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from s2s_ray import storage
-from s2s_ray.errors import DamagedError, S2SError
+from s2s_ray.errors import DamagedError, OptionError, S2SError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.index.build import BATCH, assemble, embed, rows_to_embed
-from s2s_ray.index.index import ReferenceIndex
+from s2s_ray.index.index import ReferenceIndex, require_place
 from s2s_ray.index.tiles import TileSource
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, model_config, read_meta
 from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
+from s2s_ray.runtime.ray_settings import quieten_data
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Plan:
         chosen = storage.sha256(json.dumps(list(rows)).encode())
         names = (fingerprint(build.checkpoint), build.source.fingerprint, chosen)
         folder = "-".join([*(name[:16] for name in names), str(build.batch), str(size), _FORMAT])
-        uri = storage.join(f"{build.out}.parts", folder)
+        uri = storage.join(_parts_of(build.out), folder)
         return cls(build.checkpoint, build.source, build.batch, build.device, rows, size, uri)
 
     def __len__(self) -> int:
@@ -133,10 +135,13 @@ def build_in_parts(
         The index, and one line for each tile that was left out because it cannot be read.
 
     Raises:
-        ReferenceIndexError: no tile can be read, or an index to extend of another checkpoint.
+        ReferenceIndexError: no tile can be read, an index to extend of another checkpoint, or `build.out` holds
+            something else than an index.
+        OptionError: `build.out` cannot hold an index with its parts beside it.
         RegistryError, StorageError, CheckpointError, DatasetError, ManifestError: the checkpoint or the tiles cannot
             be read.
     """
+    require_place(build.out)
     checkpoint = fingerprint(build.checkpoint)
     dimension = model_config(read_meta(build.checkpoint), build.checkpoint).descriptor_size
     extends = None if build.extends is None else ReferenceIndex.load(build.extends)
@@ -159,9 +164,28 @@ def build_in_parts(
             faults.update({int(row): str(reason) for row, reason in tree.items()})
     parts = (_read(plan.descriptors_file(part)) for part in range(len(plan)))
     index, lines = assemble(build.source, plan.rows, parts, faults, dimension, checkpoint, extends)
-    index.save(build.out)
-    storage.delete(f"{build.out}.parts")
+    index.save(build.out, replace=True)
+    storage.delete(plan.folder)
+    if storage.is_local(build.out):
+        with suppress(OSError):  # parts of other builds are there, or nothing is
+            storage.local_path(_parts_of(build.out)).rmdir()
     return index, lines
+
+
+def _parts_of(out: str) -> str:
+    """Return the folder beside an index for the parts of all its builds.
+
+    Raises:
+        OptionError: there is no place beside the index.
+    """
+    out = out.rstrip("/")
+    if storage.is_local(out):
+        name = storage.local_path(out).name
+    else:
+        name = "" if storage.parent(out).endswith(":/") else storage.name(out)
+    if name in ("", ".."):
+        raise OptionError(f"--out {out or '/'}: expected the name of a folder, with room for another one beside it")
+    return f"{out}.parts"
 
 
 def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -170,12 +194,12 @@ def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
     with ray_cluster():
         import ray.data
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the line above
-        logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+        from s2s_ray.runtime.placement import Demand, require_room
+
+        quieten_data()
         gpus = int(plan.device != "cpu")
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        most = int(resources.get("GPU" if gpus else "CPU", 1))
+        needed = {"GPU": 1.0} if gpus else {"CPU": 1.0}
+        most = require_room(Demand("the index", 1, needed, f"device={plan.device!r}")) or len(todo)
         workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(most, len(todo))))
         parts = ray.data.from_items(list(todo), override_num_blocks=len(todo))
         writers = parts.map(

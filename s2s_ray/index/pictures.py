@@ -7,6 +7,7 @@ the data set with their tiles. Both are read memory-mapped.
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from s2s_ray.errors import DamagedError
 from s2s_ray.geo.images import Pixels, encode
+from s2s_ray.storage import local_faults
 
 if TYPE_CHECKING:
     from s2s_ray.data.dataset import PairDataset
@@ -50,15 +53,27 @@ class Example(NamedTuple):
 
 
 class Pictures:
-    """The pictures of one index; an index may have none."""
+    """The pictures of one index; an index may have none.
 
-    def __init__(self, folder: Path) -> None:
-        self._thumbnails = _mapped(folder / THUMBNAILS_FILE)
-        self._examples = _mapped(folder / EXAMPLES_FILE)
+    Args:
+        folder: the local files of the index.
+        published: the names of those that belong to it. There may be others, of an index that was there before.
+
+    Raises:
+        DamagedError: a file cannot be read as pictures.
+        NotFoundError: a file is missing.
+    """
+
+    def __init__(self, folder: Path, published: Collection[str]) -> None:
+        thumbnails, examples = (
+            _mapped(folder / name, schema) if name in published else None
+            for name, schema in ((THUMBNAILS_FILE, _THUMBNAILS), (EXAMPLES_FILE, _EXAMPLES))
+        )
+        self._thumbnails, self._examples = thumbnails, examples
 
     def thumbnail(self, row: int) -> bytes | None:
-        """Return the JPEG of a tile; None if the index has no pictures."""
-        if self._thumbnails is None:
+        """Return the JPEG of a tile; None if the index has no picture of it."""
+        if self._thumbnails is None or not 0 <= row < self._thumbnails.num_rows:
             return None
         picture: bytes = self._thumbnails.column("jpeg")[row].as_py()
         return picture
@@ -109,5 +124,9 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _mapped(path: Path) -> pa.Table | None:
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all() if path.is_file() else None
+def _mapped(path: Path, schema: pa.Schema) -> pa.Table:
+    with local_faults(str(path)):
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all().cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise DamagedError(f"{path} holds no pictures ({error}): build the index again") from None

@@ -11,6 +11,7 @@ from s2s_ray import storage
 from s2s_ray.config import ModelConfig
 from s2s_ray.errors import CheckpointError, S2SError, faults_of
 from s2s_ray.storage.documents import Document
+from s2s_ray.storage.files import parse_json
 
 MODEL_FILE = "model.safetensors"
 META_FILE = "meta.json"
@@ -59,8 +60,8 @@ def read_meta(uri: str | Path) -> dict[str, Any]:
         DamagedError: it is not the metadata of a checkpoint.
         StorageError: it cannot be read.
     """
-    path = storage.join(str(uri), META_FILE)
-    return parse_meta(storage.read_json(path), str(uri))
+    content = storage.read_published(str(uri), META_FILE)
+    return parse_meta(parse_json(content, storage.join(str(uri), META_FILE)), str(uri))
 
 
 def parse_meta(tree: Any, uri: str) -> dict[str, Any]:

@@ -1,22 +1,36 @@
-"""The current release of a name: `current.json` points to it and remembers the ones before."""
+"""The current release of a name: `current.json` points to it and remembers the ones before.
+
+Each change leaves a random mark in the file, so that a process whose write got no response finds out whether it took
+place, even if others have changed the file since. A change is therefore made once, however many responses are lost.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-import random
-import time
 from collections.abc import Callable
 from typing import ClassVar, Self
+from uuid import uuid4
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, RegistryError, S2SError
+from s2s_ray.errors import (
+    CheckpointError,
+    ConflictError,
+    DamagedError,
+    NoIndexError,
+    NotFoundError,
+    RegistryError,
+    S2SError,
+)
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.registry.releases import Release, list_releases, name_uri, no_such_name, read_release
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
 
+log = logging.getLogger(__name__)
+
 POINTER_FILE = "current.json"
-_MAX_RETRIES = 50
+_MARKS = 64  # the number of changes whose marks are kept
 
 
 class Pointer(Document):
@@ -29,6 +43,8 @@ class Pointer(Document):
     """Id of the current release."""
     history: tuple[str, ...] = ()
     """Ids of the releases that were current before, oldest first."""
+    writes: tuple[str, ...] = ()
+    """Marks of the latest changes, newest last."""
 
     def promote(self, release: str) -> Self:
         """Return the pointer with another current release."""
@@ -37,17 +53,22 @@ class Pointer(Document):
         before = (*self.history, self.release) if self.release else self.history
         return self.model_copy(update={"release": release, "history": before})
 
+    def marked(self, mark: str) -> Self:
+        """Return the pointer with the mark of a change."""
+        return self.model_copy(update={"writes": (*self.writes, mark)[-_MARKS:]})
+
 
 def promote(registry: str, name: str, release: str) -> Release:
     """Make a release the current one; `rollback` returns to the one before.
 
     Raises:
-        RegistryError: no such release, or one without an index.
+        RegistryError: no such release, or one without an index (NoIndexError).
+        ConflictError: other processes change the pointer all the time.
         StorageError: the registry cannot be read or written.
     """
     chosen = read_release(registry, name, release)
     if chosen.index_uri is None:
-        raise RegistryError(
+        raise NoIndexError(
             f"registry {registry}: release {release!r} of {name!r} has no index, so it cannot localise. Build "
             f"one with `s2s build-index --checkpoint {chosen.checkpoint_uri}` and publish the checkpoint with it"
         )
@@ -64,16 +85,20 @@ def promote_best(registry: str, name: str, metric: str) -> str | None:
     Returns:
         The id of the current release afterwards.
     """
-    active = current(registry, name)
     scores = {
         release.id: score
         for release in list_releases(registry, name)
         if release.index_uri is not None and (score := _score(release, metric)) is not None
     }
     best = max(scores, key=lambda release: scores[release], default=None)
-    if best is None or active == best or (active is not None and scores.get(active, math.inf) >= scores[best]):
-        return active
-    return promote(registry, name, best).id
+
+    def improve(pointer: Pointer) -> Pointer:
+        active = pointer.release
+        if best is None or (active is not None and scores.get(active, math.inf) >= scores[best]):
+            return pointer
+        return pointer.promote(best)
+
+    return _change_pointer(registry, name, improve).release
 
 
 def rollback(registry: str, name: str) -> Release:
@@ -81,6 +106,7 @@ def rollback(registry: str, name: str) -> Release:
 
     Raises:
         RegistryError: there is no earlier release.
+        ConflictError: other processes change the pointer all the time.
         StorageError: the registry cannot be read or written.
     """
 
@@ -116,12 +142,12 @@ def resolve(registry: str, name: str, release: str | None = None) -> Release:
 
 def current(registry: str, name: str) -> str | None:
     """Return the id of the current release; None if none was promoted. Raises StorageError for a damaged pointer."""
-    return _read(registry, name)[0].release
+    return _read(registry, name).release
 
 
 def lineage(registry: str, name: str) -> tuple[str, ...]:
     """Return the ids of the current release and of those before it, newest first; () if none was promoted."""
-    pointer = _read(registry, name)[0]
+    pointer = _read(registry, name)
     return () if pointer.release is None else (pointer.release, *reversed(pointer.history))
 
 
@@ -129,30 +155,51 @@ def _uri(registry: str, name: str) -> str:
     return storage.join(name_uri(registry, name), POINTER_FILE)
 
 
-def _read(registry: str, name: str) -> tuple[Pointer, str | None]:
-    """Return the pointer of a name and its version for a conditional write."""
+def _read(registry: str, name: str) -> Pointer:
+    """Return the pointer of a name."""
     uri = _uri(registry, name)
-    content, version = conditional.read(uri)
-    return (Pointer(), None) if content is None else (Pointer.from_bytes(content, uri), version)
+    content, _ = conditional.read(uri)
+    return Pointer() if content is None else Pointer.from_bytes(content, uri)
 
 
 def _change_pointer(registry: str, name: str, change: Callable[[Pointer], Pointer]) -> Pointer:
-    """Change the pointer of a name; retries on conflict, so concurrent changes are applied one after the other."""
-    uri = _uri(registry, name)
-    for _ in range(_MAX_RETRIES):
-        pointer, version = _read(registry, name)
-        changed = change(pointer)
-        if changed == pointer:
-            return pointer
-        try:
-            conditional.write(uri, changed.to_bytes(), version)
-        except ConflictError:
-            time.sleep(random.uniform(0, 0.2))
-            continue
-        return changed
-    raise RegistryError(f"{uri} was changed by other processes {_MAX_RETRIES} times in a row; try again")
+    """Change the pointer of a name; concurrent changes are applied one after the other.
+
+    Returns:
+        The pointer as this change made it.
+
+    Raises:
+        ConflictError: other processes change it all the time.
+        UnreachableError: the storage does not respond; the message says if the change may have been made.
+    """
+    uri, mark = _uri(registry, name), uuid4().hex
+    before, after = Pointer(), Pointer()
+
+    def edit(content: bytes | None) -> bytes | None:
+        nonlocal before, after
+        before = Pointer() if content is None else Pointer.from_bytes(content, uri)
+        changed = change(before)
+        after = before if changed == before else changed.marked(mark)
+        return None if after == before else after.to_bytes()
+
+    def made(content: bytes) -> bool:
+        marks = Pointer.from_bytes(content, uri).writes
+        if mark not in marks and before.writes and before.writes[-1] not in marks:
+            raise ConflictError(
+                f"{uri}: whether this change was made is unknown, because more than {_MARKS} others came after it, or "
+                "an earlier version of this program changed the file: look at it before you try again"
+            )
+        return mark in marks
+
+    conditional.change(uri, edit, made)
+    return after
 
 
 def _score(release: Release, metric: str) -> float | None:
-    value = (read_meta(release.checkpoint_uri).get("metrics") or {}).get(metric)
+    """Return the metric of a release; None if it has none, or if its metadata is damaged, which is logged."""
+    try:
+        value = (read_meta(release.checkpoint_uri).get("metrics") or {}).get(metric)
+    except (DamagedError, NotFoundError, CheckpointError) as error:
+        log.warning("release %s cannot be compared with the others: %s", release.id, error)
+        return None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

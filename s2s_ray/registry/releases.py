@@ -5,11 +5,15 @@
                                   /release.json   written last: without it the release does not exist
     REGISTRY/NAME/current.json                    the current release, see `s2s_ray.registry.current`
 
-A complete release never changes, except that an index may be added to one that has none.
+A complete release never changes, except that an index may be added to one that has none. Checkpoint and index are
+published folders (`s2s_ray.storage.publication`): of several processes that publish different things under one id, one
+claims the folder before it writes, and the others are refused before they have written anything. Those that publish
+the same help each other, so whoever comes after one that was killed completes its release.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Mapping
@@ -20,10 +24,14 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from s2s_ray import storage
-from s2s_ray.errors import RegistryError, S2SError
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
 from s2s_ray.index import read_info
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
+from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
+from s2s_ray.storage.files import parse_json
+
+log = logging.getLogger(__name__)
 
 RELEASE_FILE = "release.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -58,7 +66,7 @@ def publish(
 ) -> Release:
     """Copy a checkpoint, and its index, into the registry as a release. It is not served before `promote`.
 
-    Publishing the same again changes nothing and returns the same release.
+    Publishing the same again changes nothing and returns the same release; files that were damaged since are repaired.
 
     Args:
         registry: URI of the registry.
@@ -69,8 +77,8 @@ def publish(
             index.
 
     Raises:
-        RegistryError: a name or id that is not letters, digits, `.`, `_` and `-`; an id that another checkpoint has;
-            an index of another checkpoint.
+        RegistryError: a name or id that is not letters, digits, `.`, `_` and `-`; an id that another checkpoint has
+            or that is being published with another one; an index of another checkpoint; an id that has another index.
         CheckpointError: there is no complete checkpoint at the URI.
         StorageError: the checkpoint cannot be read or the registry not written.
     """
@@ -78,24 +86,28 @@ def publish(
     run, step = _run_and_step(meta)
     release = release or release_id(meta, digest)
     uri = _release_uri(registry, name, release)
-    if storage.exists(storage.join(uri, RELEASE_FILE)):
-        existing = read_release(registry, name, release)
-        if existing.fingerprint != digest:
-            raise RegistryError(
-                f"registry {registry}: release {release!r} of {name!r} holds checkpoint "
-                f"{existing.fingerprint[:8]}, not {digest[:8]}: choose another id"
-            )
-        return existing if index_uri is None else attach_index(registry, name, release, index_uri)
     if index_uri is not None:
         _require_index_of(index_uri, digest)
     record = Release(
         id=release, name=name, fingerprint=digest, run=run, step=step, created=datetime.now(UTC),
         source=checkpoint_uri, uri=uri,
     )  # fmt: skip
-    _copy(checkpoint_uri, record.checkpoint_uri, (MODEL_FILE, META_FILE))
+    existing = _read_record(uri)
+    _require_same(registry, existing or record, digest)
+    try:
+        _copy(checkpoint_uri, record.checkpoint_uri, (MODEL_FILE, META_FILE))
+    except ConflictError as error:
+        if existing is None:
+            raise RegistryError(
+                f"registry {registry}: another checkpoint is being published as release {release!r} of {name!r}, or "
+                f"its publication was cut short: choose another id ({error})"
+            ) from None
+        # The same weights with other metadata: the release keeps what it was published with.
     if index_uri is not None:
-        _copy(index_uri, storage.join(uri, "index"))
-    record.write(storage.join(uri, RELEASE_FILE))
+        _copy_index(registry, record, index_uri)
+    path = storage.join(uri, RELEASE_FILE)
+    stored = conditional.write_once(path, record.to_bytes())
+    _require_same(registry, _parse_record(stored, uri), digest)
     return read_release(registry, name, release)
 
 
@@ -113,24 +125,25 @@ def attach_index(registry: str, name: str, release: str, index_uri: str) -> Rele
     """
     existing = read_release(registry, name, release)
     _require_index_of(index_uri, existing.fingerprint)
-    if existing.index_uri is None:
-        _copy(index_uri, storage.join(existing.uri, "index"))
-    elif storage.read_manifest(index_uri) != storage.read_manifest(existing.index_uri):
-        raise RegistryError(
-            f"registry {registry}: release {release!r} of {name!r} already has another index, and a release "
-            "does not change: publish the checkpoint under another release id with this index"
-        )
+    _copy_index(registry, existing, index_uri)
     return read_release(registry, name, release)
 
 
 def list_releases(registry: str, name: str) -> list[Release]:
-    """Return the complete releases, oldest first; [] for a name that the registry does not have."""
+    """Return the complete releases, oldest first; [] for a name that the registry does not have.
+
+    A release whose `release.json` is damaged, or written by a newer version, is logged and left out.
+    """
     folder = storage.join(name_uri(registry, name), "releases")
-    found = [
-        read_release(registry, name, release)
-        for release in storage.list_names(folder)
-        if storage.exists(storage.join(folder, release, RELEASE_FILE))
-    ]
+    found = []
+    for release in storage.list_folders(folder):
+        try:
+            record = _read_record(storage.join(folder, release))
+        except (DamagedError, RegistryError) as error:
+            log.warning("the release %s of %s is left out: %s", release, name, error)
+            continue
+        if record is not None:
+            found.append(record)
     return sorted(found, key=lambda item: (item.created, item.id))
 
 
@@ -142,16 +155,29 @@ def read_release(registry: str, name: str, release: str) -> Release:
         DamagedError: its `release.json` is not valid.
         StorageError: it cannot be read.
     """
-    uri = _release_uri(registry, name, release)
-    path, index = storage.join(uri, RELEASE_FILE), storage.join(uri, "index")
-    if not storage.exists(path):
+    found = _read_record(_release_uri(registry, name, release))
+    if found is None:
         known = ", ".join(item.id for item in list_releases(registry, name))
         raise RegistryError(
             f"registry {registry}: {name!r} has no release {release!r}; it has: {known}"
             if known
             else no_such_name(registry, name)
         )
-    tree = storage.read_json(path)
+    return found
+
+
+def _read_record(uri: str) -> Release | None:
+    """Return the release at a URI; None if there is no `release.json`. Raises the errors of `read_release`."""
+    try:
+        return _parse_record(storage.read_bytes(storage.join(uri, RELEASE_FILE)), uri)
+    except NotFoundError:
+        return None
+
+
+def _parse_record(content: bytes, uri: str) -> Release:
+    """Return the release at a URI, given the content of its `release.json`."""
+    path, index = storage.join(uri, RELEASE_FILE), storage.join(uri, "index")
+    tree = parse_json(content, path)
     if isinstance(tree, dict):
         tree = {**tree, "uri": uri, "index_uri": index if storage.is_complete(index) else None}
     return Release.parse(tree, path)
@@ -186,6 +212,27 @@ def _require_index_of(index_uri: str, digest: str) -> None:
         raise RegistryError(
             f"index {index_uri} was built with checkpoint {built_with[:8]}, not {digest[:8]}: build it with this one"
         )
+
+
+def _require_same(registry: str, found: Release, digest: str) -> None:
+    """Refuse an id that belongs to another checkpoint."""
+    if found.fingerprint != digest:
+        raise RegistryError(
+            f"registry {registry}: release {found.id!r} of {found.name!r} holds checkpoint {found.fingerprint[:8]}, "
+            f"not {digest[:8]}: choose another id"
+        )
+
+
+def _copy_index(registry: str, release: Release, index_uri: str) -> None:
+    """Copy an index into a release that has none, or the same one."""
+    try:
+        _copy(index_uri, storage.join(release.uri, "index"))
+    except ConflictError as error:
+        raise RegistryError(
+            f"registry {registry}: release {release.id!r} of {release.name!r} already has another index, or one is "
+            "being attached, and a release does not change: publish the checkpoint under another release id with this "
+            f"index ({error})"
+        ) from None
 
 
 def _copy(source: str, target: str, files: tuple[str, ...] | None = None) -> None:

@@ -27,18 +27,13 @@ from s2s_ray.storage.files import (
     write_json,
 )
 from s2s_ray.storage.filesystem import is_local, local_faults, local_path
-from s2s_ray.storage.published import (
-    MANIFEST,
-    check,
-    fetch,
-    is_complete,
-    on_this_machine,
-    publish,
-    read_manifest,
-)
+from s2s_ray.storage.manifest import MANIFEST, Manifest, is_complete, read_manifest, read_published, with_manifest
+from s2s_ray.storage.publication import publish
+from s2s_ray.storage.published import check, fetch, local_copy, on_this_machine
 
 __all__ = [
     "MANIFEST",
+    "Manifest",
     "absolute",
     "check",
     "delete",
@@ -50,6 +45,7 @@ __all__ = [
     "join",
     "list_folders",
     "list_names",
+    "local_copy",
     "local_faults",
     "local_path",
     "modified",
@@ -61,9 +57,11 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_manifest",
+    "read_published",
     "sha256",
     "size",
     "upload",
+    "with_manifest",
     "write_bytes",
     "write_json",
 ]

@@ -155,7 +155,7 @@ class CheckpointStore:
             directory = Path(folder)
             save_state(model, meta, directory)
             torch.save(trainer, directory / TRAINER_FILE)
-            storage.publish(directory, self.uri(step))
+            storage.publish(directory, self.uri(step), replace=True)  # one that was damaged, before the run resumed
         self._sound.add(step)
         self._committed = step
         self.stored_at = time.time()

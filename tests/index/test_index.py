@@ -136,7 +136,7 @@ def test_a_newer_format_and_contradicting_files_are_refused(tmp_path: Path) -> N
         index().save(str(tmp_path / "index"))
         path = tmp_path / "index" / INFO_FILE
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-        storage.publish(tmp_path / "index", str(tmp_path / "again"))
+        storage.publish(tmp_path / "index", str(tmp_path / "again"), replace=True)
         return str(tmp_path / "again")
 
     with pytest.raises(
