@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ import typer
 from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
 from s2s_ray.errors import S2SError
 from s2s_ray.runtime.cluster import log_plainly
+from s2s_ray.secrets import masked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,11 +72,12 @@ def run(name: str, command: Callable[[], object], options: dict[str, bool] | Non
         options: shows tracebacks as well if its `debug` is true when an error arrives.
     """
     log_plainly()
+    sys.excepthook = _print_traceback
     try:
         command()
     except S2SError as error:
         if options is not None and options.get("debug"):
-            traceback.print_exc()
+            print(masked(traceback.format_exc()), end="", file=sys.stderr)
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ImportError as error:
@@ -84,6 +87,11 @@ def run(name: str, command: Callable[[], object], options: dict[str, bool] | Non
             raise
         print(f"{name}: {package} is not installed: pip install 's2s-ray[{EXTRAS[package]}]'", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of a bug; messages of other libraries may name addresses with passwords."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -79,7 +78,7 @@ def verify_checkpoint(
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise OptionError(f"--tolerance {tolerance}: expected percentage points, at least 0")
     expected = [Expectation.parse(text) for text in expect or ()]
-    settings = load_config("paper", [*(overrides or ()), f"data.uri={json.dumps(data)}"])
+    settings = load_config("paper", [*(overrides or ()), f"data.uri={data}"])
     uri, device = find_checkpoint(checkpoint), "cuda" if torch.cuda.is_available() else "cpu"
     model = load_checkpoint(uri, device)
     dataset = PairDataset.open(settings.data, settings.evaluation.split)

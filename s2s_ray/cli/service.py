@@ -63,14 +63,13 @@ def serve(
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises OptionError."""
-    import yaml
+    from s2s_ray.config import notation
 
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(f"--settings {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise OptionError(f"--settings {path} is not YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise OptionError(f"--settings {path}: {getattr(error, 'strerror', None) or error}") from None
+    tree = notation.parse(text, f"--settings {path}", OptionError)
     if not isinstance(tree, dict | None):
         raise OptionError(f"--settings {path} holds {type(tree).__name__}, expected a mapping")
     return tree or {}

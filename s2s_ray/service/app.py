@@ -33,6 +33,7 @@ def build(args: ServeArgs) -> Application:
         RegistryError, StorageError, CheckpointError, ReferenceIndexError: the release does not exist or cannot be
             read, or the index was built with another checkpoint.
     """
+    args = args.located()  # replicas may run in another directory
     resolve(args)  # reports a release that cannot be served here, rather than in each replica
     street = _model(StreetEmbedding, args.street, args).bind(args, args.street)
     satellite = _model(SatelliteEmbedding, args.satellite, args).bind(args, args.satellite)

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from s2s_ray.config.explain import explain
+from s2s_ray.config.section import NonNegative, Positive, Section
 from s2s_ray.errors import ConfigError
+from s2s_ray.uri import Uri
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Precision = Literal["float32", "bfloat16"]
 
 
-class Arguments(BaseModel):
-    """Immutable settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class Scaling(Arguments):
+class Scaling(Section):
     """One deployment: the resources of a replica, the number of replicas, and the limits of their queues."""
 
     num_cpus: NonNegative = Field(0.2, description="CPUs that a replica reserves (this does not limit its threads)")
@@ -38,7 +32,7 @@ class Scaling(Arguments):
     downscale_delay_s: NonNegative = Field(
         300.0, description="how long the load must stay below the target before replicas are removed"
     )
-    look_back_s: float = Field(30.0, gt=10, description="period over which ongoing requests are averaged")
+    look_back_s: FiniteFloat = Field(30.0, gt=10, description="period over which ongoing requests are averaged")
     max_ongoing_requests: int = Field(32, ge=1, description="per replica; further requests wait")
     max_queued_requests: int = Field(
         64, ge=1, description="waiting requests per caller; further ones get a 503 at once"
@@ -77,7 +71,7 @@ class ModelScaling(Scaling):
         return self
 
 
-class Token(Arguments):
+class Token(Section):
     """A caller: its name in the log, and the SHA-256 of its secret (`s2s token NAME` generates both)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="name of the caller, as logged")
@@ -85,16 +79,18 @@ class Token(Arguments):
     admin: bool = Field(False, description="the caller may promote and roll back releases")
 
 
-class ServeArgs(Arguments):
+class ServeArgs(Section):
     """The settings of the service: a release of a registry, or a checkpoint and its index by URI."""
 
-    registry: str | None = Field(None, description="URI of the registry")
+    PUBLIC = frozenset({"base_map_url"})  # browsers receive it, with a map provider's key if it has one
+
+    registry: Uri | None = Field(None, description="URI of the registry")
     name: str | None = Field(None, description="name of the model in the registry")
     release: str | None = Field(
         None, description="release to pin the service to; by default it follows the current one"
     )
-    checkpoint: str | None = Field(None, description="URI of a checkpoint, instead of a registry")
-    index: str | None = Field(None, description="URI of the index built with that checkpoint")
+    checkpoint: Uri | None = Field(None, description="URI of a checkpoint, instead of a registry")
+    index: Uri | None = Field(None, description="URI of the index built with that checkpoint")
     follow: Literal["promoted", "best"] = Field(
         "promoted",
         description="best: also promote any published release with a higher `best_metric` than the current one",
