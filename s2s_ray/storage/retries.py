@@ -48,9 +48,21 @@ def patiently(uri: str, server: str, operation: Callable[[], T]) -> T:
             _responded.add(server)
             raise
         except (UnreachableError, DamagedError) as error:
-            attempts = PATIENT_ATTEMPTS if server in _responded else ATTEMPTS
+            patient = server in _responded and isinstance(error, UnreachableError)
+            attempts = PATIENT_ATTEMPTS if patient else ATTEMPTS
             if attempt >= attempts:
                 raise
             pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
-            log.warning("attempt %d of %d failed, retrying in %.1f s (%s)", attempt, attempts, pause, error)
+            log.warning(
+                "%s: attempt %d of %d failed, retrying in %.1f s (%s)",
+                uri,
+                attempt,
+                attempts,
+                pause,
+                _reason(uri, error),
+            )
             time.sleep(pause)
+
+
+def _reason(uri: str, error: Exception) -> str:
+    return str(error).removeprefix(f"{uri}: ").removeprefix(f"{uri} ")

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyarrow import fs
 
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.errors import DiskFullError
-from s2s_ray.storage import filesystem
 from s2s_ray.training.loop import Trainer
+from tests.support.folder_store import serve_folder
 from tests.support.killed_runs import Ending, configured
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -25,9 +24,8 @@ PAGE = 4096
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Map s3://local to this machine's directories, so that the data set is read through the cache."""
-    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3://local")))
-    monkeypatch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
+    """Map s3:// to this machine's directories, so that the data set is read through the cache."""
+    serve_folder(monkeypatch, Path("/"))
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +60,7 @@ def needed(sharded: Config, shards: int) -> int:
 
 
 def cached(settings: list[str], sharded: Config, storage: Path, folder: Path) -> Config:
-    uris = [f"data.uri=s3://local{sharded.data.uri}", f"data.cache_dir={folder}"]
+    uris = [f"data.uri=s3:/{sharded.data.uri}", f"data.cache_dir={folder}"]
     return configured([*settings, *uris], storage)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from pyarrow import fs
 from torch.utils.data import DataLoader
 
 from s2s_ray.config import DataConfig
@@ -20,7 +19,7 @@ from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ConfigError, DamagedError, DatasetError
-from s2s_ray.storage import filesystem
+from tests.support.folder_store import serve_folder
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
@@ -193,7 +192,7 @@ def test_damaged_files_are_named(uri: str) -> None:
 
 
 def test_a_remote_data_set_goes_through_a_cache(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3:/")))
+    serve_folder(monkeypatch, Path("/"))
     with pytest.raises(ConfigError, match=r"^data\.cache_gb=1e-05 is less .*raise data.cache_gb or lower data.window"):
         PairDataset(f"s3:/{uri}", "train", cache_bytes=10_000, window=3)
     remote = PairDataset(f"s3:/{uri}", "train", cache_bytes=10**6, window=3, cache_dir=tmp_path / "cache")
@@ -204,7 +203,7 @@ def test_a_remote_data_set_goes_through_a_cache(uri: str, tmp_path: Path, monkey
 def test_the_section_data_says_how_a_data_set_is_opened(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), uri.removeprefix("s3:/")))
+    serve_folder(monkeypatch, Path("/"))
     section = DataConfig(uri=f"s3:/{uri}", cache_dir=str(tmp_path / "cache"), cache_gb=0.001, window=2)
     dataset = PairDataset.open(section, "train", flip=1.0, seed=3)
     assert (dataset._cache.max_bytes, dataset._cache.window) == (1_000_000, 2)

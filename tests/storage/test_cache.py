@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ import pytest
 
 from s2s_ray import storage
 from s2s_ray.errors import ConfigError, DamagedError, DatasetError, NotFoundError, StorageError
-from s2s_ray.storage import files, filesystem
+from s2s_ray.storage import files
 from s2s_ray.storage.cache import ShardCache
 from s2s_ray.storage.cache_folder import FOLDER, MARKER, CacheFolder, HeldFile
 from tests.support.remote_shards import SHARDS, URI, Info, RemoteShards
@@ -93,7 +92,7 @@ def test_shards_of_two_data_sets_are_kept_apart(make: Callable[..., ShardCache],
     cache = make()
     cache.table(shards[0])
     other = replace(shards[1], name=shards[0].name)
-    shutil.copy(filesystem._resolve(f"{URI}/{shards[1].name}")[1], filesystem._resolve(f"{URI}/{other.name}")[1])
+    storage.write_bytes(f"{URI}/{other.name}", storage.read_bytes(f"{URI}/{shards[1].name}"))
     assert numbers(make().table(other)) == list(range(10, 20))
 
 

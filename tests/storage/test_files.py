@@ -1,17 +1,15 @@
-"""Files on local paths, and the handling of remote errors. `tests/integration/test_storage_s3.py` covers S3."""
+"""The functions of `s2s_ray.storage` on local paths. `tests/integration/test_storage_s3.py` covers S3."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from s2s_ray import storage
 from s2s_ray.errors import DamagedError, NotFoundError, StorageError
-from s2s_ray.storage import filesystem
 
 
 @pytest.mark.parametrize(
@@ -96,7 +94,7 @@ def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
         storage.read_bytes(f"{tmp_path}/no/file")
     with pytest.raises(NotFoundError, match=rf"^{tmp_path}/file does not exist$"):
         storage.download(f"{tmp_path}/file", tmp_path / "copy")
-    with pytest.raises(StorageError, match=rf"^{tmp_path}: Is a directory$"):
+    with pytest.raises(StorageError, match=rf"^{tmp_path}: Is a directory; expected a file$"):
         storage.read_bytes(str(tmp_path))
     (tmp_path / "file").write_text("{")
     with pytest.raises(DamagedError, match="file is not JSON"):
@@ -110,7 +108,9 @@ def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
 def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL='localhost:9000': expected http://HOST:PORT"):
+    with pytest.raises(
+        StorageError, match=r"^AWS_ENDPOINT_URL or \S+ in ~/.aws/config: .* localhost:9000; expected http:"
+    ):
         storage.read_bytes("s3://bucket/x")
 
 
@@ -118,75 +118,3 @@ def test_checksums(tmp_path: Path) -> None:
     data = bytes(range(256)) * 100
     (tmp_path / "x").write_bytes(data)
     assert storage.sha256(tmp_path / "x") == storage.sha256(data) == hashlib.sha256(data).hexdigest()
-
-
-class Flaky:
-    """An operation that fails with the given errors before it succeeds."""
-
-    def __init__(self, *faults: Exception) -> None:
-        self.faults = list(faults)
-        self.calls = 0
-
-    def __call__(self, *_: Any) -> str:
-        self.calls += 1
-        if self.faults:
-            raise self.faults.pop(0)
-        return "done"
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses between attempts, which are recorded and take no time."""
-    made: list[float] = []
-    monkeypatch.setattr(filesystem.time, "sleep", made.append)
-    monkeypatch.setattr(filesystem, "_resolve", lambda uri: (None, uri))
-    monkeypatch.setattr(filesystem, "_responded", set())
-    return made
-
-
-def test_transient_errors_are_retried_with_growing_pauses(pauses: list[float]) -> None:
-    operation = Flaky(
-        OSError("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56, Recv failure"),
-        OSError("AWS Error SLOW_DOWN during GetObject operation"),
-        OSError("AWS Error UNKNOWN (HTTP status 503) during PutObject operation"),
-    )
-    assert filesystem.remotely("gs://bucket/x", operation) == "done"
-    assert operation.calls == 4
-    assert len(pauses) == 3
-    assert pauses[0] < pauses[1] < pauses[2]
-
-
-def test_a_persistent_error_names_the_uri(pauses: list[float]) -> None:
-    operation = Flaky(*[OSError("Connection reset by peer")] * 99)
-    with pytest.raises(StorageError, match=r"gs://bucket/x: Connection reset"):
-        filesystem.remotely("gs://bucket/x", operation)
-    assert operation.calls == filesystem.ATTEMPTS
-    assert len(pauses) == filesystem.ATTEMPTS - 1
-
-
-def test_a_store_that_has_responded_is_retried_for_minutes(pauses: list[float]) -> None:
-    assert filesystem.remotely("gs://bucket/x", Flaky()) == "done"
-    reset = OSError("Connection reset by peer")
-    patient = Flaky(*[reset] * (filesystem.PATIENT_ATTEMPTS - 1))
-    assert filesystem.remotely("gs://bucket/y", patient) == "done"
-    assert sum(pauses) > 120
-    assert max(pauses) < 1.25 * filesystem.LONGEST_PAUSE_S
-    with pytest.raises(StorageError, match="az://bucket/x: Connection reset"):
-        filesystem.remotely("az://bucket/x", Flaky(*[reset] * 99))  # another store has not responded yet
-    assert len(pauses) == filesystem.PATIENT_ATTEMPTS - 1 + filesystem.ATTEMPTS - 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (FileNotFoundError("Path does not exist"), NotFoundError),
-        (OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), StorageError),
-        (OSError("No space left on device"), StorageError),
-    ],
-)
-def test_permanent_errors_are_not_retried(pauses: list[float], fault: Exception, kind: type[Exception]) -> None:
-    operation = Flaky(fault)
-    with pytest.raises(kind, match="gs://bucket/x"):
-        filesystem.remotely("gs://bucket/x", operation)
-    assert operation.calls == 1
-    assert pauses == []

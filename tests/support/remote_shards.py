@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow import fs
 
 from s2s_ray import storage
-from s2s_ray.storage import filesystem
 from s2s_ray.storage.cache import ShardCache
+from tests.support.folder_store import serve_folder
 
 SHARDS = 6
 URI = "s3://bucket/set"
@@ -31,10 +30,7 @@ class RemoteShards:
     """Six shards of the same size; the one called k holds the numbers 10 k to 10 k + 9."""
 
     def __init__(self, place: Path, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(
-            filesystem, "_resolve", lambda uri: (fs.LocalFileSystem(), str(place / uri.removeprefix("s3://")))
-        )
-        patch.setattr(filesystem, "_missing", lambda uri: f"{uri} does not exist")
+        serve_folder(patch, place)
         self.path = place / "bucket" / "set"
         self.shards = []
         for k in range(SHARDS):
