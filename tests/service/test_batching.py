@@ -100,3 +100,37 @@ def test_every_result_reaches_its_caller(max_batch: int) -> None:
         assert await asyncio.gather(*map(batcher, range(50))) == [2 * one for one in range(50)]
 
     assert all(len(call) <= max_batch for call in run(scenario, max_batch).calls)
+
+
+@pytest.mark.parametrize("results", [[], [1], [1, 2, 3, 4], None])
+def test_a_wrong_number_of_results_fails_that_batch_alone(results: list[int] | None) -> None:
+    async def scenario() -> None:
+        wrong = [True]
+
+        async def work(arguments: Sequence[int]) -> Sequence[int]:
+            return results if wrong.pop() else list(arguments)  # type: ignore[return-value]
+
+        batcher: Batcher[int, int] = Batcher(work)
+        batcher.max_batch = 3
+        async with asyncio.timeout(5):
+            failed = await asyncio.gather(*map(batcher, range(3)), return_exceptions=True)
+            assert all(isinstance(one, RuntimeError | TypeError) for one in failed), failed
+            wrong[:] = [False, False]
+            assert await asyncio.gather(*map(batcher, range(6))) == list(range(6))
+
+    asyncio.run(scenario())
+
+
+def test_a_runner_that_is_cancelled_leaves_nobody_waiting() -> None:
+    async def scenario(work: Slow, batcher: Batcher[int, int]) -> None:
+        tasks = [asyncio.create_task(batcher(one)) for one in range(5)]
+        await settle()
+        assert batcher._running is not None
+        batcher._running.cancel()
+        async with asyncio.timeout(5):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+        work.released.release()
+        assert await batcher(7) == 14
+
+    run(scenario)

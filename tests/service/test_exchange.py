@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
@@ -65,6 +66,54 @@ def test_a_call_to_a_lost_replica_is_retried(fakes: Fakes, monkeypatch: pytest.M
     fakes.street.function = lost
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def raised_in_a_replica(error: Exception) -> Any:
+    """Return a function of a fake that fails as a handle does."""
+
+    def fail(*_args: Any) -> Any:
+        raise RayTaskError("call", "traceback", error).as_instanceof_cause()
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+    ids=["AcceleratorError", "RuntimeError"],
+)
+def test_a_call_to_a_replica_whose_accelerator_failed_is_retried(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("s2s_ray.service.http.exchange._FIRST_PAUSE_S", 0.001)
+    fail, works = raised_in_a_replica(error), fakes.street.function
+    fakes.street.function = lambda view: fail() if len(fakes.street.calls) < 3 else works(view)
+    assert post(fakes, "/v1/embed/street", flat(40, 100)).status_code == 200
+    assert fakes.recorder.retries == ["street", "street"]
+    fakes.street.function = fail
+    response = post(fakes, "/v1/embed/street", flat(40, 100))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def test_a_replica_without_memory_is_not_asked_again_at_once(fakes: Fakes) -> None:
+    fakes.street.function = raised_in_a_replica(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    response = post(fakes, "/v1/embed/street", flat(40, 100))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert "out of memory" in sentence(response)
+    assert len(fakes.street.calls) == 1
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_time_out_of_a_library_is_not_the_deadline_of_the_caller(fakes: Fakes, wrapped: bool) -> None:
+    async def fail() -> Any:
+        raise TimeoutError("the database did not respond")
+
+    fakes.search.function = raised_in_a_replica(TimeoutError("of a library")) if wrapped else lambda *_args: fail()
+    response = post(fakes, "/v1/localize", flat(40, 100), headers={"x-request-id": "mine-2"})
+    assert (response.status_code, "under mine-2" in sentence(response)) == (500, True)
 
 
 def test_deadlines(fakes: Fakes) -> None:

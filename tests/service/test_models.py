@@ -10,24 +10,78 @@ import numpy as np
 import pytest
 import torch
 
+from s2s_ray.service.replicas.accelerator import is_lost
 from s2s_ray.service.replicas.models import StreetEmbedding
-from tests.support.fake_service import HEIGHT, WIDTH
+from s2s_ray.service.replicas.replica import ReleaseSlots
+from tests.support.fake_service import HEIGHT, RELEASE, WIDTH
 
 
-def test_accelerator_errors_fail_the_health_check() -> None:
+def bare_replica() -> StreetEmbedding:
+    """Return a replica without models, which counts its metrics nowhere."""
     replica = StreetEmbedding.__new__(StreetEmbedding)
-    replica._fault, replica._metrics = None, SimpleNamespace(batch=lambda _size: None)
+    replica._metrics = SimpleNamespace(batch=lambda _size: None)
     replica._slots = SimpleNamespace(release_idle=lambda _seconds: None)
-    replica.check_health()
+    return replica
 
-    def lost(_model: Any, _views: torch.Tensor) -> Any:
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+
+def run_one(replica: StreetEmbedding) -> None:
+    asyncio.run(replica._run_batch([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure", 719),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+    ids=["AcceleratorError", "RuntimeError"],
+)
+def test_accelerator_errors_fail_the_health_check(error: Exception) -> None:
+    replica = bare_replica()
+    replica.check_health()
+    calls = []
+
+    def lost(*_args: Any) -> Any:
+        calls.append(_args)
+        raise error
 
     replica._infer = lost
-    with pytest.raises(torch.AcceleratorError):
-        asyncio.run(replica._run_batch([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
-    with pytest.raises(RuntimeError, match=r"the accelerator failed: .*CUDA error"):
+    with pytest.raises(type(error), match="CUDA error"):
+        run_one(replica)
+    with pytest.raises(RuntimeError, match=r"the accelerator failed: .*CUDA error") as health:
         replica.check_health()
+    with pytest.raises(RuntimeError, match="the accelerator failed") as refused:
+        run_one(replica)
+    assert len(calls) == 1, "the accelerator is not used again"
+    assert is_lost(health.value)
+    assert is_lost(refused.value)
+
+
+def test_an_accelerator_that_fails_while_a_release_is_loaded_fails_the_health_check() -> None:
+    replica = bare_replica()
+
+    def lost(_key: Any) -> Any:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+    replica._load_model = lost
+    slots = ReleaseSlots(replica._load)
+    with pytest.raises(RuntimeError, match="ECC") as error:
+        asyncio.run(slots.get(RELEASE.key))
+    assert is_lost(error.value), "so that the call is retried elsewhere, and the release is not blamed"
+    with pytest.raises(RuntimeError, match="the accelerator failed"):
+        replica.check_health()
+
+
+def test_memory_that_runs_out_leaves_the_replica_healthy() -> None:
+    replica = bare_replica()
+
+    def full(*_args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    replica._infer = full
+    with pytest.raises(torch.OutOfMemoryError):
+        run_one(replica)
+    replica.check_health()
 
 
 def test_each_call_of_a_batch_uses_its_own_release() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from s2s_ray.errors import UnreadableImageError
 from s2s_ray.geo.images import encode
+from s2s_ray.service.http.application import create_api
+from s2s_ray.service.http.form import Form
 from tests.support.fake_service import GEOMETRY, Fakes, flat
 from tests.support.http_requests import form, post, request, sentence
 
@@ -104,3 +112,170 @@ def test_the_total_size_of_pending_bodies_is_bounded(fakes: Fakes) -> None:
     fakes.settings = {"max_pending_mb": 0.0001}
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+
+
+def part(name: str, content: bytes = b"x", filename: str | None = "a.png") -> bytes:
+    file = "" if filename is None else f'; filename="{filename}"'
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([part("mask")], "Unknown field 'mask' of the form: name each image 'image'"),
+        ([part("image"), part("Image")], "Unknown field 'Image'"),
+        ([part("image[]")], r"Unknown field 'image[]'"),
+        ([part("image"), part("heading", b"90", None)], "The form has a field 'heading' that is not a file"),
+        ([part("n" * 900)], "..."),
+    ],
+)
+def test_unknown_fields_of_a_form_are_named(fakes: Fakes, parts: list[bytes], words: str) -> None:
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    response = request(fakes, "POST", "/v1/localize", content=b"".join(parts) + b"--b--\r\n", headers=kind)
+    assert response.status_code == 400
+    assert words in sentence(response)
+    assert len(response.content) < 300
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_form_is_the_same_in_chunks_of_any_size(size: int) -> None:
+    contents = [bytes([number]) * 50 + b"\r\n--" for number in range(3)]
+    body = b"".join(part("image", content, f"{n}.png") for n, content in enumerate(contents)) + b"--b--"
+    held: list[int] = []
+    parsed = Form(b"b", 3, held.append)
+    for start in range(0, len(body), size):
+        parsed.write(body[start : start + size])
+    assert [(image.name, image.content) for image in parsed.images()] == [
+        (f"{n}.png", content) for n, content in enumerate(contents)
+    ]
+    assert sum(held) == sum(map(len, contents))
+
+
+class Sending:
+    """A request whose body arrives in chunks that it makes one by one, straight into the application."""
+
+    def __init__(self, fakes: Fakes, chunks: int, *, is_form: bool = False, ends: bool = True) -> None:
+        self.decoders = ThreadPoolExecutor(1)
+        self.service = fakes.service(self.decoders)
+        self.most_held = 0
+        self.status = 0
+        self._api = create_api(self.service)
+        self._kind = b"multipart/form-data; boundary=b" if is_form else b"image/png"
+        self._ends = ends
+        self._chunks = self._form(chunks) if is_form else (b"x" * 65_536 for _ in range(chunks))
+
+    @staticmethod
+    def _form(chunks: int) -> Iterator[bytes]:
+        for name in "ab":
+            yield part("image", b"", f"{name}.png")[:-2]
+            for _ in range(chunks // 2):
+                yield b"x" * 65_536
+            yield b"\r\n"
+        yield b"--b--"
+
+    async def receive(self) -> dict[str, Any]:
+        self.most_held = max(self.most_held, self.service.held_bytes)
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return (
+                {"type": "http.request", "body": b"", "more_body": False} if self._ends else {"type": "http.disconnect"}
+            )
+        return {"type": "http.request", "body": chunk, "more_body": True}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.status = message.get("status", self.status)
+
+    async def run(self, timeout: str = "30") -> None:
+        headers = [(b"content-type", self._kind), (b"s2s-timeout", timeout.encode())]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": "/v1/embed/street", "raw_path": b"/v1/embed/street", "query_string": b"", "root_path": "",
+            "headers": headers, "server": ("service", 80), "client": ("caller", 1),
+        }  # fmt: skip
+        await self._api(scope, self.receive, self.send)
+
+
+LARGE = {"max_upload_mb": 32.0}
+CHUNKS = 128
+
+
+@pytest.mark.parametrize("is_form", [False, True])
+def test_bodies_are_held_once_and_counted_as_they_are_held(fakes: Fakes, is_form: bool) -> None:
+    fakes.settings = LARGE
+    sending = Sending(fakes, CHUNKS, is_form=is_form)
+    size = CHUNKS * 65_536
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        asyncio.run(sending.run())
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert sending.status == 400, "no image"
+    assert size <= sending.most_held <= 1.15 * size
+    assert peak < sending.most_held + 1_000_000, "what is not counted is small"
+    assert sending.service.held_bytes == 0
+
+
+@pytest.mark.parametrize("is_form", [False, True])
+def test_nothing_is_held_after_a_connection_that_closed(fakes: Fakes, is_form: bool) -> None:
+    fakes.settings = LARGE
+    sending = Sending(fakes, 4, is_form=is_form, ends=False)
+    asyncio.run(sending.run())
+    assert sending.status == 400
+    assert sending.most_held > 0
+    assert sending.service.held_bytes == 0
+
+
+def test_an_image_is_held_as_long_as_a_thread_works_on_it(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request ends at its deadline, but a thread cannot be stopped; images that wait for one are dropped."""
+    started, finish = threading.Event(), threading.Event()
+
+    def decode_slowly(_content: bytes, _max_pixels: int) -> Any:
+        started.set()
+        finish.wait(10)
+        raise UnreadableImageError("is no image")
+
+    monkeypatch.setattr("s2s_ray.service.http.inference.decode", decode_slowly)
+    fakes.settings = LARGE
+    first, second = Sending(fakes, 2), Sending(fakes, 3)
+    second.service = first.service
+    second._api = first._api
+
+    async def scenario() -> None:
+        running = asyncio.create_task(first.run("0.2"))
+        await asyncio.to_thread(started.wait, 10)
+        await second.run("0.1")  # waits for the only thread
+        await running
+        assert (first.status, second.status) == (504, 504)
+        assert first.service.held_bytes == 2 * 65_536
+
+    asyncio.run(scenario())
+    finish.set()
+    first.decoders.shutdown()
+    assert first.service.held_bytes == 0
+
+
+def test_a_caller_who_goes_away_leaves_nothing_behind(fakes: Fakes) -> None:
+    fakes.settings = LARGE
+    sending = Sending(fakes, 2)
+
+    async def wait_for_ever() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async def scenario() -> None:
+        original, count = sending.receive, iter(range(2))
+
+        async def receive() -> dict[str, Any]:
+            return await (original() if next(count, None) is not None else wait_for_ever())
+
+        sending.receive = receive  # type: ignore[method-assign]
+        task = asyncio.create_task(sending.run())
+        while sending.service.held_bytes < 65_536:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert sending.service.held_bytes == 0

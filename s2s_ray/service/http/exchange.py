@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from s2s_ray.errors import ReleaseNotLoadedError, RequestError, S2SError
 from s2s_ray.runtime.cluster import original_error
+from s2s_ray.service.http.holding import Image
+from s2s_ray.service.replicas.accelerator import is_full, is_lost
 from s2s_ray.service.rollout.rollout import Rollout
 from s2s_ray.service.rollout.served_release import ServedRelease
 from s2s_ray.service.settings import ServeArgs
@@ -46,6 +49,8 @@ class Service:
     decoders: ThreadPoolExecutor
     recorder: Recorder
     held_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards the counts of held bytes, which threads change as well."""
 
     @property
     def max_bytes(self) -> int:
@@ -75,7 +80,10 @@ class Exchange:
     images: int = 0
     caller: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    uploads: list[Image] = field(default_factory=list)
     held_bytes: int = 0
+    _working: int = 0
+    _ended: bool = False
 
     @property
     def release(self) -> ServedRelease:
@@ -86,24 +94,51 @@ class Exchange:
 
     def hold(self, count: int) -> None:
         """Account for bytes of the body. Raises RequestError (503) if all requests together hold too many."""
-        self.held_bytes += count
-        self.service.held_bytes += count
-        if self.service.held_bytes > self.service.args.max_pending_mb * 1e6:
+        with self.service.lock:
+            self.held_bytes += count
+            self.service.held_bytes += count
+            full = self.service.held_bytes > self.service.args.max_pending_mb * 1e6
+        if full and count > 0:
             raise self.service.overloaded("The service holds as many images as it can; try again later.")
+
+    def close(self) -> None:
+        """Drop the images. They count as held until the last thread that works on one has ended."""
+        for image in self.uploads:
+            image.content = b""
+        with self.service.lock:
+            self._ended = True
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._ended and not self._working:
+            self.service.held_bytes -= self.held_bytes
+            self.held_bytes = 0
 
     def spent(self, stage: str, seconds: float) -> None:
         """Record the seconds of one stage; of several images the slowest counts."""
         self.stages[stage] = max(seconds, self.stages.get(stage, 0.0))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run CPU work outside the event loop; the thread pool bounds the number of images that are open."""
+        """Run CPU work outside the event loop; the thread pool bounds the number of images that are open.
+
+        A request that ends does not wait for its work: what has not started is dropped.
+        """
         queued = time.perf_counter()
         started = queued
 
         def timed() -> T:
             nonlocal started
-            started = time.perf_counter()
-            return work()
+            with self.service.lock:
+                if self._ended:
+                    raise CancelledError  # while it waited for a thread
+                self._working += 1
+            try:
+                started = time.perf_counter()
+                return work()
+            finally:
+                with self.service.lock:
+                    self._working -= 1
+                    self._let_go()
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self.service.decoders, timed)
@@ -111,12 +146,12 @@ class Exchange:
             self.spent("queue", started - queued)
 
     async def call(self, deployment: str, stage: str, *args: Any, method: str | None = None) -> Any:
-        """Call a deployment with this request's release, and retry on another replica if one is lost.
+        """Call a deployment with this request's release, and retry if a replica, or its accelerator, is lost.
 
         All calls are idempotent, so each may be retried.
 
         Raises:
-            RequestError: 503 if the deployment is overloaded, cannot load the release, or stays lost.
+            RequestError: 503 if the deployment is overloaded, cannot load the release, is out of memory, or stays lost.
             RuntimeError: the deployment failed on this request.
         """
         key, handle = self.release.key, self.service.handles[deployment]
@@ -131,14 +166,20 @@ class Exchange:
             except ReleaseNotLoadedError as error:
                 log.error("%s", original_error(error))
                 raise self.service.overloaded("A replica cannot load the release; try again later.") from None
-            except _LOST:
-                if attempt == MAX_RETRIES:
-                    raise self.service.overloaded("A replica was lost; try again later.") from None
-                self.service.recorder.retried(deployment)
-                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
-            except S2SError as error:
-                # The ingress has validated the request, so this is not the caller's mistake, whatever the class says.
-                raise RuntimeError(f"{deployment} failed: {error}") from error
+            except Exception as error:
+                if isinstance(error, _LOST) or is_lost(error):
+                    if attempt == MAX_RETRIES:
+                        raise self.service.overloaded("A replica was lost; try again later.") from None
+                    self.service.recorder.retried(deployment)
+                    await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt)
+                elif is_full(error):
+                    log.error("%s is out of memory: %s", deployment, error)
+                    raise self.service.overloaded("A replica is out of memory; try again later.") from None
+                elif isinstance(error, S2SError):
+                    # Whatever the class says, it is not the caller's mistake: the ingress has validated the request.
+                    raise RuntimeError(f"{deployment} failed: {error}") from error
+                else:
+                    raise
             else:
                 self.spent(stage, seconds)
                 self.spent("queue", max(0.0, time.perf_counter() - started - seconds))

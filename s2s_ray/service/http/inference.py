@@ -15,6 +15,7 @@ from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.index import Descriptors
 from s2s_ray.service.http import openapi, responses
 from s2s_ray.service.http.exchange import Exchange
+from s2s_ray.service.http.holding import Image
 from s2s_ray.service.http.negotiation import accepted
 from s2s_ray.service.http.parameters import (
     DEFAULT_K,
@@ -28,7 +29,7 @@ from s2s_ray.service.http.parameters import (
 )
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
-from s2s_ray.service.http.uploads import IMAGE_BODY, Image, UploadedImages, Uploads
+from s2s_ray.service.http.uploads import IMAGE_BODY, UploadedImages, Uploads
 from s2s_ray.service.schemas import (
     ManyEmbeddings,
     ManyLocalizations,

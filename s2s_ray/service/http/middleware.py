@@ -50,23 +50,25 @@ class ExchangeMiddleware:
             await send(message)
 
         seconds = _timeout(headers, self._service.args.timeout_s)
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with limit:
                 await self._app(scope, receive, send_stamped)
-        except TimeoutError:
-            if not status:
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
                 sentence = f"The request was not completed within {seconds:g} s; work that had not started was dropped."
-                await JSONResponse({"error": sentence}, 504)(scope, receive, send_stamped)
-        except Exception:
-            log.exception("request %s failed", exchange.id)
-            if not status:
+                response = JSONResponse({"error": sentence}, 504)
+            else:  # also the time-out of a library, which says nothing about the caller's deadline
+                log.exception("request %s failed", exchange.id)
                 sentence = f"The service failed on this request; its log has the reason, under {exchange.id}."
-                await JSONResponse({"error": sentence}, 500)(scope, receive, send_stamped)
+                response = JSONResponse({"error": sentence}, 500)
+            if not status:
+                await response(scope, receive, send_stamped)
         except asyncio.CancelledError:
             status = status or 499  # the caller has disconnected; reverse proxies use this status, too
             raise
         finally:
-            self._service.held_bytes -= exchange.held_bytes
+            exchange.close()
             self._report(scope, exchange, status, time.perf_counter() - started)
 
     def _report(self, scope: Scope, exchange: Exchange, status: int, seconds: float) -> None:

@@ -23,7 +23,8 @@ class Batcher(Generic[A, B]):
     Batches run one after the other. The batcher belongs to the event loop on which it is first called.
 
     Args:
-        work: returns one result per argument; what it raises is raised to all callers of the batch.
+        work: returns one result per argument; what it raises is raised to all callers of the batch, as is an
+            error if the number of results is another one.
     """
 
     def __init__(self, work: Callable[[Sequence[A]], Awaitable[Sequence[B]]]) -> None:
@@ -55,6 +56,9 @@ class Batcher(Generic[A, B]):
                 await self._compute(batch)
         finally:
             self._running = None
+            for _, result in self._waiting:  # none, unless this task was cancelled
+                result.cancel()
+            self._waiting.clear()
 
     def _next_batch(self) -> list[tuple[A, asyncio.Future[B]]]:
         batch: list[tuple[A, asyncio.Future[B]]] = []
@@ -67,10 +71,14 @@ class Batcher(Generic[A, B]):
     async def _compute(self, batch: list[tuple[A, asyncio.Future[B]]]) -> None:
         try:
             values: Sequence[B] = await self._work([argument for argument, _ in batch])
-        except Exception as error:
+            if len(values) != len(batch):
+                raise RuntimeError(f"the work returned {len(values)} results for {len(batch)} arguments")
+        except BaseException as error:
             for _, result in batch:
                 if not result.done():
-                    result.set_exception(error)
+                    result.set_exception(error) if isinstance(error, Exception) else result.cancel()
+            if not isinstance(error, Exception):
+                raise  # this task was cancelled: the event loop is ending
             return
         for (_, result), value in zip(batch, values, strict=True):
             if not result.done():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from s2s_ray.errors import ReleaseNotLoadedError, S2SError
+from s2s_ray.service.replicas.accelerator import is_lost
 from s2s_ray.service.rollout.releases import ReleaseKey, candidates, locate
 from s2s_ray.service.settings import ServeArgs
 
@@ -55,7 +56,12 @@ class ReleaseSlots(Generic[T]):
                 log.error("release %s cannot be served (%s); trying the previous one", release, error)
 
     async def get(self, key: ReleaseKey) -> T:
-        """Return the loaded release, loading it first if necessary. Raises ReleaseNotLoadedError."""
+        """Return the loaded release, loading it first if necessary.
+
+        Raises:
+            ReleaseNotLoadedError: it cannot be loaded.
+            RuntimeError: the accelerator of this process has failed.
+        """
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot(asyncio.ensure_future(asyncio.to_thread(self._load, key)), time.monotonic())
@@ -68,6 +74,8 @@ class ReleaseSlots(Generic[T]):
         except Exception as error:  # whatever loading raised, the replica stays alive
             if self._slots.get(key) is slot:
                 del self._slots[key]
+            if is_lost(error):
+                raise  # the release may be sound: another replica can load it
             raise ReleaseNotLoadedError(f"release {key.id} cannot be loaded: {error}") from None
 
     def held(self) -> list[str]:
