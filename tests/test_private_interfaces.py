@@ -23,14 +23,16 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from s2s_ray.runtime import ray_internals
-from s2s_ray.training.ray_train import _TorchTrainer
+from s2s_ray.runtime.torch_trainer import QuietTorchTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = {
     "ray._private.runtime_env.packaging.create_package",  # tests: the size of a job's working directory
+    "ray._private.state.state",
     "ray._private.worker.get_dashboard_url",
     "ray.autoscaler._private.util.prepare_config",  # tests: cluster.yaml as `ray up` checks it
     "ray.autoscaler._private.util.validate_config",
+    "ray.experimental.internal_kv._internal_kv_get",
     "ray.train.v2._internal.callbacks.DatasetsCallback",
     "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback",
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client.TrainAutoscalingCoordinatorClient",
@@ -71,7 +73,7 @@ def test_this_list_is_complete() -> None:
 
 @pytest.mark.parametrize("path", sorted(IMPORTED))
 def test_what_is_imported_exists(path: str) -> None:
-    assert callable(imported(path))
+    assert imported(path) is not None
 
 
 def test_signatures_of_ray() -> None:
@@ -82,12 +84,23 @@ def test_signatures_of_ray() -> None:
     assert parameters(imported("ray.autoscaler._private.util.validate_config")) == ["config"]
 
 
+def test_what_the_autoscaler_reports() -> None:
+    assert parameters(imported("ray._private.state.state").get_cluster_config) == []
+    assert parameters(imported("ray.experimental.internal_kv._internal_kv_get"))[0] == "key"
+    group = importlib.import_module("ray.core.generated.autoscaler_pb2").ClusterConfig().node_group_configs.add()
+    assert {"name", "resources", "max_count"} <= {field.name for field in group.DESCRIPTOR.fields}
+    constants = importlib.import_module("ray._private.ray_constants")
+    assert constants.DEBUG_AUTOSCALING_STATUS == "__autoscaling_status"
+    labels = importlib.import_module("ray._private.resource_and_label_spec")
+    assert "RAY_NODE_GROUP_KEY" in inspect.getsource(labels)
+
+
 @pytest.mark.parametrize("url", [None, "127.0.0.1:8265"])
 def test_ray_trains_callbacks(url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.worker.get_dashboard_url", lambda: url)
     arguments: dict[str, Any] = {"scaling_config": ray.train.ScalingConfig(num_workers=1)}
     everything = {type(one).__name__ for one in TorchTrainer(print, **arguments)._create_default_callbacks()}  # type: ignore[attr-defined]
-    kept = {type(one).__name__ for one in _TorchTrainer(print, **arguments)._create_default_callbacks()}
+    kept = {type(one).__name__ for one in QuietTorchTrainer(print, **arguments)._create_default_callbacks()}
     cleaner = set() if url else {"PlacementGroupCleanerCallback"}
     assert everything - kept == {"DatasetsCallback", *cleaner}
     assert "BackendSetupCallback" in kept

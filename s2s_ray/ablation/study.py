@@ -29,11 +29,12 @@ from s2s_ray.errors import AblationError, DivergedError, S2SError, StoppedError
 from s2s_ray.evaluation.evaluate import METRICS, evaluate
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.runtime.cluster import in_thread, original_error
-from s2s_ray.storage.lease import Lease, driving
+from s2s_ray.runtime.ray_settings import quieten_tune
+from s2s_ray.storage.lease import Fence, Lease, driving
 from s2s_ray.training.loop import Trainer, check_ready
-from s2s_ray.training.run import find_checkpoint, located, run_uri
+from s2s_ray.training.run import find_checkpoint, run_uri
 from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin, claim
-from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune
+from s2s_ray.trials.placement import max_concurrent, placement
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def ablate(config: Config) -> str:
             of the other runs are kept.
         StoppedError: Ctrl-C; the message says how to resume.
     """
-    config = located(config)
+    config = config.located()
     planned = arms(config)
     root = storage.join(config.ablate.storage, config.ablate.name)
     for arm in planned:
@@ -73,25 +74,25 @@ def ablate(config: Config) -> str:
             check_ready(run_config(config, root, arm, seed))
     concurrent = max_concurrent(config, config.ablate.concurrent)
     claim(config, root, AblationOrigin)
-    todo = [
-        {"arm": arm.name, "seed": seed}
-        for seed in config.ablate.seeds
-        for arm in planned
-        if not storage.exists(storage.join(result_uri(root, arm, seed), METRICS))
-    ]
-    total = len(planned) * len(config.ablate.seeds)
-    if todo:
-        logger.info("%d of %d runs to do", len(todo), total)
-        with driving(root, f"study {config.ablate.name!r}", AblationError) as lease:
-            failed = _run(config, root, todo, concurrent, lease)
-        if failed:
-            raise AblationError(f"study {config.ablate.name!r}: {'; '.join(failed)}; the same command retries them")
-    else:
-        logger.info("all %d runs have finished", total)
-    checkpoints = {
-        arm.name: find_checkpoint(run_uri(run_config(config, root, arm, config.ablate.seeds[0]))) for arm in planned
-    }
-    summarise(config, root, planned, checkpoints)
+    with driving(root, f"study {config.ablate.name!r}", AblationError) as lease:
+        todo = [
+            {"arm": arm.name, "seed": seed}
+            for seed in config.ablate.seeds
+            for arm in planned
+            if not storage.exists(storage.join(result_uri(root, arm, seed), METRICS))
+        ]
+        total = len(planned) * len(config.ablate.seeds)
+        if todo:
+            logger.info("%d of %d runs to do", len(todo), total)
+            if failed := _run(config, root, todo, concurrent, lease):
+                raise AblationError(f"study {config.ablate.name!r}: {'; '.join(failed)}; the same command retries them")
+        else:
+            logger.info("all %d runs have finished", total)
+        checkpoints = {
+            arm.name: find_checkpoint(run_uri(run_config(config, root, arm, config.ablate.seeds[0]))) for arm in planned
+        }
+        lease.check()
+        summarise(config, root, planned, checkpoints)
     return root
 
 
@@ -142,7 +143,8 @@ def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int,
     """Do the runs, and return why each one that failed did."""
     quieten_tune()
     with tempfile.TemporaryDirectory(prefix="s2s-ablate-") as folder:
-        trainable = tune.with_parameters(train_and_measure, base=config.model_dump(mode="json"), root=root)
+        base = config.model_dump(mode="json")
+        trainable = tune.with_parameters(train_and_measure, base=base, root=root, fence=lease.fence)
         tuner = tune.Tuner(
             tune.with_resources(trainable, placement(config)),
             param_space={"run": tune.grid_search(todo)},
@@ -156,7 +158,7 @@ def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int,
             ),
         )
         try:
-            results = in_thread(tuner.fit, lease.check)
+            results = in_thread(tuner.fit, lease.raise_if_lost)
         except KeyboardInterrupt:
             raise StoppedError(
                 f"study stopped: the same command resumes study {config.ablate.name!r} at {root}"
@@ -178,7 +180,7 @@ def _reason(error: BaseException) -> str:
     return str(original) if isinstance(original, S2SError) else type(error).__name__
 
 
-def train_and_measure(params: dict[str, Any], base: dict[str, Any], root: str) -> None:
+def train_and_measure(params: dict[str, Any], base: dict[str, Any], root: str, fence: Fence) -> None:
     """Train one run to its last epoch and evaluate its best checkpoint; this is Tune's trainable."""
     logging.getLogger("s2s_ray").setLevel(logging.WARNING)  # the epochs of many runs would be mixed
     config, seed = Config.from_tree(base), int(params["run"]["seed"])
@@ -188,15 +190,16 @@ def train_and_measure(params: dict[str, Any], base: dict[str, Any], root: str) -
     torch.set_num_threads(own.train.threads)
     try:
         if own.train.workers == 1:
-            Trainer(own, device).fit()
+            Trainer(own, device).fit(wait=True)
         else:
             from s2s_ray.training.ray_train import train
 
-            train(own)
+            train(own, wait=True)
     except DivergedError as error:
         tune.report({"failed": f"diverged at {error}"})
         return
     model = load_checkpoint(find_checkpoint(run_uri(own)), device)
     dataset = PairDataset.open(own.data, own.evaluation.split)
+    fence.check()
     report = evaluate(model, dataset, own.evaluation, device=device, out=result_uri(root, arm, seed))
     tune.report({"recall_at_1": report.street_to_satellite.recall["1"]})

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 from pydantic import PositiveInt
 
 from s2s_ray import storage
-from s2s_ray.config import Config, SourceConfig
+from s2s_ray.config import Config
 from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION
 from s2s_ray.data.schema import SPLITS, Metres, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError, UnreadableImageError
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document, Tree
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ _RUN = 16  # neighbours in a source are often neighbours on the ground, and chea
 _SHOWN = 5
 
 
-class _BegunPlan(Document):
+class StoredPlan(Document):
     """The content of `plan.json`. Version 1 has no key `format`."""
 
     ERROR: ClassVar[type[S2SError]] = DatasetError
@@ -48,15 +49,14 @@ class _BegunPlan(Document):
 
 
 def metres_rule(uri: str) -> Metres:
-    """Return how to measure metres for the data set at a URI: as before if it was begun, otherwise along the ellipsoid.
+    """Return how to measure metres for the data set at a URI: by its plan if it has one, else along the ellipsoid.
 
     Raises:
         DatasetError: the data set has no `plan.json`.
         DamagedError: `plan.json` is damaged.
     """
-    uri = storage.absolute(uri)
-    begun = _begun(uri)
-    return "geodesic" if begun is None or not _has_work(uri) else begun.metres
+    stored = _read_plan(storage.absolute(uri))
+    return "geodesic" if stored is None else stored.metres
 
 
 def make_plan(config: Config, source: Source, records: Sequence[Record], metres: Metres) -> Plan:
@@ -65,7 +65,8 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
     The training split consists of short runs in the source's order, sorted by the hash of each run's first id, so
     that pairs that are shuffled together come from all over the data set; the other splits keep the source's order.
     The number of pairs in a shard follows from the sizes of a few encoded ones and is stored in `plan.json`, by which
-    a later run recognises its own work.
+    a later run recognises its own work. That file is written once: of two preparations of different data sets at the
+    same moment one is refused before it writes anything, and two of the same data set work together.
 
     Raises:
         DatasetError: an empty split, no readable pair, or another data set at `data.uri`.
@@ -80,25 +81,23 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
     plan = Plan(
         uri=storage.absolute(config.data.uri),
         digest=digest,
-        source=config.source,
+        source=config.source.located(),
         geometry=views,
         encoding=config.prepare.encoding,
         keep_tiles=config.prepare.keep_tiles,
         shards=(),
     )
-    plan = replace(plan, source=_located(plan.source))
-    begun = _begun(plan.uri)
-    if begun is not None and begun.digest == digest:
-        per_shard = begun.pairs_per_shard
-    else:
-        if begun is not None and _has_work(plan.uri):
-            raise DatasetError(_difference(config.data.uri, begun, settings, len(records)))
+    stored = _read_plan(plan.uri)
+    if stored is None:
         per_shard = _pairs_per_shard(plan, source, records, config.prepare.shard_mb * 1e6)
-        begun = _BegunPlan(
+        mine = StoredPlan(
             digest=digest, settings=settings, records=len(records), pairs_per_shard=per_shard, metres=metres
         )
-        begun.write(storage.join(plan.uri, PLAN))
-    return replace(plan, shards=tuple(_lay_out(records, per_shard)))
+        uri = storage.join(plan.uri, PLAN)
+        stored = StoredPlan.from_bytes(conditional.write_once(uri, mine.to_bytes()), uri)
+    if stored.digest != digest:
+        raise DatasetError(_difference(plan.uri, config.data.uri, stored, settings, len(records)))
+    return replace(plan, shards=tuple(_lay_out(records, stored.pairs_per_shard)))
 
 
 def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
@@ -121,12 +120,6 @@ def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
     return settings
 
 
-def _located(source: SourceConfig) -> SourceConfig:
-    """Return the same source with absolute URIs, which are valid in the workers' directories, too."""
-    places = {key: getattr(source, key, None) for key in ("uri", "tiles", "geotiff")}
-    return source.model_copy(update={key: storage.absolute(uri) for key, uri in places.items() if uri is not None})
-
-
 def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for record in records:
@@ -137,10 +130,10 @@ def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
     return digest.hexdigest()
 
 
-def _begun(uri: str) -> _BegunPlan | None:
+def _read_plan(uri: str) -> StoredPlan | None:
     """Return the plan of an earlier run, or None if there is none."""
     try:
-        return _BegunPlan.read(storage.join(uri, PLAN))
+        return StoredPlan.read(storage.join(uri, PLAN))
     except NotFoundError:
         if storage.exists(storage.join(uri, DATASET_FILE)):
             raise DatasetError(
@@ -153,17 +146,22 @@ def _has_work(uri: str) -> bool:
     return any(name == DATASET_FILE or name.endswith(".arrow") for name in storage.list_names(uri))
 
 
-def _difference(uri: str, begun: _BegunPlan, settings: dict[str, Any], records: int) -> str:
-    before = begun.settings
+def _difference(place: str, uri: str, stored: StoredPlan, settings: dict[str, Any], records: int) -> str:
+    before = stored.settings
     changed = [
         f"{key} was {before.get(key)!r}, now {settings.get(key)!r}"
         for key in settings.keys() | before.keys()
         if before.get(key) != settings.get(key)
     ]
-    if begun.records != records:
-        changed.append(f"the source had {begun.records} pairs, now {records}")
+    if stored.records != records:
+        changed.append(f"the source had {stored.records} pairs, now {records}")
     what = "; ".join(sorted(changed)) or "the source's records changed"
-    return f"{uri} already holds another data set ({what}): choose another data.uri, or delete that data set first"
+    if _has_work(place):
+        return f"{uri} already holds another data set ({what}): choose another data.uri, or delete that data set first"
+    return (
+        f"{uri} already holds the plan of another data set ({what}), which may be in preparation: choose another "
+        f"data.uri, or delete {PLAN} there if no process prepares that data set"
+    )
 
 
 def _pairs_per_shard(plan: Plan, source: Source, records: Sequence[Record], shard_bytes: float) -> int:

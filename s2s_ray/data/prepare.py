@@ -25,6 +25,7 @@ from s2s_ray.data.sources import open_source
 from s2s_ray.errors import DatasetError, S2SError
 from s2s_ray.runtime.cluster import ray_cluster
 from s2s_ray.runtime.progress import ProgressFactory, progress
+from s2s_ray.runtime.ray_settings import quieten_data
 from s2s_ray.version import code_version
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
         DatasetError: a split without a usable pair, or another data set at `data.uri`.
         StorageError: the source or `data.uri` cannot be reached.
     """
+    config.check_storable()
     source = open_source(config.source)
     metres = metres_rule(config.data.uri)
     records, validation = hold_out(
@@ -109,9 +111,12 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
     with ray_cluster():
         import ray.data
 
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns about the line above
-        logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+        from s2s_ray.runtime.placement import Demand, require_room
+
+        require_room(
+            Demand("the preparation", 1, {"CPU": 1.0} | dict(resources), f"prepare.resources={dict(resources)!r}")
+        )
+        quieten_data()
         reference = ray.put(plan)
 
         def write(row: dict[str, Any]) -> dict[str, Any]:

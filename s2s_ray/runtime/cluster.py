@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from s2s_ray.errors import ClusterError, S2SError
+from s2s_ray.runtime.ray_settings import set_private_defaults
+from s2s_ray.secrets import masked
 
 T = TypeVar("T")
 _WATCH_S = 1.0
@@ -44,8 +46,7 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
         return
     runtime_env = {"worker_process_setup_hook": log_plainly}
     if private:
-        # Ray Train's watcher polls every node for a preemption notice, which this one never gets.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        set_private_defaults()
         # "local": otherwise Ray connects to a cluster that somebody else runs on this machine.
         try:
             ray.init("local", num_cpus=cpus, include_dashboard=False, configure_logging=False, runtime_env=runtime_env)
@@ -127,12 +128,20 @@ def original_error(error: BaseException) -> BaseException:
     return error
 
 
+class MaskingFormatter(logging.Formatter):
+    """The message of a record, and the traceback with it, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return masked(super().format(record))
+
+
 def log_plainly() -> None:
     """Write this library's log lines to standard error without a prefix; Ray's workers call this when they start."""
     logger = logging.getLogger("s2s_ray")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(MaskingFormatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
         logger.propagate = False

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -60,3 +63,56 @@ def quieten_train_reports() -> None:
     for name in list(logging.root.manager.loggerDict):
         if name.endswith(_REPORT_LOGGER):
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """Equal nodes that an autoscaler may start."""
+
+    name: str
+    resources: dict[str, float]
+    most: int | None
+    """Their largest number; None if it is not limited."""
+
+
+def node_groups() -> list[NodeGroup] | None:
+    """Return the groups of nodes that the cluster's autoscaler manages; None if it does not report them."""
+    try:
+        from ray._private.state import state
+
+        config = state.get_cluster_config()
+        if config is None or not config.node_group_configs:
+            return None
+        return [
+            NodeGroup(
+                group.name,
+                {name: float(amount) for name, amount in group.resources.items()},
+                None if group.max_count < 0 else int(group.max_count),
+            )
+            for group in config.node_group_configs
+        ]
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.debug("the limits of the autoscaler are unknown: %s", error)
+        return None
+
+
+def may_scale(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether an autoscaler manages the cluster; without the interface, whether its nodes say so.
+
+    The second version of the autoscaler and KubeRay label their nodes. The first one reports types of nodes with names;
+    a cluster without autoscaler has `node_ID` there.
+
+    Args:
+        nodes: the live nodes, as `ray.nodes` returns them.
+    """
+    if any((node.get("Labels") or {}).get("ray.io/node-group") for node in nodes):
+        return True
+    try:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+        types = {*report.get("active_nodes", {}), *report.get("pending_launches", {})}
+        return any(re.fullmatch("node_[0-9a-f]{20,}", name) is None for name in types)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        logger.debug("the autoscaler's report cannot be read: %s", error)
+        return False

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from uuid import uuid4
 
-from s2s_ray.errors import ConflictError, DamagedError, S2SError, StorageError
+from s2s_ray.errors import ConflictError, DamagedError, S2SError, StorageError, UnreachableError
 from s2s_ray.storage import conditional, files
 from s2s_ray.storage.holder import Holder
 
@@ -83,6 +83,11 @@ class Lease:
         self._lock = threading.Lock()
 
     @property
+    def is_lost(self) -> bool:
+        """True if it is known that another process took the lease over."""
+        return self._lost is not None
+
+    @property
     def fence(self) -> Fence:
         """The same lease for the workers of this process."""
         return Fence(self._root, self._owner, self._what, self._error)
@@ -113,7 +118,7 @@ class Lease:
                     return
                 except ConflictError:
                     pass  # another process was faster
-                except StorageError:
+                except UnreachableError:  # perhaps written: the file says so
                     if attempts == _ATTEMPTS:
                         raise
                     pause(POLL_S)
@@ -146,7 +151,7 @@ class Lease:
                     conditional.write(self._uri, found.renewed().to_bytes(), version)
                 except ConflictError:
                     continue  # of another process, or of an earlier write of this one that arrived late
-                except StorageError:  # perhaps written: either way the next attempt may write
+                except UnreachableError:  # perhaps written: either way the next attempt may write
                     if attempt == _ATTEMPTS:
                         raise
                     pause(POLL_S)
@@ -164,6 +169,10 @@ class Lease:
         """
         if self._lost is None and clock() - self._renewed > 2 * HEARTBEAT_S:  # suspended, or the storage was away
             self.renew()
+        self.raise_if_lost()
+
+    def raise_if_lost(self) -> None:
+        """Raise the class `error` if it is known that another process took the lease over."""
         if self._lost is not None:
             raise self._error(self._lost)
 

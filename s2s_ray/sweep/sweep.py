@@ -23,6 +23,7 @@ from s2s_ray import registry, storage
 from s2s_ray.config import Config
 from s2s_ray.errors import StoppedError, SweepError
 from s2s_ray.runtime.cluster import in_thread
+from s2s_ray.runtime.ray_settings import quieten_tune
 from s2s_ray.storage.lease import Lease, driving
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.progress import SweepProgress
@@ -34,9 +35,8 @@ from s2s_ray.sweep.trial import run_trial
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.history import read_history
 from s2s_ray.training.loop import check_ready
-from s2s_ray.training.run import located
 from s2s_ray.trials.claim import claim
-from s2s_ray.trials.placement import max_concurrent, placement, quieten_tune, trial_resources
+from s2s_ray.trials.placement import max_concurrent, placement, trial_demand
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def sweep(config: Config) -> SweepResult:
         SweepError: the folder belongs to another sweep, another process runs this one, or no trial had a result.
         StoppedError: Ctrl-C; the message says how to resume.
     """
-    config = located(config)
+    config = config.located()
     space = Space(config)
     check_ready(config)
     concurrent = max_concurrent(config, config.tune.concurrent)
@@ -97,11 +97,12 @@ def _run(
 ) -> None:
     quieten_tune()
     search = StudySearch(config, space, study)
-    progress = SweepProgress(study, search, root, config.tune.trials, trial_resources(config))
+    progress = SweepProgress(study, search, root, config.tune.trials, trial_demand(config).total)
     with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, base=config.model_dump(mode="json"), root=root), placement(config)
+                tune.with_parameters(run_trial, base=config.model_dump(mode="json"), root=root, fence=lease.fence),
+                placement(config),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=search,
@@ -119,7 +120,7 @@ def _run(
             ),
         )
         try:
-            in_thread(tuner.fit, lease.check)
+            in_thread(tuner.fit, lease.raise_if_lost)
         except KeyboardInterrupt:
             study.save()
             raise StoppedError(

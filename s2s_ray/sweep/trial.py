@@ -14,6 +14,7 @@ from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.errors import DivergedError
 from s2s_ray.runtime.gauges import RayGauges
+from s2s_ray.storage.lease import Fence
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import RECALL, objectives, run_name
 from s2s_ray.training.loop import Report, Trainer
@@ -63,23 +64,27 @@ def trial_config(base: Config, params: Mapping[str, Any], root: str) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update=own)})
 
 
-def run_trial(params: dict[str, Any], base: dict[str, Any], root: str) -> None:
+def run_trial(params: dict[str, Any], base: dict[str, Any], root: str, fence: Fence) -> None:
     """Train one trial; this is Tune's trainable.
 
-    Divergence is reported as a result instead of raised, because a retry would only diverge again.
+    Divergence is reported as a result instead of raised, because a retry would only diverge again. A trial with the
+    values of one that is still running waits for its end, because both have the same run.
     """
+    fence.check()
     config = trial_config(Config.from_tree(base), params, root)
     wrap_report = BestSoFar(objectives(config.tune))
     try:
         if config.train.workers == 1:
             torch.set_num_threads(config.train.threads)
             trainer = Trainer(config, "cuda" if config.train.use_gpu else "cpu")
-            trainer.fit(wrap_report(trainer, tune.report), repeat=True, gauges=RayGauges(run=config.train.name))
+            gauges = RayGauges(run=config.train.name)
+            trainer.fit(wrap_report(trainer, tune.report), repeat=True, gauges=gauges, wait=True)
         else:
             from ray.tune.integration.ray_train import TuneReportCallback
 
             from s2s_ray.training.ray_train import train
 
-            train(config, callbacks=[TuneReportCallback()], wrap_report=wrap_report)  # type: ignore[no-untyped-call]
+            callbacks = [TuneReportCallback()]  # type: ignore[no-untyped-call]
+            train(config, callbacks=callbacks, wrap_report=wrap_report, wait=True)
     except DivergedError as error:
         tune.report({FAILED: f"diverged at {error}"})

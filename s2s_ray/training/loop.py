@@ -27,6 +27,7 @@ from s2s_ray.model.losses import allowed_negatives
 from s2s_ray.model.pretrained import initialise_street_encoder
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import rank, sum_over_ranks, world_size
+from s2s_ray.training.guard import Check, guarded
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.means import EpochMeans
 from s2s_ray.training.mining import MiningSchedule
@@ -62,7 +63,13 @@ class Trainer:
         self._measure(metres_rule(self.train_set))
 
     def fit(
-        self, report: Report = lambda metrics: None, *, repeat: bool = False, gauges: Gauges | None = None
+        self,
+        report: Report = lambda metrics: None,
+        *,
+        repeat: bool = False,
+        gauges: Gauges | None = None,
+        check: Check | None = None,
+        wait: bool = False,
     ) -> list[dict[str, Any]]:
         """Train to the last epoch, starting from the newest checkpoint of the run if it has one.
 
@@ -71,14 +78,23 @@ class Trainer:
                 stored `checkpoint`, which is not yet the one of this epoch.
             repeat: report the epochs that were finished before this attempt first.
             gauges: receives the state of the training while it runs.
+            check: called on the first worker before every write, by the driver that holds the run's lease. None: the
+                first worker holds the lease itself.
+            wait: wait for the end of another driver of the run that is alive, instead of refusing.
 
         Returns: the history, one entry per epoch.
 
         Raises:
             DivergedError: a loss or a gradient is not finite, on every worker at the same step. No checkpoint of that
                 state is written.
-            RunError, CheckpointError: the run was started with settings that are incompatible with these.
+            RunError, CheckpointError: the run was started with settings that are incompatible with these, or another
+                process drives it.
         """
+        with guarded(self.config, check, wait=wait) as self._check:
+            self.store.check = self._check
+            return self._fit(report, repeat, gauges)
+
+    def _fit(self, report: Report, repeat: bool, gauges: Gauges | None) -> list[dict[str, Any]]:
         self._resume()
         for metrics in self.history if repeat else ():
             report(metrics)
@@ -98,6 +114,7 @@ class Trainer:
                 report(metrics)
         except DivergedError as error:
             if rank() == 0:
+                self._check()
                 logbook.diverged(str(error))
             raise
         finally:
@@ -232,6 +249,7 @@ class Trainer:
         self.mining.epoch_ended(self.epoch, metrics["r_loss"], metrics.get("recall_at_1"))
         self.epoch, self.batches_done, self._means = self.epoch + 1, 0, EpochMeans()
         if rank() == 0:
+            self._check()
             logbook.end_epoch(self.history)
         self._save(metrics)
         # The checkpoint of this epoch may still be uploading, so the last one that is stored is reported.
@@ -263,12 +281,13 @@ def check_ready(config: Config) -> None:
     """Refuse a run that the workers would refuse, before any of them is started.
 
     Raises:
-        ConfigError: a tracker that is not installed, or too small a cache.
+        ConfigError: a tracker that is not installed, too small a cache, or a secret in the configuration.
         DatasetError: no data set, or an empty split.
         RunError: another resolution, or a run that was started with incompatible settings.
         CheckpointError: a checkpoint of another model.
         StorageError: a file cannot be read.
     """
+    config.check_storable()
     check_installed(config)
     data = _open(config, "train", flip=0.0).info
     _open(config, "val", flip=0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,19 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.config import Config, TrainConfig
-from s2s_ray.errors import DivergedError, S2SError, StoppedError
-from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.errors import CheckpointError, DivergedError, RunError, StoppedError
+from s2s_ray.runtime.cluster import in_thread
 from s2s_ray.runtime.gauges import RayGauges
-from s2s_ray.runtime.ray_internals import cancel_resource_request, quieten_train_reports, without_idle_helpers
+from s2s_ray.runtime.placement import Demand, WaitingForRoom, require_room
+from s2s_ray.runtime.ray_internals import cancel_resource_request, quieten_train_reports
+from s2s_ray.runtime.ray_settings import set_train_defaults
+from s2s_ray.runtime.torch_trainer import QuietTorchTrainer
 from s2s_ray.storage.filesystem import open_filesystem
+from s2s_ray.storage.lease import Lease
+from s2s_ray.training.guard import driving_run
 from s2s_ray.training.history import read_history
 from s2s_ray.training.loop import Report, Trainer, check_ready
-from s2s_ray.training.run import checkpoint_store, located, run_uri
+from s2s_ray.training.run import checkpoint_store, run_uri
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ def train(
     *,
     callbacks: Sequence[Any] = (),
     wrap_report: Callable[[Trainer, Report], Report] | None = None,
+    wait: bool = False,
 ) -> TrainResult:
     """Train the configured run on the connected Ray cluster, or resume it.
 
@@ -55,22 +60,48 @@ def train(
         callbacks: Ray Train's `UserCallback`s.
         wrap_report: returns, for a worker's trainer and Ray Train's report function, the function to which the worker
             reports its epochs, past ones first. By default it is Ray Train's report function itself.
+        wait: wait for the end of another driver of the run that is alive, instead of refusing.
 
     Raises:
         ConfigError, StorageError, RunError, CheckpointError: the run cannot start; nothing was changed.
+        PlacementError: the cluster can never hold the workers.
+        RunError: another process drives the run, or took it over because this one had shown no sign of life.
         DivergedError: a loss is not finite.
         StoppedError: Ctrl-C; the message names the newest checkpoint and how to resume. Ray is shut down.
         ray.train.TrainingFailedError: workers failed more often than `train.max_failures`. If one of the errors above
             caused it, that error is raised instead.
     """
-    config = located(config)
+    config = config.located()
     check_ready(config)
-    # Ray polls for reports every 2 s and blocks the loop meanwhile, which is too long if an epoch takes seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    demand = worker_demand(config.train, f"run {config.train.name!r}")
+    require_room(demand)
+    with driving_run(config, wait=wait) as lease:
+        metrics = _fit(config, lease, demand, list(callbacks), wrap_report)
+    if "diverged" in metrics:
+        raise DivergedError(metrics["diverged"])
+    store = checkpoint_store(config)
+    best, steps = store.best(), store.steps()
+    if best is None:
+        raise CheckpointError(
+            f"run {config.train.name!r} has finished, but none of its validated checkpoints below {store.root} can be "
+            "read: restore one, or train again under another train.name"
+        )
+    return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), read_history(run_uri(config)))
+
+
+def _fit(
+    config: Config,
+    lease: Lease,
+    demand: Demand,
+    callbacks: list[Any],
+    wrap_report: Callable[[Trainer, Report], Report] | None,
+) -> dict[str, Any]:
+    """Run Ray Train's workers to the end, and return the metrics that they reported last."""
     system, path = open_filesystem(storage.join(run_uri(config), "ray"))
-    trainer = _TorchTrainer(
+    payload = {"config": config.model_dump(mode="json"), "wrap_report": wrap_report, "fence": lease.fence}
+    trainer = QuietTorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "wrap_report": wrap_report},
+        train_loop_config=payload,
         scaling_config=_scaling(config.train),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if config.train.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -79,42 +110,46 @@ def train(
             storage_path=path,
             storage_filesystem=system,
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            callbacks=list(callbacks),
+            callbacks=callbacks,
         ),
     )
+    waiting = WaitingForRoom(demand)
+
+    def watch() -> None:
+        lease.raise_if_lost()
+        waiting.log()
+
     try:
-        result = in_thread(trainer.fit)
+        result = in_thread(trainer.fit, watch)
     except KeyboardInterrupt:
         cancel_resource_request(trainer)
         ray.shutdown()  # ends the workers, so that they cannot prune the checkpoint that the message names
         raise StoppedError(_stopped(config)) from None
-    except ray.train.TrainingFailedError as error:
-        original = original_error(error)
-        if isinstance(original, S2SError):
-            raise original from error
+    except RunError:
+        if lease.is_lost and ray.get_runtime_context().get_actor_id() is None:
+            cancel_resource_request(trainer)
+            ray.shutdown()  # ends the workers, which could not write anyway; in a trial Ray Tune ends them
         raise
-    if result.metrics and "diverged" in result.metrics:
-        raise DivergedError(result.metrics["diverged"])
-    store = checkpoint_store(config)
-    best, steps = store.best(), store.steps()
-    assert best is not None, "the last epoch is always validated"
-    return TrainResult(run_uri(config), store.uri(best), store.uri(steps[-1]), read_history(run_uri(config)))
+    return result.metrics or {}
 
 
-class _TorchTrainer(ray.train.torch.TorchTrainer):
-    """Ray Train's trainer without helpers that have nothing to do."""
-
-    def _create_default_callbacks(self, *args: Any, **kwargs: Any) -> list[Any]:
-        callbacks = super()._create_default_callbacks(*args, **kwargs)  # type: ignore[misc]  # mypy sees the old class
-        return without_idle_helpers(callbacks)
+def worker_demand(train: TrainConfig, who: str) -> Demand:
+    """Return the Ray resources of the workers of a run, of an elastic one as few as it may start with."""
+    workers = train.workers if train.min_workers is None else train.min_workers
+    # Ray Train fills in what is missing in the same way.
+    bundle = dict(train.resources_per_worker) or {"CPU": 1.0, **({"GPU": 1.0} if train.use_gpu else {})}
+    if train.use_gpu:
+        bundle.setdefault("GPU", 1.0)
+    settings = f"train.workers={train.workers}, train.use_gpu={train.use_gpu}"
+    if train.min_workers is not None:
+        settings += f", train.min_workers={train.min_workers}"
+    return Demand(who, workers, bundle, f"{settings}, train.resources_per_worker={dict(train.resources_per_worker)!r}")
 
 
 def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
     """Return the number and resources of workers; an elastic group starts with as many of a range as fit."""
     elastic = train.min_workers is not None and train.min_workers < train.workers
-    if elastic:
-        # Ray's list of nodes is some seconds old: a group placed on a node that is gone must not wait long.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+    set_train_defaults(elastic=elastic)
     return ray.train.ScalingConfig(
         num_workers=(train.min_workers, train.workers) if elastic else train.workers,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]  # mypy sees the old class
@@ -131,15 +166,18 @@ def _worker(payload: dict[str, Any]) -> None:
     torch.set_num_threads(config.train.threads)
     try:
         trainer, wrap_report = Trainer(config, device), payload["wrap_report"]
+        report = ray.train.report if wrap_report is None else wrap_report(trainer, ray.train.report)
+        check = payload["fence"].check if ray.train.get_context().get_world_rank() == 0 else _no_check
         gauges = RayGauges(run=config.train.name)
-        if wrap_report is None:
-            trainer.fit(ray.train.report, gauges=gauges)
-        else:
-            trainer.fit(wrap_report(trainer, ray.train.report), repeat=True, gauges=gauges)
+        trainer.fit(report, repeat=wrap_report is not None, gauges=gauges, check=check)
     except DivergedError as error:
         # All workers stop at the same step, and a retry would only diverge again.
         logger.error("%s", error)
         ray.train.report({"diverged": str(error)})
+
+
+def _no_check() -> None:
+    """Do nothing: only the first worker writes."""
 
 
 def _stopped(config: Config) -> str:

@@ -115,7 +115,8 @@ def _compare(stored: Origin, config: Config, root: str, digest: str) -> None:
     """Refuse settings or a data set that the trials were not started with."""
     kind, section, fault = stored.KIND, stored.SECTION, stored.ERROR
     name = getattr(config, section).name
-    before, now = stored.configuration(root).model_dump(mode="json"), config.model_dump(mode="json")
+    # Earlier versions stored some paths as typed, relative to the directory of the start.
+    before, now = stored.configuration(root).located().model_dump(mode="json"), config.model_dump(mode="json")
     for part in stored.COMPARED:
         for key, value in now[part].items():
             if key not in stored.FREE.get(part, ()) and before[part][key] != value:

@@ -28,6 +28,7 @@ from s2s_ray.geo.images import (
 )
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.runtime.progress import Advance
+from s2s_ray.storage import conditional
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
@@ -231,14 +232,48 @@ def test_another_data_set_is_not_overwritten(pairs: PairFolder, tmp_path: Path) 
     assert content(tmp_path / "out") == before
 
 
-def test_a_begun_plan_without_a_shard_may_change(pairs: PairFolder, tmp_path: Path) -> None:
+def test_a_plan_without_a_shard_is_not_replaced(pairs: PairFolder, tmp_path: Path) -> None:
+    """Another process may be about to write the first one."""
     fill(pairs)
-    storage.write_json(
-        str(tmp_path / "out" / "plan.json"), {"digest": "x", "settings": {}, "records": 0, "pairs_per_shard": 1}
-    )
+    plan = tmp_path / "out" / "plan.json"
+    other = {"digest": "x", "settings": {}, "records": 0, "pairs_per_shard": 1}
+    storage.write_json(str(plan), other)
+    with pytest.raises(DatasetError, match=r"already holds the plan of another data set .*or delete plan\.json there"):
+        prepare(pairs.config(tmp_path / "out"))
+    assert storage.read_json(str(plan)) == other
+    assert [path.name for path in plan.parent.iterdir()] == ["plan.json"]
+    plan.unlink()
     prepare(pairs.config(tmp_path / "out"))
-    prepare(pairs.config(tmp_path / "fresh"))
-    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("encoding", ["png", "webp"])
+def test_two_preparations_at_the_same_moment(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """The second begins, and finishes, when the first is about to claim the place."""
+    fill(pairs)
+    first, second = (
+        pairs.config(tmp_path / "out", shard_mb=0.03),
+        pairs.config(tmp_path / "out", shard_mb=0.03, encoding=encoding),
+    )
+    write_once, faster = conditional.write_once, [second]
+
+    def claim(uri: str, content: bytes) -> bytes:
+        if faster:
+            prepare(faster.pop())
+        return write_once(uri, content)
+
+    monkeypatch.setattr(conditional, "write_once", claim)
+    if encoding == first.prepare.encoding:
+        assert prepare(first) == read_dataset_info(str(tmp_path / "out"))
+    else:
+        with pytest.raises(DatasetError, match=r"already holds another data set \(prepare\.encoding was 'png', now"):
+            prepare(first)
+    before = content(tmp_path / "out")
+    prepare(second)
+    assert content(tmp_path / "out") == before
+    prepare(pairs.config(tmp_path / "alone", shard_mb=0.03, encoding=encoding))
+    assert content(tmp_path / "alone") == before
 
 
 def test_unusable_pairs_are_quarantined(pairs: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from s2s_ray.errors import ConflictError, DamagedError, RunError, StorageError, SweepError
+from s2s_ray.errors import ConflictError, DamagedError, RunError, StorageError, SweepError, UnreachableError
 from s2s_ray.storage import conditional, holder, lease
 from s2s_ray.storage.lease import DRIVER_FILE, HEARTBEAT_S, POLL_S, SILENT_S, Lease, driving
 
@@ -174,7 +174,7 @@ def test_lost_answers(tmp_path: Path, virtual: Time, monkeypatch: pytest.MonkeyP
         if left[0] < 0 or written:
             write(uri, content, version)
         if left[0] >= 0:
-            raise StorageError("the answer was lost")
+            raise UnreachableError("the answer was lost")
 
     monkeypatch.setattr(conditional, "write", losing)
     own = acquired(tmp_path)

@@ -37,12 +37,14 @@ def test_the_librarys_own_error_of_a_worker_is_raised(
     lost = RuntimeError("Connection closed by peer")
     raised = ray.train.WorkerGroupError("many lines", {0: lost, **({1: fault} if fault else {})})
 
-    def fail(work: object) -> None:
+    def fail() -> None:
         raise raised
 
     monkeypatch.setattr(ray_train, "check_ready", lambda config: None)
-    monkeypatch.setattr(ray_train, "in_thread", fail)
-    monkeypatch.setattr(ray_train, "_TorchTrainer", lambda *_, **__: type("Trainer", (), {"fit": None}))
+    monkeypatch.setattr(ray_train, "require_room", lambda demand: None)
+    monkeypatch.setattr(
+        ray_train, "QuietTorchTrainer", lambda *_, **__: type("Trainer", (), {"fit": staticmethod(fail)})
+    )
     with pytest.raises(type(fault or raised)) as caught:
         train(load_config("tiny", [f"train.storage={tmp_path}"]))
     assert caught.value is (fault or raised)

@@ -14,7 +14,7 @@ import yaml
 from s2s_ray.ablation.study import AblationOrigin
 from s2s_ray.config import Config, with_values
 from s2s_ray.data import description
-from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, StorageError, SweepError
+from s2s_ray.errors import AblationError, ConfigError, DamagedError, S2SError, SweepError, UnreachableError
 from s2s_ray.storage import conditional
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.trials.claim import Origin, claim
@@ -110,9 +110,10 @@ def test_a_lost_answer(started: Started, monkeypatch: pytest.MonkeyPatch, writte
             write(uri, content, version)
         if lost:
             lost.pop()
-            raise StorageError("the answer was lost")
+            raise UnreachableError("the answer was lost")
 
     monkeypatch.setattr(conditional, "write", losing)
+    monkeypatch.setattr(conditional.time, "sleep", lambda seconds: None)
     new = str(root.parent / "new")
     assert claim(config, new, origin) == origin.at(new)
 
