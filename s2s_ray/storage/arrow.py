@@ -59,10 +59,6 @@ class ArrowStore:
 
     def __init__(self, scheme: str) -> None:
         self._scheme = scheme
-        if scheme not in _KIND:
-            raise StorageError(
-                f"{scheme}://: no file system for this URI; use a path, s3:// or one of {', '.join(sorted(_KIND))}"
-            )
 
     def get(self, uri: Uri) -> Stored:
         def read(system: fs.FileSystem, path: str) -> bytes:

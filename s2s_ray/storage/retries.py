@@ -53,16 +53,6 @@ def patiently(uri: str, server: str, operation: Callable[[], T]) -> T:
             if attempt >= attempts:
                 raise
             pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
-            log.warning(
-                "%s: attempt %d of %d failed, retrying in %.1f s (%s)",
-                uri,
-                attempt,
-                attempts,
-                pause,
-                _reason(uri, error),
-            )
+            reason = str(error).removeprefix(f"{uri}: ").removeprefix(f"{uri} ")
+            log.warning("%s: attempt %d of %d failed, retrying in %.1f s (%s)", uri, attempt, attempts, pause, reason)
             time.sleep(pause)
-
-
-def _reason(uri: str, error: Exception) -> str:
-    return str(error).removeprefix(f"{uri}: ").removeprefix(f"{uri} ")

@@ -60,7 +60,7 @@ class S3Store:
             return _patiently(uri, lambda to: _put(to, uri, bucket, key, content))
         condition = {"IfNoneMatch": "*"} if isinstance(mode, Create) else {"IfMatch": mode.version}
         try:
-            return _put(connection(), uri, bucket, key, content, **condition)
+            return _put(connection(uri), uri, bucket, key, content, **condition)
         except NotFoundError as error:
             if isinstance(mode, Replace) and "NoSuchKey" in str(error.__cause__):
                 raise ConflictError(f"{uri} was deleted by another process since it was read") from None
@@ -227,8 +227,8 @@ class _Reader(io.RawIOBase):
 
 
 def _patiently(uri: str, operation: Callable[[Connection], T]) -> T:
-    to = connection()
-    return patiently(uri, to.server, lambda: operation(connection()))
+    to = connection(uri)
+    return patiently(uri, to.server, lambda: operation(connection(uri)))
 
 
 def _bucket_and_key(uri: Uri) -> tuple[str, str]:

@@ -36,8 +36,8 @@ class Connection:
         return self.endpoint or "AWS"
 
 
-def connection() -> Connection:
-    """Return the client for the settings of this moment.
+def connection(uri: str) -> Connection:
+    """Return the client for the settings of this moment; the URI is for messages alone.
 
     It is not shared with a forked child, nor kept when the environment or a profile changes.
 
@@ -53,7 +53,7 @@ def connection() -> Connection:
             if found is None:
                 if len(_connections) >= 16:
                     _connections.clear()
-                found = _connections[key] = _connect()
+                found = _connections[key] = _connect(uri)
     return found
 
 
@@ -71,7 +71,7 @@ def _settings() -> tuple[object, ...]:
     return (*sorted((name, os.environ[name]) for name in names), *files)
 
 
-def _connect() -> Connection:
+def _connect(uri: str) -> Connection:
     from boto3.session import Session  # takes long to import, and only S3 needs it
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
@@ -90,10 +90,11 @@ def _connect() -> Connection:
         client = session.client("s3", config=config)
     except ValueError as error:
         raise StorageError(
-            f"AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config: {error}; expected http://HOST:PORT or https://HOST:PORT"
+            f"{uri}: AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config: {error}; expected http://HOST:PORT or "
+            "https://HOST:PORT"
         ) from None
     except BotoCoreError as error:
-        raise RefusedError(f"the AWS settings cannot be used: {error}") from None
+        raise RefusedError(f"{uri}: the AWS settings cannot be used: {error}") from None
     endpoint = str(client.meta.endpoint_url)
     host = urlsplit(endpoint).hostname or ""
     return Connection(client, session, None if host.endswith(_AWS) else endpoint)

@@ -50,7 +50,7 @@ class _Upload:
         self.upload: str | None = None
 
     def send(self) -> str:
-        server = connection().server
+        server = connection(self.uri).server
         self.upload = patiently(self.uri, server, self._begin)
         count = math.ceil(self.size / self.part)
         with ThreadPoolExecutor(min(_AT_A_TIME, count)) as pool:
@@ -66,13 +66,13 @@ class _Upload:
         return patiently(self.uri, server, lambda: self._complete(parts))
 
     def _begin(self) -> str:
-        to = connection()
+        to = connection(self.uri)
         with s3_faults(self.uri, to):
             response = to.client.create_multipart_upload(**self.place, Metadata={_NONCE: self.nonce})
             return str(response["UploadId"])
 
     def _send_part(self, number: int) -> dict[str, Any]:
-        to, content = connection(), self._read(number)
+        to, content = connection(self.uri), self._read(number)
         with s3_faults(self.uri, to):
             response = to.client.upload_part(
                 **self.place,
@@ -94,7 +94,7 @@ class _Upload:
     def _complete(self, parts: list[dict[str, Any]]) -> str:
         from botocore.exceptions import ClientError
 
-        to = connection()
+        to = connection(self.uri)
         with s3_faults(self.uri, to):
             try:
                 response = to.client.complete_multipart_upload(
@@ -116,6 +116,6 @@ class _Upload:
     def abort(self) -> None:
         if self.upload is None:
             return
-        to = connection()
+        to = connection(self.uri)
         with suppress(StorageError), s3_faults(self.uri, to):
             to.client.abort_multipart_upload(**self.place, UploadId=self.upload)

@@ -9,9 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, TypeAlias
 
+from s2s_ray.errors import StorageError
 from s2s_ray.references import refuse_secret
 from s2s_ray.uri import Uri
 
+SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+_LISTED = ", ".join(f"{scheme}://" for scheme in SCHEMES)
 Kind: TypeAlias = Literal["file", "folder"]
 
 
@@ -130,7 +133,10 @@ def store_of(uri: str) -> Store:
     """
     refuse_secret(uri)
     scheme = Uri(uri).scheme
-    return _registered.get(scheme) or _store(scheme)
+    found = _registered.get(scheme)
+    if found is None and scheme not in SCHEMES:
+        raise StorageError(f"{uri}: there is no storage for {scheme}://; use a path or one of {_LISTED}")
+    return found or _store(scheme)
 
 
 @contextmanager

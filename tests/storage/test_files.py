@@ -99,7 +99,9 @@ def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{")
     with pytest.raises(DamagedError, match="file is not JSON"):
         storage.read_json(f"{tmp_path}/file")
-    with pytest.raises(StorageError, match=r"foo://x/y: no file system for this URI"):
+    with pytest.raises(
+        StorageError, match=r"^foo://x/y: there is no storage for foo://; use a path or one of file://, s3://"
+    ):
         storage.read_bytes("foo://x/y")
     with pytest.raises(StorageError, match=r"s3://: expected s3://BUCKET/PATH"):
         storage.exists("s3://")
@@ -108,9 +110,7 @@ def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
 def test_an_endpoint_without_a_scheme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-    with pytest.raises(
-        StorageError, match=r"^AWS_ENDPOINT_URL or \S+ in ~/.aws/config: .* localhost:9000; expected http:"
-    ):
+    with pytest.raises(StorageError, match=r"^s3://bucket/x: AWS_ENDPOINT_URL or .*: localhost:9000; expected"):
         storage.read_bytes("s3://bucket/x")
 
 
