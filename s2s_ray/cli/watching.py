@@ -54,6 +54,7 @@ def exporter(
     from contextlib import ExitStack
 
     from s2s_ray.monitoring.exporter import exporting
+    from s2s_ray.runtime.addresses import http_url
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -64,6 +65,6 @@ def exporter(
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OptionError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
-        typer.echo(f"Serving metrics for {', '.join(roots)} at http://{host}:{port}/metrics; press Ctrl-C to stop")
+        typer.echo(f"Serving metrics for {', '.join(roots)} at {http_url(host, port)}/metrics; press Ctrl-C to stop")
         while not stop.wait(every_s):
             collector.scan()

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from s2s_ray.errors import NotReadyError
+from s2s_ray.runtime.addresses import authority, bare_host, http_url
 from s2s_ray.service.app import build
 from s2s_ray.service.settings import ServeArgs
 
@@ -28,18 +29,18 @@ def serving(args: ServeArgs, host: str, port: int) -> Iterator[str]:
             ready in time.
     """
     application = build(args)
+    host = bare_host(host)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(http_options={"host": host, "port": port}, proxy_location="HeadOnly", logging_config=quiet)
     except RuntimeError as error:  # as RayTaskError, with the traceback of the proxy in the message
-        raise NotReadyError(f"Serve could not start on {host}:{port}: {_last_line(str(error))}") from error
+        raise NotReadyError(f"Serve could not start on {authority(host, port)}: {_last_line(str(error))}") from error
     try:
         try:
             serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:
             raise NotReadyError(f"the service could not start: {_reason(error)}") from error
-        # A service on every interface is reachable through loopback.
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        url = http_url(host, port)
         _wait_until_ready(url)
         yield url
     finally:

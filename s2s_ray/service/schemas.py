@@ -220,7 +220,7 @@ class Promotion(BaseModel):
 
 
 class ExamplePlace(BaseModel):
-    """A place of the data set to try the service with; the two paths lead to its images."""
+    """A place of the data set to try the service with, and the addresses of its images, relative to this response."""
 
     id: str
     latitude: float | None

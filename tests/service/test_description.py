@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urljoin
 
 from tests.support.fake_service import COUNT, HEIGHT, RELEASE, Fakes
 from tests.support.http_requests import request
@@ -24,8 +25,11 @@ def test_images_of_the_index(fakes: Fakes) -> None:
     assert request(fakes, "GET", "/v1/thumbnail", params={"id": "tile-1"}).content == b"jpeg"
     assert request(fakes, "GET", "/v1/thumbnail", params={"id": "tile-9"}).status_code == 404
     [place] = request(fakes, "GET", "/v1/examples").json()["examples"]
-    assert request(fakes, "GET", f"/{place['street']}").content == b"street"
-    assert request(fakes, "GET", f"/{place['tile']}").headers["content-type"] == "image/jpeg"
+    for page in ("http://service/v1/examples", "https://host/a/proxy/prefix/v1/examples"):
+        assert urljoin(page, place["street"]) == f"{page}/0/street"
+    listed = "http://service/v1/examples"
+    assert request(fakes, "GET", urljoin(listed, place["street"])).content == b"street"
+    assert request(fakes, "GET", urljoin(listed, place["tile"])).headers["content-type"] == "image/jpeg"
     assert request(fakes, "GET", "/v1/examples/1/tile").status_code == 404
 
 

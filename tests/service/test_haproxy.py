@@ -13,7 +13,8 @@ from s2s_ray.service.deploy.haproxy import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENERS = "frontend figures\n    bind :19101\n    mode http\nlisten stats\n  bind *:18404\n  mode http\n"
-FRONT = "frontend service\n    bind 0.0.0.0:18000\n    mode http\n"
+HOSTS = ("0.0.0.0", "::", "::1", "127.0.0.1")
+FRONT = "frontend service\n" + "".join(f"    bind {host}:18000\n" for host in HOSTS) + "    mode http\n"
 DEFAULTS = "defaults\n    timeout client 1s\n    timeout connect 1s\n    timeout server 1s\n"
 
 

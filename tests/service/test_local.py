@@ -41,6 +41,20 @@ def test_a_port_in_use_is_one_line(serve: Any) -> None:
     assert serve.deleted == [], "no application was deployed"
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::"])
+def test_a_service_on_an_ipv6_address_has_a_url(serve: Any, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(local, "_wait_until_ready", asked.append)
+    options: list[dict[str, Any]] = []
+    serve.start = lambda **given: options.append(given["http_options"])
+    with local.serving(ARGS, host, 8000) as url:
+        assert asked == [url] == ["http://[::1]:8000"]
+    assert options == [{"host": host.strip("[]"), "port": 8000}], "sockets take no brackets"
+    serve.start = raises("RuntimeError: Failed to bind")
+    with pytest.raises(NotReadyError, match=r"could not start on \[::1?\]:8000"), local.serving(ARGS, host, 8000):
+        pass
+
+
 def test_a_deployment_that_cannot_start_is_named_with_the_reason(serve: Any) -> None:
     serve.run = raises("Deploying application s2s failed")
     failed = SimpleNamespace(status="DEPLOY_FAILED", message="Traceback ...\nValueError: no driver\n")

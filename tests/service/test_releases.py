@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import registry
-from s2s_ray.errors import StorageError
+from s2s_ray.errors import ConflictError, DamagedError, RefusedError, StorageError, UnreachableError
 from tests.support.fake_service import RELEASE, Fakes
 from tests.support.http_requests import request, sentence
 from tests.support.stored_model import stored_model
@@ -38,6 +38,40 @@ def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Pa
         response = request(fakes, "POST", path, headers=secret)
         assert response.status_code == 404, path
         sentence(response)
+
+
+def test_a_release_without_an_index_cannot_be_promoted(fakes: Fakes, tmp_path: Path) -> None:
+    root, secret = str(tmp_path / "registry"), {"authorization": f"Bearer {SECRET}"}
+    checkpoint, _ = stored_model(tmp_path)
+    registry.publish(root, "demo", checkpoint, release="bare")
+    token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
+    fakes.settings = {"registry": root, "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
+    response = request(fakes, "POST", "/v1/releases/bare/promote", headers=secret)
+    assert (response.status_code, "'bare' of 'demo' has no index" in sentence(response)) == (409, True)
+    assert str(tmp_path) not in response.text, "callers need not know where the registry is"
+    response = request(fakes, "GET", "/v1/releases", headers=secret)
+    assert response.status_code == 200
+    fakes.settings["name"] = "nobody"
+    response = request(fakes, "GET", "/v1/releases", headers=secret)
+    assert (response.status_code, str(tmp_path) in sentence(response)) == (404, False)
+
+
+@pytest.mark.parametrize("kind", [UnreachableError, ConflictError, DamagedError, RefusedError])
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("POST", "/x/promote"), ("POST", "/rollback")])
+def test_a_storage_that_fails_is_a_503_on_every_route_of_the_registry(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch, kind: type[StorageError], method: str, path: str
+) -> None:
+    def fail(*_args: Any) -> Any:
+        raise kind("s3://secret-bucket/demo/current.json: no answer")
+
+    for name in ("list_releases", "promote", "rollback"):
+        monkeypatch.setattr(registry, name, fail)
+    token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
+    fakes.settings = {"registry": "r", "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
+    secret = {"authorization": f"Bearer {SECRET}"}
+    response = request(fakes, method, f"/v1/releases{path}", headers=secret)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+    assert "secret-bucket" not in sentence(response)
 
 
 def test_a_registry_that_cannot_be_read_is_a_503_that_hides_its_location(

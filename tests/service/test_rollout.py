@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from s2s_ray.errors import RegistryError, ReleaseNotLoadedError
+from s2s_ray.errors import NotFoundError, RegistryError, ReleaseNotLoadedError, UnreachableError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.service.replicas.replica import MAX_HELD, ReleaseSlots
 from s2s_ray.service.rollout import rollout as module
@@ -141,6 +141,62 @@ def test_a_damaged_release_changes_nothing_and_is_reported(monkeypatch: pytest.M
         "call", "a traceback", ReleaseNotLoadedError("no memory")
     ).as_instanceof_cause()
     assert (world.step(), world.rollout.fault) == ("a", "no memory")
+
+
+@pytest.mark.parametrize("error", [KeyError("model"), NotFoundError("index/manifest.json does not exist")])
+def test_any_damage_of_the_next_release_keeps_the_served_one(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, "a")
+    world.step()
+    world.lineage = ["b", "a"]
+    monkeypatch.setattr(module.log, "propagate", True)
+
+    def damaged(_args: ServeArgs, _id: str) -> ServedRelease:
+        raise error
+
+    monkeypatch.setattr(module, "resolve", damaged)
+    assert [world.step() for _ in range(5)] == ["a"] * 5
+    assert world.rollout.next == "b"
+    assert world.rollout.fault in ("It cannot be read (KeyError).", "index/manifest.json does not exist")
+    assert len(caplog.records) == 1, "it is retried after a pause"
+
+
+def test_a_lost_accelerator_does_not_blame_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, "a")
+    world.step()
+    world.lineage = ["b", "a"]
+    lost = RuntimeError("CUDA error: device-side assert triggered")
+    world.deployments["street"].error_for = lambda _id: RayTaskError("call", "", lost).as_instanceof_cause()
+    assert (world.step(), world.rollout.fault) == ("a", "It is not loaded on all replicas yet.")
+    world.deployments["street"].error_for = lambda _id: None
+    assert world.step() == "b", "it is retried at once"
+
+
+@pytest.mark.parametrize("error", [UnreachableError("s3://bucket does not respond"), ValueError("a defect")])
+def test_a_registry_that_is_away_is_reported_and_the_release_stays(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world = World(monkeypatch, "a")
+    world.step()
+
+    def away(*_args: str) -> str:
+        raise error
+
+    monkeypatch.setattr(module.registry, "current", away)
+
+    async def scenario() -> None:
+        watching = asyncio.create_task(world.rollout.watch())
+        while world.rollout.fault is None:
+            await asyncio.sleep(0)
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert world.rollout.fault == "The registry cannot be read."
+    assert world.rollout.current is not None
+    monkeypatch.setattr(module.registry, "current", lambda *_: "a")
+    world.step()
+    assert world.rollout.fault is None
 
 
 def test_a_start_with_a_damaged_current_release_serves_the_previous_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from s2s_ray.errors import S2SError, ServiceError, StorageError
 _PROGRAM = """#!/bin/sh
 # Starts HAProxy as Ray does (-db -f FILE ...), but binds to loopback what Ray binds to every interface.
 for argument in "$@"; do
-  [ "$before" = -f ] && sed -i -E 's/^( *bind) \\*?:/\\1 127.0.0.1:/' "$argument"
+  [ "$before" = -f ] && sed -i -E 's/^( *bind) \\*?:([0-9])/\\1 127.0.0.1:\\2/' "$argument"
   before=$argument
 done
 exec {binary} "$@"

@@ -41,8 +41,8 @@ async def examples(api: Api) -> Examples:
     places = [
         {
             **{key: one[key] for key in ("id", "latitude", "longitude")},
-            "street": f"v1/examples/{number}/street",
-            "tile": f"v1/examples/{number}/tile",
+            "street": f"examples/{number}/street",  # relative to the address of this response (RFC 3986)
+            "tile": f"examples/{number}/tile",
         }
         for number, one in enumerate(found)
     ]

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import httpx2
 import ray
 
+from s2s_ray.runtime.addresses import http_url
+
 log = logging.getLogger("s2s_ray.service")
 
 PREFIXES = ("ray_s2s_", "ray_serve_")
@@ -22,7 +24,7 @@ _TIMEOUT_S = 5.0
 async def scrape() -> str:
     """Return the service's metrics of all nodes as Prometheus text, without nodes that do not respond."""
     nodes = await asyncio.to_thread(ray.nodes)
-    exporters = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
+    exporters = [http_url(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
     async with httpx2.AsyncClient(timeout=_TIMEOUT_S, trust_env=False) as http:
         texts = await asyncio.gather(*(_read(http, exporter) for exporter in exporters))
     return merge(text for text in texts if text is not None)

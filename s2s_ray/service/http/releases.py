@@ -10,10 +10,10 @@ from typing import TypeVar
 from fastapi import APIRouter, Depends
 
 from s2s_ray import registry, storage
-from s2s_ray.errors import RegistryError, RequestError, StorageError
+from s2s_ray.errors import RequestError, S2SError, StorageError
 from s2s_ray.service.http import openapi
 from s2s_ray.service.http.exchange import Exchange
-from s2s_ray.service.http.responses import sentence
+from s2s_ray.service.http.responses import as_sentence
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, administrator, authorized
 from s2s_ray.service.schemas import Promotion, Releases
@@ -26,8 +26,7 @@ _CHANGES = openapi.errors(
     openapi.UNAUTHORIZED,
     openapi.UNAVAILABLE,
     {403: "A token that may not change releases, or a service without admin tokens"},
-    {404: "No such release, or no previous one"},
-    openapi.PINNED,
+    {404: "No such release, or no previous one", 409: "The service is pinned to one release, or it has no index"},
 )
 
 
@@ -42,6 +41,8 @@ _CHANGES = openapi.errors(
 async def releases(api: Api) -> Releases:
     """List the releases of the served name."""
     listed = await _in_registry(api, registry.list_releases)
+    if not listed:
+        raise RequestError(404, f"The registry has no release of {api.service.args.name!r}.")
     current = await _in_registry(api, registry.current)
     return Releases.model_validate(
         {
@@ -89,19 +90,20 @@ async def _in_registry(api: Exchange, function: Callable[[str, str], T]) -> T:
     """Call a function of the registry with its root and the served name.
 
     Raises:
-        RequestError: 409 if the service is pinned to a release, 404 for an unknown release, 503 if the registry
-            cannot be read or written.
+        RequestError: 409 if the service is pinned to a release or the release has no index, 404 for an unknown
+            release, 503 if the registry cannot be read or written.
     """
     args = api.service.args
     if not args.follows:
         raise RequestError(409, "This service is pinned to one release.")
     assert args.registry is not None
     assert args.name is not None
+    root = storage.absolute(args.registry)
     try:
-        return await asyncio.to_thread(function, storage.absolute(args.registry), args.name)
-    except RegistryError as error:
-        raise RequestError(error.http_status, sentence(error)) from None
+        return await asyncio.to_thread(function, root, args.name)
     except StorageError as error:
         log.error("the registry cannot be read or written: %s", error)
-        text = "The registry cannot be read or written; try again later."
-        raise RequestError(error.http_status, text, api.service.retry_after) from None
+        raise api.service.overloaded("The registry cannot be read or written; try again later.") from None
+    except S2SError as error:
+        text = str(error).removeprefix(f"registry {root}: ").replace(root, "the registry")  # callers need no address
+        raise RequestError(error.http_status, as_sentence(text)) from None

@@ -89,8 +89,12 @@ def views(release: str, uploads: Uploads, streets: list[Pixels], polars: list[Pi
 
 def sentence(error: S2SError) -> str:
     """Return the message of an error as a sentence."""
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
+    return as_sentence(str(error))
+
+
+def as_sentence(message: str) -> str:
+    """Return a message as a sentence."""
+    return f"{message[:1].upper()}{message[1:]}."
 
 
 def _one_or_many(release: str, uploads: Uploads, results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
-from s2s_ray.errors import RegistryError
+from s2s_ray.errors import NoIndexError
 from s2s_ray.index import IndexInfo, read_info
 from s2s_ray.model.checkpoint_meta import model_config, read_meta
 from s2s_ray.service.settings import ServeArgs
@@ -44,7 +44,7 @@ def locate(args: ServeArgs, release: str | None = None) -> Located:
     if args.registry is not None and args.name is not None:
         found = registry.resolve(storage.absolute(args.registry), args.name, release or args.release)
         if found.index_uri is None:
-            raise RegistryError(
+            raise NoIndexError(
                 f"registry {args.registry}: release {found.id!r} of {args.name!r} has no index; attach one first"
             )
         key, fingerprint = ReleaseKey(found.id, found.checkpoint_uri, found.index_uri), found.fingerprint

@@ -14,6 +14,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from s2s_ray import registry, storage
 from s2s_ray.errors import S2SError
 from s2s_ray.runtime.cluster import original_error
+from s2s_ray.secrets import masked
+from s2s_ray.service.replicas.accelerator import is_lost
 from s2s_ray.service.rollout.releases import ReleaseKey, candidates
 from s2s_ray.service.rollout.served_release import ServedRelease, resolve
 from s2s_ray.service.settings import ServeArgs
@@ -22,6 +24,7 @@ log = logging.getLogger("s2s_ray.service")
 
 PREPARE_S = 600.0  # longest wait for all replicas to load a release
 RETRY_FAULTY_S = 30.0  # pause before a release that could not be loaded is tried again
+_NOT_YET = (RayActorError, DeploymentUnavailableError, TimeoutError)
 FRESH_S = 2.0  # maximum age of the counts of replicas
 
 
@@ -68,8 +71,9 @@ class Rollout:
         while True:
             try:
                 await self.step()
-            except Exception:  # the registry may be unreachable for a while; the served release stays
-                log.exception("could not follow the registry; retrying")
+            except Exception as error:  # the registry may be unreachable for a while; the served release stays
+                self.fault = "The registry cannot be read."
+                log.error("could not follow the registry: %s", error, exc_info=not isinstance(error, S2SError))
             if self.current is not None:
                 self._on_poll(self.current)
             first = self.current is None
@@ -122,17 +126,18 @@ class Rollout:
         try:
             release = await asyncio.to_thread(resolve, self._args, wanted)
             await asyncio.gather(*(self._prepare(name, release.key) for name in self._deployments))
-        except (RayActorError, DeploymentUnavailableError, TimeoutError) as error:
-            if wanted not in self._logged:  # retried several times a second, logged once
-                log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
-            self._logged.add(wanted)
-            self.fault = "It is not loaded on all replicas yet."
-            return False
-        except S2SError as error:
+        except Exception as error:  # whatever is wrong with the next release, the served one stays
+            if isinstance(error, _NOT_YET) or is_lost(error):
+                if wanted not in self._logged:  # retried several times a second, logged once
+                    log.warning("release %s is not loaded everywhere yet: %s", wanted, error)
+                self._logged.add(wanted)
+                self.fault = "It is not loaded on all replicas yet."
+                return False
             original = original_error(error)  # that of a replica comes with the traceback of its call
-            log.error("release %s cannot be served: %s", wanted, original)
+            unexpected = not isinstance(original, S2SError)
+            log.error("release %s cannot be served: %s", wanted, original, exc_info=unexpected)
             self._faulty[wanted] = time.monotonic()
-            self.fault = str(original)
+            self.fault = f"It cannot be read ({type(original).__name__})." if unexpected else masked(str(original))
             return False
         self._logged.clear()
         previous, self.current = self.current, release

@@ -240,9 +240,10 @@ function exampleButton(place, kind, open) {
   button.type = "button";
   const image = document.createElement("img");
   image.alt = `${kind === "street" ? "Panorama" : "Tile"} of ${place.id}`;
-  show(image, place[kind]);
+  const path = new URL(place[kind], new URL("v1/examples", document.baseURI)).href;
+  show(image, path);
   button.append(image);
-  button.addEventListener("click", async () => open(await loadImage(place[kind]), place));
+  button.addEventListener("click", async () => open(await loadImage(path), place));
   return button;
 }
 
