@@ -276,9 +276,10 @@ def _head(to: Connection, uri: Uri, bucket: str, key: str) -> Info | None:
     with s3_faults(uri, to):
         try:
             if key:
-                response = to.client.head_object(Bucket=bucket, Key=key)
+                response = _head_object(to, bucket, key)
                 etag_of(uri, response)
-                return Info("file", int(response["ContentLength"]), response["LastModified"].timestamp())
+                size = range_of(uri, response).total
+                return Info("file", size, response["LastModified"].timestamp())
         except KeyError as error:
             raise UnreachableError(f"{uri}: the response of {to.server} has no {error}") from None
         except ClientError as error:
@@ -293,6 +294,18 @@ def _head(to: Connection, uri: Uri, bucket: str, key: str) -> Info | None:
                 return None
             raise
         return Info("folder", 0, 0.0) if page.get("Contents") or not key else None
+
+
+def _head_object(to: Connection, bucket: str, key: str) -> Any:
+    """Return the facts about an object: the request for a range makes the server state its length twice."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return to.client.head_object(Bucket=bucket, Key=key, Range="bytes=0-")
+    except ClientError as error:
+        if status_of(error) != 416:
+            raise
+        return to.client.head_object(Bucket=bucket, Key=key)  # an empty object has no ranges
 
 
 def _listed(to: Connection, uri: Uri, bucket: str, key: str) -> dict[str, Any] | None:

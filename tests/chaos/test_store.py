@@ -16,7 +16,7 @@ from s2s_ray.config import Config
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.verify import verify
 from s2s_ray.errors import StorageError
-from s2s_ray.storage import filesystem
+from s2s_ray.storage import retries
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store
 from tests.conftest import SHARED
@@ -37,8 +37,8 @@ if ceph_script(SHARED) is None:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Use short pauses and time-outs, and one thread as the undisturbed runs do."""
-    monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "STALL_TIMEOUT_S", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,7 +95,7 @@ def test_a_store_that_fails_permanently_is_named_and_the_run_resumes_when_it_is_
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(filesystem, "PATIENT_ATTEMPTS", 4)
+    monkeypatch.setattr(retries, "PATIENT_ATTEMPTS", 4)
     config = on_s3(configured(settings, tmp_path), storage.join(s3, "for-good"), tmp_path / "cache")
     prepare(sharded.model_copy(update={"data": config.data}))
     trainer = Trainer(config)

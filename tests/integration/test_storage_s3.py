@@ -21,7 +21,7 @@ from s2s_ray.data.verify import verify
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StorageError
 from s2s_ray.storage import (
     conditional,
-    filesystem,
+    retries,
 )
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def root(s3: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use short pauses between attempts and short waits for a store that does not respond."""
-    monkeypatch.setattr(filesystem, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(filesystem, "STALL_TIMEOUT_S", 1)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(retries, "STALL_TIMEOUT_S", 1)
 
 
 def test_write_read_list_delete(root: str, tmp_path: Path) -> None:
@@ -135,10 +135,29 @@ def test_an_endpoint_that_is_silent_is_named(root: str, monkeypatch: pytest.Monk
 
 
 def test_a_file_whose_size_was_cut_off_is_not_read_as_empty(root: str, proxy: FaultyProxy, impatient: None) -> None:
+    storage.write_bytes(storage.join(root, "x"), b"long content")
+    for method, ask, right in (
+        ("GET", storage.read_bytes, b"long content"),
+        ("GET", lambda uri: storage.open_input(uri).read(), b"long content"),
+        ("HEAD", storage.size, 12),
+    ):
+        proxy.faults[method] += ["behead", "shorten"]
+        assert ask(storage.join(root, "x")) == right
+        assert proxy.faults[method] == []
+
+
+def test_content_that_was_changed_on_its_way_is_read_again(
+    root: str, proxy: FaultyProxy, tmp_path: Path, impatient: None
+) -> None:
     storage.write_bytes(storage.join(root, "x"), b"content")
-    proxy.faults["HEAD"] += ["behead"]
+    proxy.faults["GET"] += ["corrupt", "corrupt"]
     assert storage.read_bytes(storage.join(root, "x")) == b"content"
-    assert proxy.faults["HEAD"] == []
+    proxy.faults["GET"] += ["corrupt"]
+    storage.download(storage.join(root, "x"), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"content"
+    proxy.choose = lambda method, path: "corrupt"
+    with pytest.raises(DamagedError, match=rf"^{root}/x fails its checksum .MD5"):
+        storage.read_bytes(storage.join(root, "x"))
 
 
 @pytest.mark.parametrize("fault", ["refuse", "drop", "reset", "lose", "stall"])
@@ -149,12 +168,13 @@ def test_transient_faults_are_survived(
     proxy.faults["PUT"] += [fault] * 2
     storage.write_bytes(storage.join(root, "x"), data)
     proxy.faults["HEAD"] += [fault]
+    assert storage.size(storage.join(root, "x")) == len(data)
     proxy.faults["GET"] += [fault] * 2
     assert storage.read_bytes(storage.join(root, "x")) == data
     proxy.faults["GET"] += [fault]
     storage.download(storage.join(root, "x"), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == data
-    assert proxy.faults == {"PUT": [], "HEAD": [], "GET": []}  # every fault occurred
+    assert not any(proxy.faults.values()), "every fault occurred"
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork
@@ -167,7 +187,7 @@ def test_a_data_set_in_a_bucket(root: str, pairs: PairFolder, tmp_path: Path) ->
     manifest = prepare(config)
     assert manifest == prepare(config)
     prepare(pairs.config(tmp_path / "local", shard_mb=0.02))
-    for name in sorted(path.name for path in (tmp_path / "local").iterdir()):
+    for name in storage.list_names(str(tmp_path / "local")):
         assert storage.read_bytes(storage.join(root, name)) == (tmp_path / "local" / name).read_bytes()
     assert verify(root).ok
 

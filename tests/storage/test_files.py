@@ -103,7 +103,7 @@ def test_missing_and_unusable_uris_are_named(tmp_path: Path) -> None:
         StorageError, match=r"^foo://x/y: there is no storage for foo://; use a path or one of file://, s3://"
     ):
         storage.read_bytes("foo://x/y")
-    with pytest.raises(StorageError, match=r"s3://: expected s3://BUCKET/PATH"):
+    with pytest.raises(StorageError, match=r"s3://: expected s3://BUCKET/KEY"):
         storage.exists("s3://")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -21,9 +22,11 @@ class FaultyProxy:
     (`If-Match` or `If-None-Match`) alone.
 
     `refuse`: respond with 503. `forbid`: respond with 403, as if the permissions had been taken away. `drop`: close
-    the connection without a response. `reset`: reset it. `lose`: forward the request and return half of the response
-    (nothing of one to PUT or HEAD). `behead`: return the status line alone. `stall`: stay silent until the client
-    gives up. `spoil`: forward a PUT with its last byte changed, as a bad network card would.
+    the connection without a response. `reset`: reset it. `lose`: forward the request and return half of the
+    response (nothing of one to PUT or HEAD). `behead`: return the status line alone. `shorten`: return a `Content-
+    Length` without its last digit, and as much of the content. `corrupt`: return the last byte changed. `stall`:
+    stay silent until the client gives up. `spoil`: forward a PUT with its last byte changed, as a bad network card
+    would.
     """
 
     def __init__(self, target: str) -> None:
@@ -123,6 +126,10 @@ def _rest(answer: bytes, method: str, fault: str) -> bytes:
     """Return the part of a response that reaches the client."""
     if fault == "behead":
         return answer[: answer.index(b"\r\n") + 2]
+    if fault == "shorten":
+        return re.sub(rb"(?i)(\r\ncontent-length: ?\d+)\d\r\n", rb"\1\r\n", answer, count=1)
+    if fault == "corrupt":
+        return answer[:-1] + bytes([answer[-1] ^ 1])
     if fault == "lose":
         return b"" if method in ("PUT", "HEAD") else answer[: len(answer) // 2]
     return answer
