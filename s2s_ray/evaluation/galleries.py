@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from s2s_ray import storage
+from s2s_ray.errors import InputError
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.views import to_pixels
 
@@ -84,7 +85,8 @@ def retrieval_gallery(rows: Sequence[RetrievalRow], gallery: int) -> Figure:
     `gallery` is the number of tiles that were searched. Pass `evenly_spaced` queries, so that hits and misses appear as
     often as they occur.
     """
-    assert rows, "a gallery needs a row"
+    if not rows:
+        raise InputError("a gallery needs at least one row")
     columns = max(len(row.matches) for row in rows)
     tile = 118.0
     tiles_width = max(columns, 5) * (tile + _GAP) - _GAP
@@ -116,7 +118,8 @@ def retrieval_gallery(rows: Sequence[RetrievalRow], gallery: int) -> Figure:
 
 def synthesis_gallery(rows: Sequence[SynthesisRow]) -> Figure:
     """Draw satellite tiles, their polar images, synthesised and real street views, like figures 6 and 7."""
-    assert rows, "a gallery needs a row"
+    if not rows:
+        raise InputError("a gallery needs at least one row")
     rows_of, columns_of = rows[0].real.shape[:2]
     tile = 84.0
     wide = (_WIDTH - 2 * _MARGIN - 3 * _GAP - tile) / 3
@@ -146,7 +149,8 @@ def comparison_gallery(
         views: views by the title of the model, one h w 3 for each place.
         tiles, real: satellite tiles S S 3 and real street views h w 3 of the places.
     """
-    assert tiles, "a comparison needs a place"
+    if not tiles:
+        raise InputError("a comparison needs at least one place")
     label = 190.0
     wide = (_WIDTH - 2 * _MARGIN - label - len(tiles) * _GAP) / len(tiles)
     high = wide * real[0].shape[0] / real[0].shape[1]
@@ -173,7 +177,8 @@ def training_curves(history: Sequence[Mapping[str, float]]) -> Figure:
     entries with a validation also have `recall_at_1` and so on. Dotted lines mark changes of `discard`, the percentage
     of triplets that mining leaves out. Names that no entry has are left out.
     """
-    assert history, "curves need an epoch"
+    if not history:
+        raise InputError("the curves of a run need at least one epoch")
     figure = Figure(figsize=(_WIDTH / _DPI, 480 / _DPI), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 4)

@@ -156,7 +156,7 @@ def assemble(
         The index, and one line for each tile that was left out.
 
     Raises:
-        ReferenceIndexError: no tile could be read.
+        ReferenceIndexError: no tile could be read, or the parts are those of other tiles.
     """
     ids = source.ids
     lines = [f"{ids[row]}: {reason}" for row, reason in faults.items()]
@@ -166,11 +166,17 @@ def assemble(
         raise ReferenceIndexError(f"{source.uri}: none of the {len(rows)} tiles could be read; first errors: {first}")
     dtype = vectors.stored_dtype(len(kept)) if extends is None else np.float32
     descriptors = vectors.allocate((len(kept), dimension), dtype)
+    misfit = ReferenceIndexError(
+        f"{source.uri}: the stored parts do not fit the {len(kept)} tiles to index: delete them and build again"
+    )
     filled = 0
     for part in parts:
+        if part.shape[1:] != (dimension,) or filled + len(part) > len(kept):
+            raise misfit
         descriptors[filled : filled + len(part)] = part
         filled += len(part)
-    assert filled == len(kept), "a part is incomplete"
+    if filled != len(kept):
+        raise misfit
     entries = source.entries(kept)
     if extends is not None:
         return extends.with_more(descriptors, entries), lines

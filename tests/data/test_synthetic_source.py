@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
+from benchmarks.colour import colour_matching_recall
 from s2s_ray.city import scene, surface
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.sources.synthetic import SyntheticSource
 from s2s_ray.errors import InputError
-from s2s_ray.evaluation.colour import colour_matching_recall
 
 SMALL = SyntheticSourceConfig(
     seed=3, train_pairs=30, test_pairs=20, tile_px=48, panorama_height=20, panorama_width=72, panorama_rays=1

@@ -147,6 +147,12 @@ def test_a_compressed_index_has_the_same_bytes_however_it_was_divided(
     np.testing.assert_array_equal(halves.reshape(count, dimension), descriptors.astype(np.float16))
 
 
+@pytest.mark.parametrize("shape", [(4, 32), (6, 32), (5, 31), (5,), ()])
+def test_parts_that_do_not_fit_the_tiles_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ReferenceIndexError, match="stored parts do not fit the 5 tiles"):
+        assemble(Drawn(5), range(5), iter([np.zeros(shape, np.float32)]), {}, 32, "c")
+
+
 def test_an_interrupted_build_resumes(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
     write = PartWriter.__call__
