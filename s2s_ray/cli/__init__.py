@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,6 @@ for verbs in (pipeline.app, results.app, watching.app, inference.app, service.ap
 app.add_typer(checkpoint.app, name="checkpoint")
 
 EXTRAS = {
-    "ray": "all",
     "optuna": "tune",
     "fastapi": "serve",
     "starlette": "serve",
@@ -40,11 +39,14 @@ EXTRAS = {
     "orjson": "serve",
     "jinja2": "train",
     "matplotlib": "train",
-    "scipy": "train",
     "tensorboardX": "train",
     "torchmetrics": "train",
 }
 """The extra that installs a package which the base lacks, by the name that is imported."""
+SHARED = ("ray", "scipy")
+"""Packages that several extras install, each the parts that its verbs need."""
+VERBS = {"serve": "serve", "tune": "tune", "ablate": "tune"}
+"""The extra of a verb; that of the others is `train`."""
 
 
 @app.callback(invoke_without_command=True)
@@ -54,7 +56,7 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
     if isinstance(context.obj, dict):
-        context.obj["debug"] = debug
+        context.obj |= {"debug": debug, "verb": context.invoked_subcommand}
     if version:
         from s2s_ray.config import preset_names
         from s2s_ray.version import code_version
@@ -63,29 +65,31 @@ def _root(
         raise typer.Exit
 
 
-def run(name: str, command: Callable[[], object], options: dict[str, bool] | None = None) -> None:
+def run(name: str, command: Callable[[], object], options: Mapping[str, Any] | None = None) -> None:
     """Run a command line to the end of the process.
 
     Args:
         name: of the program, which begins the line of an error.
         command: what to run.
-        options: shows tracebacks as well if its `debug` is true when an error arrives.
+        options: as they are when an error arrives: `debug` shows tracebacks as well, and `verb` is the verb that runs.
     """
+    options = {} if options is None else options
     log_plainly()
     sys.excepthook = _print_traceback
     try:
         command()
     except S2SError as error:
-        if options is not None and options.get("debug"):
+        if options.get("debug"):
             print(masked(traceback.format_exc()), end="", file=sys.stderr)
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ImportError as error:
         # Ray's own parts raise an ImportError without a name if what they need is not installed.
         package = (error.name or ("ray" if "ray[" in str(error) else "")).partition(".")[0]
-        if package not in EXTRAS or (options is not None and options.get("debug")):
+        extra = VERBS.get(options.get("verb") or "", "train") if package in SHARED else EXTRAS.get(package)
+        if extra is None or options.get("debug"):
             raise
-        print(f"{name}: {package} is not installed: pip install 's2s-ray[{EXTRAS[package]}]'", file=sys.stderr)
+        print(f"{name}: {package} is not installed: pip install 's2s-ray[{extra}]'", file=sys.stderr)
         sys.exit(2)
 
 
@@ -96,5 +100,5 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the `s2s` command."""
-    options: dict[str, bool] = {}
+    options: dict[str, Any] = {}
     run("s2s", lambda: app(args=arguments, prog_name="s2s", obj=options), options)

@@ -172,6 +172,22 @@ def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         cli.run("s2s", command)
     assert capsys.readouterr().err == "s2s: optuna is not installed: pip install 's2s-ray[tune]'\n"
 
+    for error in (ModuleNotFoundError("No module named 'ray'", name="ray"), ImportError("pip install ray[serve]")):
+        for verb, extra in (
+            ("serve", "serve"),
+            ("tune", "tune"),
+            ("ablate", "tune"),
+            ("train", "train"),
+            (None, "train"),
+        ):
+
+            def without_ray(error: ImportError = error) -> None:
+                raise error
+
+            with pytest.raises(SystemExit, match="2"):
+                cli.run("s2s", without_ray, {"verb": verb})
+            assert capsys.readouterr().err == f"s2s: ray is not installed: pip install 's2s-ray[{extra}]'\n"
+
     def bug() -> None:
         raise ModuleNotFoundError("No module named 's2s_ray.nothing'", name="s2s_ray.nothing")
 
