@@ -97,7 +97,11 @@ class ServeArgs(Section):
     )
     best_metric: str = Field("recall_at_1", description="name of a metric in the checkpoint's meta.json")
     poll_s: Positive = Field(2.0, description="interval at which the registry is checked for a new current release")
-    device: str = Field("cpu", description="device of the models: cpu, cuda, cuda:0")
+    device: str = Field(
+        "cpu",
+        description="device of the models: cpu, cuda, cuda:0. On cpu a replica keeps freed memory for the next request, "
+        "so it is faster and its process never shrinks",
+    )
     threads: int = Field(1, ge=1, description="PyTorch and FAISS threads per replica")
     street: ModelScaling = ModelScaling()
     satellite: ModelScaling = ModelScaling()
