@@ -12,6 +12,17 @@ from s2s_ray.uri import Uri
 Ablation: TypeAlias = Literal["full", "retrieval_only", "no_gan", "separate_features"]
 
 
+class StartingWeights(Uri):
+    """The URI of a file of weights, or the name of weights that are made or downloaded."""
+
+    __slots__ = ()
+
+    @property
+    def absolute(self) -> Self:
+        """The same weights under a name that holds in a process with another working directory."""
+        return self if self in ("random", "imagenet") else super().absolute
+
+
 class ModelConfig(Section):
     """Shapes and widths of the three networks (supplement, tables 1 and 2)."""
 
@@ -24,9 +35,8 @@ class ModelConfig(Section):
         "paper", description="paper: table 2's shapes; released: padding and spectral norm of the public code"
     )
     street_blocks: tuple[int, int, int] = Field((3, 4, 6), description="ResNet blocks per stage; 3 4 6 is ResNet34")
-    street_weights: Literal["random", "imagenet"] | Uri = Field(
-        "random",
-        union_mode="left_to_right",
+    street_weights: StartingWeights = Field(
+        StartingWeights("random"),
         description="'random', 'imagenet' (torchvision's ResNet34) or the URI of such a state dict",
     )
     street_batchnorm: Literal["live", "frozen"] = Field(

@@ -55,7 +55,10 @@ class Section(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _no_secret(cls, value: Any, info: ValidationInfo) -> Any:
+    def _can_be_stored(cls, value: Any, info: ValidationInfo) -> Any:
+        for text in texts(value):
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError("expected Unicode text")
         if info.field_name not in cls.PUBLIC and not (info.context or {}).get("stored"):
             for text in texts(value):
                 if holds_secret(text):
