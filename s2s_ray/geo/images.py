@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from s2s_ray.errors import TooManyPixelsError, UnreadableImageError
 
 Pixels = NDArray[np.uint8]
+Seen = NDArray[np.bool_]
+"""Which pixels of an image show anything, H W."""
 Descriptors = NDArray[np.float32]
 """Unit descriptors of images, N x D."""
 Layout = Literal["auto", "north-up", "polar"]
@@ -22,6 +24,15 @@ Encoding = Literal["png", "jpeg", "webp"]
 MAX_PIXELS = 89_000_000
 # Only what is needed: some other plugins start interpreters (EPS). JPEG includes the MPO files of stereo cameras.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
+_TURNS = {  # by the value of the tag Orientation; 1 is upright, and no other value has a meaning
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Raised by Pillow's decoders on damaged files; Pillow's own `open` treats the last three as damage, too.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error)
 
@@ -36,6 +47,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
         UnreadableImageError: not an image, damaged, truncated, or more than `max_pixels` pixels. The message is a
             clause that continues "the image ...", suitable for the person who sent it.
     """
+    return _decode(data, max_pixels, seen=False)[0]
+
+
+def decode_seen(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Pixels, Seen | None]:
+    """Return the pixels of an encoded image as `decode` does, and which of them show anything, H W.
+
+    Wholly transparent pixels show nothing. None: the image has no transparency.
+
+    Raises:
+        UnreadableImageError: as `decode` does.
+    """
+    return _decode(data, max_pixels, seen=True)
+
+
+def _decode(data: bytes, max_pixels: int, *, seen: bool) -> tuple[Pixels, Seen | None]:
     if not data:
         raise UnreadableImageError("is empty (0 bytes)")
     try:
@@ -43,8 +69,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(_too_large(image.width, image.height, max_pixels))
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies even an image that it does not turn
-            return _rgb(image)
+            turn = _TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            return _rgb(upright), _seen(upright) if seen else None
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -70,6 +97,26 @@ def encode(pixels: Pixels, encoding: Encoding) -> bytes:
 
 def _too_large(width: int, height: int, max_pixels: int) -> str:
     return f"has {width} x {height} pixels, more than {max_pixels:,} in all; make it smaller"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Return the camera's orientation tag; None if it is missing or the tags cannot be read.
+
+    The tags are read alone: Pillow's `exif_transpose` writes all of them again, and fails if any is malformed.
+    """
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _seen(image: Image.Image) -> Seen | None:
+    if not image.has_transparency_data:
+        return None
+    if image.mode.startswith("I"):  # the grey value that stands for transparent
+        return np.asarray(image) != image.info["transparency"]
+    return np.asarray(image.convert("RGBA").getchannel("A")) > 0
 
 
 def _rgb(image: Image.Image) -> Pixels:

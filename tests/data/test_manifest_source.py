@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
@@ -19,7 +21,7 @@ from s2s_ray.data.sources import open_source
 from s2s_ray.data.sources.manifest import (
     ManifestSource,
 )
-from s2s_ray.errors import ManifestError, NotFoundError, StorageError, UnreadableImageError
+from s2s_ray.errors import DamagedError, ManifestError, NotFoundError, StorageError, UnreadableImageError
 from s2s_ray.geo.utm import to_utm, utm_zone
 
 if TYPE_CHECKING:
@@ -69,6 +71,31 @@ def test_parquet_with_numbers_and_gaps(tmp_path: Path) -> None:
     first, second = source.records()
     assert first == Record("12", "train", heading=180.0)
     assert (second.id, second.latitude, second.longitude, second.zone) == ("3", -35.25, 149.125, 32755)
+
+
+@pytest.mark.parametrize(
+    "unknown", ["", "nan", "NaN", "-nan", "NA", "N/A", "#N/A", "<NA>", "NaT", "None", "null", " NaN "]
+)
+def test_a_number_that_is_not_available_is_unknown(tmp_path: Path, unknown: str) -> None:
+    columns = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
+    text = f"{HEADER},{','.join(columns)}\nNA,s,p,train{f',{unknown}' * len(columns)}\n"
+    assert records(tmp_path, text) == [Record("NA", "train")]
+
+
+def test_nan_in_parquet_is_unknown(tmp_path: Path) -> None:
+    nan = float("nan")
+    rows = {"id": ["a", "b"], "satellite": ["s", "s"], "street": ["p", "p"], "split": ["test", "test"]}
+    numbers = {"latitude": [nan, 48.0], "longitude": [nan, 11.0], "heading": [90.0, nan], "fov": [nan, None]}
+    uri = str(tmp_path / "m.parquet")
+    for kind in (pa.float64(), pa.float32()):
+        pq.write_table(pa.table(rows | {name: pa.array(each, kind) for name, each in numbers.items()}), uri)
+        first, second = ManifestSource(ManifestSourceConfig(uri=uri)).records()
+        assert first == Record("a", "test", heading=90.0)
+        assert (second.latitude, second.longitude, second.zone, second.heading) == (48.0, 11.0, 32632, 0.0)
+    for column in ("id", "satellite", "street"):
+        pq.write_table(pa.table(rows | {column: pa.array([1.0, nan])}), uri)
+        with pytest.raises(ManifestError, match=f"row 2: {column} is empty"):
+            ManifestSource(ManifestSourceConfig(uri=uri)).records()
 
 
 def test_heading_of_a_row_overrides_the_configured_one(tmp_path: Path) -> None:
@@ -148,7 +175,10 @@ ROW = "a,s.png,p.png,train"
         (f"{HEADER},latitude,longitude\n{ROW},91,0\n", "row 1: latitude is 91, expected between -90 and 90"),
         (f"{HEADER},latitude,longitude\n{ROW},0,181\n", "row 1: longitude is 181"),
         (f"{HEADER},latitude,longitude\n{ROW},5 N,0\n", "row 1: latitude is '5 N', expected a number"),
-        (f"{HEADER},heading\n{ROW},nan\n", "row 1: heading is 'nan', expected a number"),
+        (f"{HEADER},heading\n{ROW},inf\n", "row 1: heading is 'inf', expected a number"),
+        (f"{HEADER}\n{ROW}\nb,NaN,p,test\n", "row 2: satellite is 'NaN', but every row needs one"),
+        (f"{HEADER}\n{ROW}\nb,s,<NA>,test\n", "row 2: street is '<NA>', but every row needs one"),
+        (f"{HEADER},latitude,longitude\n{ROW},nan,1\n", "row 1: latitude missing; give latitude, longitude or none"),
         (f"{HEADER},easting,northing,zone\n{ROW},1,,32632\n", "northing missing; give easting, northing, zone"),
         (f"{HEADER},easting,northing,zone\n{ROW},1,2,32\n", "row 1: zone is 32, expected the EPSG code"),
         (b"\xff\xfe\x00id", "neither Parquet nor CSV in UTF-8"),
@@ -212,6 +242,119 @@ def test_unreadable_images_give_their_reason_and_no_id(pairs: PairFolder) -> Non
         source.read(one)
     with pytest.raises(UnreadableImageError, match=r"^satellite image two-satellite.png is not a JPEG"):
         source.read(two)
+
+
+def faulty(path: Path, kind: str) -> None:
+    """Put something that is not an image file at a path."""
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "dangling":
+        path.symlink_to(path.with_name("nowhere"))
+    elif kind == "empty":
+        path.touch()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("folder", "street image one-street.png is a directory, expected a file"),
+        ("fifo", "street image one-street.png is not a regular file"),
+        ("device", "street image one-street.png is not a regular file"),
+        ("loop", "street image one-street.png cannot be opened .Too many levels of symbolic links"),
+        ("dangling", "street image is missing: "),
+        ("empty", r"street image one-street.png is empty .0 bytes"),
+    ],
+)
+def test_a_fault_of_one_file_is_an_unreadable_image(pairs: PairFolder, kind: str, reason: str) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+    faulty(pairs.path / "one-street.png", kind)
+    with pytest.raises(UnreadableImageError, match=f"^{reason}"):
+        source.read(record)
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        (".", "is a directory"),
+        ("x" * 300, "cannot be opened"),
+        ("one-street.png/below.png", "cannot be opened|missing"),
+    ],
+)
+def test_a_row_that_names_no_file_is_an_unreadable_image(pairs: PairFolder, reference: str, reason: str) -> None:
+    pairs.add("one")
+    pairs.rows[0]["satellite"] = reference
+    source = ManifestSource(pairs.source())
+    with pytest.raises(UnreadableImageError, match=reason):
+        source.read(source.records()[0])
+
+
+def test_a_file_without_permission_is_an_unreadable_image_and_a_directory_without_is_not(
+    pairs: PairFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+    refused = {pairs.path / "one-street.png"}
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in refused)
+    with pytest.raises(UnreadableImageError, match=r"street image one-street\.png may not be read by this user"):
+        source.read(record)
+
+    def refuse(uri: str) -> bytes:
+        raise StorageError(f"{uri}: Permission denied")
+
+    refused.add(pairs.path)
+    monkeypatch.setattr(storage, "read_bytes", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        source.read(record)
+
+
+def test_images_that_disappear_together_with_their_manifest_are_not_missing(pairs: PairFolder) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+    pairs.path.rename(pairs.path.with_name("unmounted"))
+    with pytest.raises(StorageError, match=r"pairs.csv has disappeared while its images were read: .* resumes"):
+        source.read(record)
+
+
+def test_a_damaged_object_is_an_unreadable_image(pairs: PairFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+
+    def damaged(uri: str) -> bytes:
+        raise DamagedError(f"{uri} is changed each time on its way")
+
+    monkeypatch.setattr(storage, "read_bytes", damaged)
+    with pytest.raises(UnreadableImageError, match=r"satellite image one-satellite\.png is damaged"):
+        source.read(record)
+
+
+def test_a_transparent_tile_is_an_unreadable_image(pairs: PairFolder) -> None:
+    pairs.add("one")
+    source = ManifestSource(pairs.source())
+    (record,) = source.records()
+    tile = np.full((24, 24, 4), 120, np.uint8)
+    tile[0, 0, 3] = 0  # outside of the circle that the polar image shows
+    Image.fromarray(tile).save(pairs.path / "one-satellite.png")
+    assert source.read(record).satellite.min() == 120
+    tile[:, :12, 3] = 0
+    Image.fromarray(tile).save(pairs.path / "one-satellite.png")
+    with pytest.raises(UnreadableImageError, match=r"satellite image one-satellite.png has no imagery in 50% of it"):
+        source.read(record)
+    Image.fromarray(np.full((20, 44, 4), 0, np.uint8)).save(pairs.path / "one-street.png")
+    tile[..., 3] = 1
+    Image.fromarray(tile).save(pairs.path / "one-satellite.png")
+    assert source.read(record).street.shape == (20, 44, 3)
 
 
 def test_a_store_that_cannot_be_reached_is_not_an_unreadable_image(

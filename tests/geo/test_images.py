@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s2s_ray.errors import UnreadableImageError
 from s2s_ray.geo.images import (
     Encoding,
     Pixels,
     decode,
+    decode_seen,
     encode,
 )
 
@@ -82,6 +84,74 @@ def test_the_cameras_orientation_is_applied(pixels: Pixels) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the top of the scene is at the right edge
     assert np.array_equal(decode(save(Image.fromarray(pixels), "PNG", exif=exif)), np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("orientation", [*range(10), 99])
+def test_every_orientation_is_applied_as_pillow_does(pixels: Pixels, orientation: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = save(Image.fromarray(pixels), "PNG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert np.array_equal(decode(data), np.asarray(expected))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of the same faults
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack(">HHI", 0x128, 2, 2) + b"a\0\0\0",  # a number that is a text
+        struct.pack(">HHI", 0x9003, 3, 1) + b"\0\1\0\0",  # a date that is a number
+        struct.pack(">HHI", 0x11A, 5, 1) + b"\xff\xff\xff\xff",  # a fraction beyond the end
+        struct.pack(">HHI", 0x8769, 4, 1) + b"\xff\xff\xff\0",  # a directory beyond the end
+        struct.pack(">HHI", 0x131, 99, 1) + b"\0\0\0\0",  # of no known type
+    ],
+)
+def test_a_malformed_tag_leaves_the_orientation(entry: bytes, pixels: Pixels) -> None:
+    turn = struct.pack(">HHI", 0x112, 3, 1) + struct.pack(">HH", 6, 0)
+    directory = struct.pack(">H", 2) + b"".join(sorted([turn, entry])) + struct.pack(">I", 0)
+    data = save(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + directory)
+    assert decode(data).shape == (30, 12, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of the same faults
+@pytest.mark.parametrize(
+    "tags", [b"", b"nothing", b"MM\0*\0\0\0\x08\xff\xff", b"II*\0", b"MM\0*\0\0\0\x08\0\1\1\x12\0\2"]
+)
+def test_tags_that_cannot_be_read_are_ignored(tags: bytes, pixels: Pixels) -> None:
+    assert decode(save(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0" + tags)).shape == (12, 30, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [*((mode, format) for mode in ("RGBA", "LA") for format in ("PNG", "WEBP", "TIFF")), ("RGBA", "GIF")],
+)
+def test_pixels_that_show_nothing_are_known(mode: str, format: str, pixels: Pixels) -> None:
+    alpha = np.where(np.arange(30) < 10, 0, 255)[None].repeat(12, 0).astype(np.uint8)
+    image = Image.fromarray(np.dstack([pixels, alpha])).convert(mode)
+    data = save(image, format, **({"lossless": True} if format == "WEBP" else {}))
+    found, seen = decode_seen(data)
+    assert np.array_equal(found, decode(data))
+    assert seen is not None
+    assert np.array_equal(seen, alpha > 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
+def test_an_image_without_transparency_is_seen_everywhere(mode: str, pixels: Pixels) -> None:
+    assert decode_seen(save(Image.fromarray(pixels).convert(mode), "TIFF"))[1] is None
+
+
+def test_a_colour_that_stands_for_transparent() -> None:
+    grey = np.full((4, 6), 7, np.uint8)
+    grey[:, :2] = 9
+    for image, colour in (
+        (Image.fromarray(grey), 7),
+        (Image.fromarray(np.dstack([grey] * 3)), (7, 7, 7)),
+        (Image.fromarray(grey.astype(np.uint16) * 100), 700),
+    ):
+        _, seen = decode_seen(save(image, "PNG", transparency=colour))
+        assert seen is not None
+        assert np.array_equal(seen, grey == 9)
 
 
 def test_of_an_animation_the_first_image_counts(pixels: Pixels) -> None:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from s2s_ray import storage
 from s2s_ray.config import CvactSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split
-from s2s_ray.data.sources.files import read_archive_file, require_panorama
+from s2s_ray.data.sources.files import read_archive_file, read_existing_image, require_panorama, require_source
 from s2s_ray.errors import ArchiveError, NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import Pixels, decode
+from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.utm import to_degrees
 from s2s_ray.geo.views import FULL_SPHERE_ROWS, ViewGeometry
 
@@ -71,11 +71,10 @@ class CvactSource:
         paths = [f"{folder}/{_FILES[view].format(id)}{suffix}" for suffix in _SUFFIXES]
         for path in paths:
             try:
-                return decode(storage.read_bytes(storage.join(self.uri, path)))
+                return read_existing_image(view, storage.join(self.uri, path), path)
             except NotFoundError:
                 continue
-            except UnreadableImageError as error:
-                raise UnreadableImageError(f"{view} image {path} {error}") from None
+        require_source(storage.join(self.uri, INDEX))
         raise UnreadableImageError(f"{view} image is missing: neither {' nor '.join(paths)} is in {self.uri}")
 
     @cached_property

@@ -21,6 +21,7 @@ from s2s_ray.config import CvusaSourceConfig
 from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.files import read_archive_file, read_image, require_panorama
 from s2s_ray.errors import ArchiveError
+from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.views import ALL_ROWS, ViewGeometry
 
 SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
@@ -58,10 +59,13 @@ class CvusaSource:
     def read(self, record: Record) -> Pair:
         """Return both images of a pair. Raises `UnreadableImageError`."""
         files = self._pairs[record.id][1]
-        satellite = read_image("satellite", storage.join(self.uri, files.satellite), files.satellite)
-        street = read_image("street", storage.join(self.uri, files.street), files.street)
+        satellite, street = self._image("satellite", files.satellite), self._image("street", files.street)
         require_panorama(street, POLAR_SIZE[1] / POLAR_SIZE[0], "the shape of 1232 x 224, cropped as distributed")
         return Pair(satellite, street)
+
+    def _image(self, view: str, path: str) -> Pixels:
+        index = storage.join(self.uri, SPLIT_FILES["train"])
+        return read_image(view, storage.join(self.uri, path), path, listed_in=index)
 
     @cached_property
     def _pairs(self) -> dict[str, tuple[Record, _Files]]:

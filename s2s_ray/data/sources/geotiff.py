@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from s2s_ray import storage
+from s2s_ray.data.sources.bands import colour_bands
+from s2s_ray.data.sources.files import require_source
 from s2s_ray.errors import ConfigError, UnreadableImageError
 from s2s_ray.geo.images import Pixels
 
 
 class GeoTiff:
-    """A georeferenced raster (GeoTIFF, VRT, or anything else that GDAL reads) with 8-bit bands: grey, RGB or RGBA.
+    """A georeferenced raster (GeoTIFF, VRT, or anything else that GDAL reads) with 8-bit bands, as `Bands` finds them.
 
     Raises:
         ConfigError: rasterio is not installed, or the raster cannot be used.
@@ -28,7 +30,7 @@ class GeoTiff:
             ) from None
         self.uri = uri
         try:
-            source = str(storage.local_path(uri)) if storage.is_local(uri) else storage.open_input(uri)
+            source = str(storage.local_path(uri)) if storage.is_local(uri) else self._in_memory(uri)
             self._raster: Any = rasterio.open(source)
         except (rasterio.errors.RasterioError, rasterio.errors.CRSError) as error:
             raise ConfigError(f"source.geotiff={uri!r} cannot be read: {error}") from None
@@ -38,11 +40,7 @@ class GeoTiff:
             raise ConfigError(
                 f"source.geotiff={uri!r} has a local coordinate system: reproject it to a geographic or projected one"
             )
-        kinds = set(self._raster.dtypes[:3])
-        if kinds != {"uint8"}:
-            raise ConfigError(
-                f"source.geotiff={uri!r} has pixels of {', '.join(sorted(kinds))}: expected 8 bits (uint8)"
-            )
+        self._bands = colour_bands(self._raster, uri)
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
         """Cut a north-up tile around a position; see `manifest.Imagery`.
@@ -53,6 +51,7 @@ class GeoTiff:
 
         Raises:
             UnreadableImageError: a tile that extends beyond the raster, over pixels without data or over damaged ones.
+            StorageError: the raster has disappeared.
         """
         from rasterio.enums import Resampling
         from rasterio.errors import RasterioError
@@ -64,18 +63,30 @@ class GeoTiff:
         frame = {"crs": plane, "transform": from_bounds(-half, -half, half, half, px, px), "width": px, "height": px}
         finer = self._pixel_m(latitude) < metres / px
         how = Resampling.average if finer else Resampling.bilinear
+        missing = np.zeros((px, px), np.bool_)
+        tiles = []
         try:
-            with WarpedVRT(self._raster, resampling=how, add_alpha=self._raster.count != 4, **frame) as warped:
-                colours = [1, 2, 3] if self._raster.count >= 3 else [1, 1, 1]
-                pixels = warped.read(colours)
-                missing = float((warped.dataset_mask() == 0).mean())
+            for view in self._bands.views:
+                with WarpedVRT(view.raster, resampling=how, add_alpha=not view.has_alpha, **frame) as warped:
+                    tiles.append(warped.read(list(self._bands.colours)))
+                    missing |= warped.dataset_mask() == 0
         except RasterioError as error:
+            require_source(self.uri)
             raise UnreadableImageError(
                 f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})"
             ) from None
-        if missing:
-            raise UnreadableImageError(f"satellite tile: {missing:.0%} of it is outside {self.uri} or has no data")
-        return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        if missing.any():
+            raise UnreadableImageError(
+                f"satellite tile: {missing.mean():.0%} of it is outside {self.uri} or has no data"
+            )
+        return np.ascontiguousarray(tiles[0].transpose(1, 2, 0))
+
+    def _in_memory(self, uri: str) -> str:
+        """Read a remote raster, retrying as for any file, and return its name in GDAL's memory."""
+        from rasterio.io import MemoryFile
+
+        self._memory = MemoryFile(storage.read_bytes(uri))
+        return str(self._memory.name)
 
     def _pixel_m(self, latitude: float) -> float:
         """Return the approximate width of a pixel of the raster in metres."""

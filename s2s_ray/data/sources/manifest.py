@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ from s2s_ray.geo.utm import to_utm, utm_zone
 from s2s_ray.geo.views import ViewGeometry
 
 OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
+_UNKNOWN = ("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "nat", "none", "null")
+"""How tables say that a number is unknown, in lower case."""
 _SHOWN = 5
 
 
@@ -46,10 +49,11 @@ class ManifestSource:
     """Pairs listed in a table with the columns id, satellite, street and split (train, val or test).
 
     `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
-    which may be empty in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`, `northing`
-    and `zone` (UTM metres and the zone's EPSG code, all or none; computed from latitude and longitude if they are
-    not given, between 80 degrees south and 84 north); `heading` (compass bearing of the panorama's middle column in
-    degrees); `fov` (degrees of the horizon that the panorama shows, by default 360). Other columns are ignored.
+    which may be empty or NaN in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`,
+    `northing` and `zone` (UTM metres and the zone's EPSG code, all or none; computed from latitude and longitude if
+    they are not given, between 80 degrees south and 84 north); `heading` (compass bearing of the panorama's middle
+    column in degrees); `fov` (degrees of the horizon that the panorama shows, by default 360). Other columns are
+    ignored.
 
     With `tiles` or `geotiff`, satellite tiles are cut from that imagery around each row's latitude and longitude,
     and there is no column `satellite`.
@@ -90,7 +94,8 @@ class ManifestSource:
 
     def _image(self, column: str, reference: str) -> Pixels:
         rooted = "://" in reference or reference.startswith("/")
-        return read_image(column, reference if rooted else storage.join(storage.parent(self.uri), reference), reference)
+        uri = reference if rooted else storage.join(storage.parent(self.uri), reference)
+        return read_image(column, uri, reference, listed_in=self.uri)
 
     @cached_property
     def _imagery(self) -> Imagery | None:
@@ -124,6 +129,8 @@ class ManifestSource:
         for column in self._required:
             if not fields[column]:
                 raise ManifestError(f"{where}: {column} is empty")
+            if column != "id" and fields[column].lower() in _UNKNOWN:  # anything may be an id
+                raise ManifestError(f"{where}: {column} is {fields[column]!r}, but every row needs one")
             if "\0" in fields[column]:
                 raise ManifestError(f"{where}: {column}={fields[column]!r} contains a NUL character")
         named = fields["split"] if self._panoramas else "test"
@@ -188,7 +195,7 @@ def _parquet(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
     try:
         table = pq.read_table(io.BytesIO(data))
         rows = [
-            {column: "" if value is None else str(value).strip() for column, value in row.items()}
+            {column: "" if value is None or _is_nan(value) else str(value).strip() for column, value in row.items()}
             for row in table.to_pylist()
         ]
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -196,8 +203,13 @@ def _parquet(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
     return table.column_names, rows
 
 
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float | Decimal) and math.isnan(value)
+
+
 def _number(where: str, column: str, text: str) -> float | None:
-    if not text:
+    """Return a number of a row; None if it is unknown."""
+    if text.lower() in _UNKNOWN:
         return None
     try:
         number = float(text)

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from s2s_ray import storage
+from s2s_ray.data.sources.files import read_pixels, require_source
 from s2s_ray.errors import ConfigError, NotFoundError, UnreadableImageError
-from s2s_ray.geo.images import Pixels, decode
+from s2s_ray.geo.images import Pixels, Seen
 
+Kind = TypeVar("Kind", np.uint8, np.bool_)
 _SUFFIXES = ("png", "jpg", "jpeg", "webp")
 _KEPT = 256  # decoded map tiles to keep: neighbouring positions share them
 _RADIUS, _ECCENTRICITY2 = 6_378_137.0, 0.00669437999014  # WGS 84
 _LIMIT = 85.05  # of latitude in degrees, in Web Mercator
 
 
-class MapTiles:
-    """A folder with `z/x/y.png` (or .jpg, .jpeg, .webp), or a template with {z}, {x} and {y}.
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A map tile: S S 3, and which of its pixels show anything, S S."""
 
-    {-y} instead of {y} counts rows from the south, as TMS does. The tiles are square and of one size.
+    pixels: Pixels
+    seen: Seen
+
+
+class MapTiles:
+    """A folder with `z/x/y.png` (or .jpg, .jpeg, .webp, also mixed), or a template with {z}, {x} and {y}.
+
+    {-y} instead of {y} counts rows from the south, as TMS does. The tiles are square and of one size. If a tile exists
+    in several kinds, the first of those above is used.
 
     Raises:
         ConfigError: a template without {x} or {y}.
@@ -29,20 +44,24 @@ class MapTiles:
 
     def __init__(self, place: str, zoom: int) -> None:
         self.zoom = zoom
-        self._kept: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], _Tile] = OrderedDict()
         place = storage.absolute(place)
         if "{" not in place:
+            self._folder = place
             self._templates = [storage.join(place, f"{{z}}/{{x}}/{{y}}.{suffix}") for suffix in _SUFFIXES]
             return
         if "{x}" not in place or ("{y}" in place) == ("{-y}" in place):
             raise ConfigError(f"source.tiles={place!r}: a template needs {{x}} and either {{y}} or {{-y}}")
+        self._folder = storage.parent(place.partition("{")[0] + "z")
         self._templates = [place]
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
         """Cut a north-up tile around a position by cubic interpolation with antialiasing; see `manifest.Imagery`.
 
         Raises:
-            UnreadableImageError: a map tile that is missing, damaged or of another size; a position beyond the map.
+            UnreadableImageError: a map tile that is missing, damaged, of another size or transparent within the cut
+                tile; a position beyond the map.
+            StorageError: the map tiles cannot be reached.
         """
         if abs(latitude) > _LIMIT:
             raise UnreadableImageError(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
@@ -53,16 +72,22 @@ class MapTiles:
         left, right = math.floor(column - across), math.floor(column + across)
         top, bottom = math.floor(row - along), math.floor(row + along)
         rows = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
-        shapes = {tile.shape for line in rows for tile in line}
-        if len(shapes) > 1 or rows[0][0].shape[0] != rows[0][0].shape[1]:
+        shapes = {tile.pixels.shape for line in rows for tile in line}
+        size = rows[0][0].pixels.shape[0]
+        if shapes != {(size, size, 3)}:
             raise UnreadableImageError(f"map tiles have sizes {sorted(shapes)}, expected square tiles of one size")
-        size = rows[0][0].shape[0]
         box = [(column - across - left), (row - along - top), (column + across - left), (row + along - top)]
-        mosaic = Image.fromarray(np.concatenate([np.concatenate(line, axis=1) for line in rows]))
         west, north, east, south = (edge * size for edge in box)
+        seen = _joined([[tile.seen for tile in line] for line in rows])
+        part = seen[math.floor(north) : math.ceil(south), math.floor(west) : math.ceil(east)]
+        if not part.all():
+            raise UnreadableImageError(
+                f"satellite tile: {1 - part.mean():.0%} of it has no imagery (the map tiles are transparent there)"
+            )
+        mosaic = Image.fromarray(_joined([[tile.pixels for tile in line] for line in rows]))
         return np.asarray(mosaic.resize((px, px), Image.Resampling.BICUBIC, (west, north, east, south)))
 
-    def _tile(self, x: int, y: int) -> Pixels:
+    def _tile(self, x: int, y: int) -> _Tile:
         if (x, y) in self._kept:
             self._kept.move_to_end((x, y))
             return self._kept[x, y]
@@ -72,21 +97,26 @@ class MapTiles:
             self._kept.popitem(last=False)
         return tile
 
-    def _read(self, x: int, y: int) -> Pixels:
+    def _read(self, x: int, y: int) -> _Tile:
         names = {"{z}": self.zoom, "{x}": x, "{y}": y, "{-y}": 2**self.zoom - 1 - y}
         for template in self._templates:
             uri = template
             for name, value in names.items():
                 uri = uri.replace(name, str(value))
             try:
-                tile = decode(storage.read_bytes(uri))
+                pixels, seen = read_pixels(uri)
             except NotFoundError:
                 continue
             except UnreadableImageError as error:
                 raise UnreadableImageError(f"map tile {uri} {error}") from None
-            self._templates = [template]  # a folder has files of one kind
-            return tile
+            return _Tile(pixels, np.ones(pixels.shape[:2], np.bool_) if seen is None else seen)
+        require_source(self._folder)
         raise UnreadableImageError(f"map tile {self.zoom}/{x}/{y} is missing (tried {' or '.join(self._templates)})")
+
+
+def _joined(rows: Sequence[Sequence[NDArray[Kind]]]) -> NDArray[Kind]:
+    """Return the mosaic of rows of equal images."""
+    return np.concatenate([np.concatenate(line, axis=1) for line in rows])
 
 
 def _sides_m(latitude: float, count: int) -> tuple[float, float]:

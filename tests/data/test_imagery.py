@@ -1,0 +1,245 @@
+"""Imagery of every kind of bands and transparency: the colours are right, and a missing part is never black."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from s2s_ray.data.sources.map_tiles import MapTiles
+from s2s_ray.errors import ConfigError, StorageError, UnreadableImageError
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.utm import to_degrees
+
+rasterio = pytest.importorskip("rasterio")  # an optional extra
+from s2s_ray.data.sources.geotiff import GeoTiff  # noqa: E402
+
+SIDE = 400  # metres and pixels of a raster whose north-western corner is at 500000 E 5300000 N in zone 32
+RGB = ("red", "green", "blue")
+ABOUT_HALF = r"satellite tile: (48|49|50)% of it is outside .* or has no data"
+BANDS = np.random.default_rng(0).integers(100, 200, (5, SIDE, SIDE), dtype=np.uint8)
+WEST_MISSING = np.repeat(np.where(np.arange(SIDE) < SIDE / 2, 0, 255).astype(np.uint8)[None], SIDE, 0)
+
+
+def raster(
+    path: Path,
+    bands: NDArray[np.uint8],
+    colours: Sequence[str] = (),
+    *,
+    mask: NDArray[np.uint8] | None = None,
+    palette: dict[int, tuple[int, int, int, int]] | None = None,
+    projection: str = "EPSG:32632",
+    **more: object,
+) -> str:
+    """Write a raster with these bands."""
+    from rasterio.enums import ColorInterp
+    from rasterio.transform import from_bounds, from_origin
+    from rasterio.warp import transform_bounds
+
+    frame = from_origin(500000, 5300000, 1, 1)
+    if projection != "EPSG:32632":
+        west, south, east, north = transform_bounds("EPSG:32632", projection, 500000, 5299600, 500400, 5300000)
+        frame = from_bounds(west, south, east, north, SIDE, SIDE)
+    shape = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": len(bands), "dtype": "uint8"}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", crs=projection, transform=frame, **shape, **more) as file,
+    ):
+        file.write(bands)
+        if colours:
+            file.colorinterp = [ColorInterp[colour] for colour in colours]
+        if palette is not None:
+            file.write_colormap(1, palette)
+        if mask is not None:
+            file.write_mask(mask)
+    return str(path)
+
+
+def cut(uri: str, east: float = 300.0) -> Pixels:
+    """Cut a tile of 100 m, `east` metres from the western edge of the raster."""
+    latitude, longitude = to_degrees(np.array([500000.0 + east]), np.array([5299800.0]), 32632)
+    return GeoTiff(uri).cut(float(latitude[0]), float(longitude[0]), 100.0, 64)
+
+
+KINDS: dict[str, tuple[list[int | None], tuple[str, ...], dict[str, object]]] = {
+    "rgb": ([0, 1, 2], RGB, {}),
+    "rgb and infrared": ([0, 1, 2, 3], (*RGB, "undefined"), {"photometric": "RGB"}),
+    "rgb and two more": ([0, 1, 2, 3, 4], (*RGB, "undefined", "undefined"), {}),
+    "infrared first": ([3, 0, 1, 2], ("undefined", *RGB), {}),
+    "blue, green, red": ([2, 1, 0], ("blue", "green", "red"), {}),
+    "no interpretation": ([0, 1, 2], ("gray", "undefined", "undefined"), {}),
+    "four without interpretation": ([0, 1, 2, 3], ("gray", "undefined", "undefined", "undefined"), {}),
+    "rgba": ([0, 1, 2, None], (*RGB, "alpha"), {}),
+    "bgra": ([2, 1, 0, None], ("blue", "green", "red", "alpha"), {}),
+    "argb": ([None, 0, 1, 2], ("alpha", *RGB), {}),
+    "rgb, infrared and alpha": ([0, 1, 2, 3, None], (*RGB, "undefined", "alpha"), {}),
+    "alpha and infrared": ([0, 1, 2, None, 3], (*RGB, "alpha", "undefined"), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_colours_are_found_and_what_is_missing_is_not_black(kind: str, tmp_path: Path) -> None:
+    order, colours, more = KINDS[kind]
+    expected = cut(raster(tmp_path / "rgb.tif", BANDS[:3], RGB))
+    bands = np.stack([WEST_MISSING if number is None else BANDS[number] for number in order])
+    uri = raster(tmp_path / "kind.tif", bands, colours, **more)
+    assert np.array_equal(cut(uri), expected)
+    for east, missing in ((400.0, "49%"), (800.0, "100%"), *([(200.0, "49%")] if None in order else [])):
+        with pytest.raises(UnreadableImageError, match=f"satellite tile: {missing} of it is outside .* or has no data"):
+            cut(uri, east)
+
+
+@pytest.mark.parametrize(
+    ("bands", "colours", "more"),
+    [
+        ([0], ("gray",), {"mask": WEST_MISSING}),
+        ([0, None], ("gray", "alpha"), {"alpha": "YES"}),
+        ([None, 0], ("alpha", "gray"), {}),
+        ([0, 1], ("gray", "undefined"), {}),
+        ([0, 1], ("gray", "undefined"), {"mask": WEST_MISSING}),
+        ([0, 1, None], ("gray", "undefined", "alpha"), {}),
+    ],
+)
+def test_grey_with_any_kind_of_transparency(
+    bands: list[int | None], colours: tuple[str, ...], more: dict[str, object], tmp_path: Path
+) -> None:
+    expected = cut(raster(tmp_path / "grey.tif", BANDS[:1], ["gray"]))
+    layers = np.stack([WEST_MISSING if number is None else BANDS[number] for number in bands])
+    uri = raster(tmp_path / "kind.tif", layers, colours, **more)  # type: ignore[arg-type]
+    assert np.array_equal(cut(uri), expected)
+    with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
+        cut(uri, 400.0)
+    if None in bands or "mask" in more:
+        with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
+            cut(uri, 200.0)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+@pytest.mark.parametrize("how", ["mask", "nodata"])
+def test_masks_and_no_data_are_missing_imagery(how: str, count: int, tmp_path: Path) -> None:
+    colours = (*RGB, "alpha", "undefined")[:count]
+    expected = cut(raster(tmp_path / "rgb.tif", BANDS[:3], RGB))
+    bands = BANDS[:count].copy()
+    if how == "mask":
+        uri = raster(tmp_path / "m.tif", bands, colours, mask=WEST_MISSING)
+    else:
+        bands[:, WEST_MISSING == 0] = 0
+        uri = raster(tmp_path / "m.tif", bands, colours, nodata=0)
+    assert np.array_equal(cut(uri), expected)
+    with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
+        cut(uri, 200.0)
+
+
+@pytest.mark.parametrize("projection", ["EPSG:32632", "EPSG:4326", "EPSG:3857"])
+def test_a_palette_is_applied(projection: str, tmp_path: Path) -> None:
+    table = {value: (255 - value, value, 0, 255) for value in range(256)}
+    chosen = np.where(WEST_MISSING == 0, 0, 10).astype(np.uint8)[None]
+    uri = raster(tmp_path / "p.tif", chosen, palette=table, projection=projection)
+    assert (cut(uri) == [245, 10, 0]).all()
+    assert (cut(uri, 100.0) == [255, 0, 0]).all()
+    with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
+        cut(uri, 400.0)
+    for more in ({"nodata": 0}, {"mask": WEST_MISSING}):
+        uri = raster(tmp_path / "q.tif", chosen, palette=table, projection=projection, **more)  # type: ignore[arg-type]
+        assert (cut(uri) == [245, 10, 0]).all()
+        with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
+            cut(uri, 200.0)
+
+
+def test_grey_whose_white_is_zero_is_inverted(tmp_path: Path) -> None:
+    uri = raster(tmp_path / "w.tif", np.full((1, SIDE, SIDE), 55, np.uint8), photometric="MINISWHITE")
+    assert (cut(uri) == 200).all()
+
+
+@pytest.mark.parametrize(
+    "colours", [("hue", "saturation", "lightness"), ("red", "green"), ("nir", "red", "green"), ("alpha",)]
+)
+def test_bands_of_other_colours_are_refused(colours: tuple[str, ...], tmp_path: Path) -> None:
+    uri = raster(tmp_path / "o.tif", BANDS[: len(colours)], colours)
+    with pytest.raises(ConfigError, match=f"has bands of {', '.join(colours)}: expected red, green and blue, or grey"):
+        GeoTiff(uri)
+
+
+def test_a_raster_that_disappears_is_not_a_missing_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rasterio import vrt
+    from rasterio.errors import RasterioIOError
+
+    tiff = GeoTiff(raster(tmp_path / "rgb.tif", BANDS[:3], RGB))
+
+    def fail(*args: object, **options: object) -> None:
+        raise RasterioIOError("read failed")
+
+    monkeypatch.setattr(vrt, "WarpedVRT", fail)
+    with pytest.raises(UnreadableImageError, match="cannot be read there"):
+        tiff.cut(48.0, 9.0, 100.0, 64)
+    (tmp_path / "rgb.tif").unlink()
+    with pytest.raises(StorageError, match=r"rgb.tif has disappeared"):
+        tiff.cut(48.0, 9.0, 100.0, 64)
+
+
+ZOOM, LATITUDE, LONGITUDE = 19, 48.1, 11.5
+
+
+def map_tile(folder: Path, dx: int, dy: int, image: Image.Image, suffix: str) -> None:
+    """Write the map tile that is `dx` and `dy` tiles from the one in the middle."""
+    import math
+
+    count = 2**ZOOM
+    x = int((LONGITUDE + 180) / 360 * count)
+    y = int((1 - math.asinh(math.tan(math.radians(LATITUDE))) / math.pi) / 2 * count)
+    path = folder / str(ZOOM) / str(x + dx) / f"{y + dy}.{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def neighbours() -> list[tuple[int, int]]:
+    return [(dx, dy) for dx in (-2, -1, 0, 1, 2) for dy in (-2, -1, 0, 1, 2)]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_map_tiles_of_several_kinds_in_one_folder(order: int, tmp_path: Path) -> None:
+    suffixes = ("png", "jpg", "jpeg", "webp")[::order]
+    for number, (dx, dy) in enumerate(neighbours()):
+        map_tile(tmp_path, dx, dy, Image.new("RGB", (256, 256), (120, 120, 120)), suffixes[number % 4])
+    assert np.abs(MapTiles(str(tmp_path), ZOOM).cut(LATITUDE, LONGITUDE, 60.0, 64).astype(int) - 120).max() <= 1
+
+
+def test_a_map_tile_of_two_kinds_does_not_depend_on_what_was_read_before(tmp_path: Path) -> None:
+    for dx, dy in neighbours():
+        if dx < 0:
+            map_tile(tmp_path, dx, dy, Image.new("RGB", (256, 256), (10, 10, 10)), "webp")
+        else:
+            map_tile(tmp_path, dx, dy, Image.new("RGB", (256, 256), (120, 120, 120)), "png")
+            map_tile(tmp_path, dx, dy, Image.new("RGB", (256, 256), (30, 30, 30)), "webp")
+    tiles = MapTiles(str(tmp_path), ZOOM)
+    tile = tiles.cut(LATITUDE, LONGITUDE, 100.0, 64)
+    assert set(np.unique(tile[:, [0, -1]])) == {10, 120}
+    assert np.array_equal(tiles.cut(LATITUDE, LONGITUDE, 100.0, 64), tile)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_map_tiles_are_missing_imagery(mode: str, tmp_path: Path) -> None:
+    for alpha, folder in ((0, "holes"), (1, "whole")):
+        for dx, dy in neighbours():
+            tile = Image.new("RGBA", (256, 256), (120, 120, 120, alpha if dx < 0 else 255))
+            map_tile(tmp_path / folder, dx, dy, tile.convert(mode), "png")
+    if mode != "P":
+        assert (MapTiles(str(tmp_path / "whole"), ZOOM).cut(LATITUDE, LONGITUDE, 60.0, 64) == 120).all()
+    with pytest.raises(UnreadableImageError, match=r"satellite tile: \d+% of it has no imagery \(the map tiles are tr"):
+        MapTiles(str(tmp_path / "holes"), ZOOM).cut(LATITUDE, LONGITUDE, 60.0, 64)
+
+
+@pytest.mark.parametrize("template", ["", "/{z}/{x}/{y}.png"])
+def test_map_tiles_that_disappear_are_not_missing(template: str, tmp_path: Path) -> None:
+    map_tile(tmp_path / "tiles", 9, 9, Image.new("RGB", (256, 256)), "png")
+    tiles = MapTiles(f"{tmp_path}/tiles{template}", ZOOM)
+    with pytest.raises(UnreadableImageError, match="is missing"):
+        tiles.cut(LATITUDE, LONGITUDE, 60.0, 64)
+    shutil.rmtree(tmp_path / "tiles")
+    with pytest.raises(StorageError, match="tiles has disappeared while its images were read"):
+        tiles.cut(LATITUDE, LONGITUDE, 60.0, 64)
