@@ -121,7 +121,7 @@ def _run(run: RunStatus, path: str) -> Iterator[Sample]:
 
 
 def _sweep(sweep: SweepStatus, path: str) -> Iterator[Sample]:
-    yield "s2s_stored_sweep_trials_asked", (path, sweep.name), sweep.asked
+    yield "s2s_stored_sweep_trials_asked", (path, sweep.name), sweep.requested
     yield "s2s_stored_sweep_best_recall_at_1", (path, sweep.name), sweep.best_recall
     for state, count in sweep.states.items():
         yield "s2s_stored_sweep_trials", (path, sweep.name, state), count

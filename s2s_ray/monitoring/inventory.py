@@ -55,7 +55,7 @@ class SweepStatus:
 
     name: str
     uri: str
-    asked: int
+    requested: int
     """Trials to run."""
     states: dict[str, int]
     best_recall: float | None
@@ -88,8 +88,11 @@ class Inventory:
         return uri.removeprefix(self.root.rstrip("/")).strip("/") or "."
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the inventory as a tree for JSON."""
-        return asdict(self)
+        """Return the inventory as a tree for JSON. A sweep has `asked` as well, the earlier name of `requested`."""
+        tree = asdict(self)
+        for sweep in tree["sweeps"]:
+            sweep["asked"] = sweep["requested"]
+        return tree
 
 
 def take_inventory(root: str) -> Inventory:
@@ -173,7 +176,7 @@ def sweep_status(uri: str) -> SweepStatus:
     return SweepStatus(
         name=storage.name(uri),
         uri=uri,
-        asked=config.trials,
+        requested=config.trials,
         states=states,
         best_recall=best.values[RECALL] if best else None,
         best_trial=best.number if best else None,

@@ -120,7 +120,7 @@ def _sweeps(inventory: Inventory) -> Table:
         finished = sweep.states["complete"] + sweep.states["failed"]
         table.add_row(
             as_typed(inventory.path(sweep.uri)),
-            f"{finished} of {sweep.asked}",
+            f"{finished} of {sweep.requested}",
             str(sweep.states["failed"]),
             str(sweep.states["running"]),
             _percent(sweep.best_recall),

@@ -28,7 +28,9 @@ def test_inventory_of_a_root(root: Path) -> None:
     assert "damaged" in fault
     assert "train.epochs='many'" in fault
     [sweep] = found.sweeps
-    assert (sweep.asked, sweep.states) == (5, {"complete": 2, "failed": 1, "running": 1})
+    assert (sweep.requested, sweep.states) == (5, {"complete": 2, "failed": 1, "running": 1})
+    [tree] = found.as_dict()["sweeps"]
+    assert tree["requested"] == tree["asked"] == 5
     assert (sweep.best_recall, sweep.best_trial) == (0.5, 1)
     [name] = found.names
     assert (name.name, name.releases, name.current, name.promoted) == ("city", 1, None, None)
