@@ -141,6 +141,7 @@ def build_in_parts(
         RegistryError, StorageError, CheckpointError, DatasetError, ManifestError: the checkpoint or the tiles cannot
             be read.
     """
+    folder = _parts_of(build.out)
     require_place(build.out)
     checkpoint = fingerprint(build.checkpoint)
     dimension = model_config(read_meta(build.checkpoint), build.checkpoint).descriptor_size
@@ -168,7 +169,7 @@ def build_in_parts(
     storage.delete(plan.folder)
     if storage.is_local(build.out):
         with suppress(OSError):  # parts of other builds are there, or nothing is
-            storage.local_path(_parts_of(build.out)).rmdir()
+            storage.local_path(folder).rmdir()
     return index, lines
 
 
@@ -178,14 +179,13 @@ def _parts_of(out: str) -> str:
     Raises:
         OptionError: there is no place beside the index.
     """
-    out = out.rstrip("/")
     if storage.is_local(out):
         name = storage.local_path(out).name
     else:
         name = "" if storage.parent(out).endswith(":/") else storage.name(out)
     if name in ("", ".."):
-        raise OptionError(f"--out {out or '/'}: expected the name of a folder, with room for another one beside it")
-    return f"{out}.parts"
+        raise OptionError(f"--out {out}: expected the name of a folder, with room for another one beside it")
+    return f"{out.rstrip('/')}.parts"
 
 
 def _with_ray(plan: Plan, todo: Sequence[int]) -> Iterator[dict[str, Any]]:

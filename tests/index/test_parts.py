@@ -17,7 +17,7 @@ from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.errors import ReferenceIndexError
+from s2s_ray.errors import OptionError, ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import ReferenceIndex, vectors
 from s2s_ray.index.build import assemble, build_index
@@ -194,6 +194,50 @@ def test_parts_of_another_build_are_not_used(build: Build, tmp_path: Path) -> No
     mark, digest = registry.fingerprint(build.checkpoint)[:16], build.source.digest[:16]
     earlier = f"{mark}-{digest}-test-4"  # half precision
     assert not any(folder.endswith(f"/{earlier}") for folder in folders)
+
+
+def test_only_the_parts_of_the_finished_build_are_deleted(build: Build, tmp_path: Path) -> None:
+    others = dataclasses.replace(build, batch=3)  # to the same place, and interrupted
+    PartWriter(Plan.of(others, range(TILES)))({"item": 0})
+    build_in_parts(build, parallel=False)
+    folder = Plan.of(others, range(TILES)).folder
+    assert storage.list_names(folder) == ["000000.npy"]
+    assert storage.list_folders(f"{build.out}.parts") == [storage.name(folder)]
+    build_in_parts(others, parallel=False)
+    assert not storage.exists(f"{build.out}.parts")
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_parts_are_beside_the_index_and_not_in_it(build: Build, slashes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = storage.write_bytes
+    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: (written.append(uri), write(uri, data)))
+    build_in_parts(dataclasses.replace(build, out=build.out + slashes), parallel=False)
+    assert written
+    assert all(uri.startswith(f"{build.out}.parts/") for uri in written)
+    assert len(ReferenceIndex.load(build.out)) == TILES
+
+
+def test_a_place_without_room_beside_it_is_refused(build: Build) -> None:
+    for out in ("/", "s3://bucket", "s3://bucket/", "/somewhere/..", "file:///"):
+        with pytest.raises(OptionError, match=rf"--out {out}: expected the name of a folder"):
+            build_in_parts(dataclasses.replace(build, out=out), parallel=False)
+
+
+def test_a_place_that_holds_something_else_is_refused_before_anything_is_embedded(build: Build) -> None:
+    with pytest.raises(ReferenceIndexError, match=r"checkpoint holds meta\.json, .* which is no index"):
+        build_in_parts(dataclasses.replace(build, out=build.checkpoint), parallel=False)
+    assert not storage.exists(f"{build.checkpoint}.parts")
+
+
+def test_another_index_at_the_same_place_is_replaced(build: Build, tmp_path: Path) -> None:
+    build_in_parts(build, parallel=False)
+    train = DatasetTiles(PairDataset(str(tmp_path / "data"), "train"), "train")
+    index, _ = build_in_parts(dataclasses.replace(build, source=train), parallel=False)
+    found = ReferenceIndex.load(build.out)
+    assert found.ids() == index.ids() == {"a", "b"}
+    assert found.pictures is not None
+    assert found.pictures.thumbnail(2) is None
 
 
 def test_no_readable_tile_is_an_error(build: Build, pairs: PairFolder) -> None:
