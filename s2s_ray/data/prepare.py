@@ -19,8 +19,9 @@ from s2s_ray.data.description import (
 )
 from s2s_ray.data.holdout import hold_out
 from s2s_ray.data.plan import make_plan, metres_rule
+from s2s_ray.data.restore import restore
 from s2s_ray.data.schema import SPLITS, Record, Split
-from s2s_ray.data.shard import RECORD_SCHEMA, Plan, ShardReport, arrow_bytes, finished, record_columns, write_shard
+from s2s_ray.data.shard import Plan, ShardReport, encode_records, finished, write_file, write_shard
 from s2s_ray.data.sources import open_source
 from s2s_ray.errors import DatasetError, S2SError
 from s2s_ray.runtime.cluster import ray_cluster
@@ -35,6 +36,8 @@ _SHOWN = 5
 
 def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetInfo:
     """Make the data set at `data.uri` from `source`, or finish one that an earlier run left incomplete.
+
+    Files that a complete data set has lost are written again.
 
     A pair with a missing or unreadable image goes to the quarantine list with its reason and does not stop the work.
     With `prepare.parallel` the shards are Ray Data tasks (on the cluster that the caller is connected to, otherwise on
@@ -59,8 +62,10 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
     records = [record for record in records if record.split in wanted]
     plan = make_plan(config, source, records, metres)
     if storage.exists(storage.join(plan.uri, DATASET_FILE)):
-        log.info("%s is already complete", config.data.uri)
-        return read_dataset_info(plan.uri)
+        info = read_dataset_info(plan.uri)
+        if not restore(plan, info):
+            log.info("%s is already complete", config.data.uri)
+        return info
     reports = _write_shards(plan, config, progress)
     info = _finish(plan, config, reports, validation)
     log.info("%s: %s", config.data.uri, ", ".join(f"{split.count} {name}" for name, split in info.splits.items()))
@@ -177,15 +182,14 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
     )
     for line in info.panorama_lines():
         log.info("%s", line)
-    info.write(storage.join(plan.uri, DATASET_FILE))
+    write_file(storage.join(plan.uri, DATASET_FILE), info.to_bytes())
     return info
 
 
 def _write_records(plan: Plan, split: Split, records: Sequence[Record]) -> FileInfo:
-    data = arrow_bytes(RECORD_SCHEMA, record_columns(records))
-    name = f"{split}-records.arrow"
-    storage.write_bytes(storage.join(plan.uri, name), data)
-    return FileInfo(name=name, count=len(records), bytes=len(data), sha256=storage.sha256(data))
+    file, data = encode_records(split, records)
+    write_file(storage.join(plan.uri, file.name), data)
+    return file
 
 
 def _total(plan: Plan) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from s2s_ray.geo.images import Encoding, Pixels, encode
 from s2s_ray.geo.views import PanoramaKind, ViewGeometry
 from s2s_ray.storage.documents import Document, Tree
 
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 2
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
     pa.field("latitude", pa.float64()),
@@ -131,12 +135,23 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
 
     Raises:
         InputError: the source cannot be used.
+        DamagedError: the storage returns other bytes than were written.
         StorageError: the source or the data set cannot be reached.
     """
-    shard = plan.shards[k]
     report = finished(plan, k)
     if report is not None:
         return report
+    data, report = encode_shard(plan, k)
+    if report.file is not None:
+        write_file(storage.join(plan.uri, report.file.name), data)
+    side_car = _SideCar(digest=plan.digest, file=report.file, quarantine=report.quarantine, panoramas=report.panoramas)
+    write_file(storage.join(plan.uri, f"{report.name}.json"), side_car.to_bytes())
+    return report
+
+
+def encode_shard(plan: Plan, k: int) -> tuple[bytes, ShardReport]:
+    """Return the file of shard `k` of a plan, and the report on it. Raises the errors of `write_shard`."""
+    shard = plan.shards[k]
     source = _source(plan.digest, plan.source)
     rows: list[tuple[Record, dict[str, bytes]]] = []
     quarantine, panoramas = [], Counter[PanoramaKind]()
@@ -147,16 +162,29 @@ def write_shard(plan: Plan, k: int) -> ShardReport:
             panoramas[encoded.panorama] += 1
         except UnreadableImageError as error:
             quarantine.append(Quarantined(id=record.id, split=shard.split, reason=str(error)))
-    info = None
-    if rows:
-        data = shard_bytes(rows, keep_tiles=plan.keep_tiles)
-        file = f"{shard.name}.arrow"
-        storage.write_bytes(storage.join(plan.uri, file), data)
-        info = FileInfo(name=file, count=len(rows), bytes=len(data), sha256=storage.sha256(data))
-    report = ShardReport(shard.name, info, tuple(quarantine), dict(sorted(panoramas.items())))
-    side_car = _SideCar(digest=plan.digest, file=info, quarantine=report.quarantine, panoramas=report.panoramas)
-    side_car.write(storage.join(plan.uri, f"{shard.name}.json"))
-    return report
+    data = shard_bytes(rows, keep_tiles=plan.keep_tiles) if rows else b""
+    info = described(f"{shard.name}.arrow", len(rows), data) if rows else None
+    return data, ShardReport(shard.name, info, tuple(quarantine), dict(sorted(panoramas.items())))
+
+
+def described(name: str, count: int, data: bytes) -> FileInfo:
+    """Return the entry of a file in `dataset.json`."""
+    return FileInfo(name=name, count=count, bytes=len(data), sha256=storage.sha256(data))
+
+
+def write_file(uri: str, data: bytes) -> None:
+    """Write a file of a data set and read it back, twice if it was damaged on its way.
+
+    Raises:
+        DamagedError: the storage returns other bytes than were written.
+        StorageError: the storage cannot be reached.
+    """
+    for _ in range(_ATTEMPTS):
+        storage.write_bytes(uri, data)
+        if storage.read_bytes(uri) == data:
+            return
+        log.warning("%s was damaged while it was written", uri)
+    raise DamagedError(f"{uri} was damaged {_ATTEMPTS} times while it was written: check the storage and the network")
 
 
 @lru_cache(maxsize=1)
@@ -189,6 +217,12 @@ def shard_bytes(rows: Sequence[tuple[Record, dict[str, bytes]]], *, keep_tiles: 
     columns |= {image: [encoded[image] for _, encoded in rows] for image in images}
     fields = [*RECORD_FIELDS, *(pa.field(image, pa.large_binary(), nullable=False) for image in images)]
     return arrow_bytes(pa.schema(fields), columns)
+
+
+def encode_records(split: Split, records: Sequence[Record]) -> tuple[FileInfo, bytes]:
+    """Return the file with the records of a split, and its entry in `dataset.json`."""
+    data = arrow_bytes(RECORD_SCHEMA, record_columns(records))
+    return described(f"{split}-records.arrow", len(records), data), data
 
 
 def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:

@@ -22,7 +22,15 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.errors import DamagedError, DatasetError, UnreadableImageError
+from s2s_ray.errors import (
+    DamagedError,
+    DatasetError,
+    DiskFullError,
+    RefusedError,
+    StorageError,
+    UnreachableError,
+    UnreadableImageError,
+)
 from s2s_ray.geo.images import (
     decode,
 )
@@ -215,6 +223,118 @@ def test_a_finished_data_set_is_left_alone(pairs: PairFolder, tmp_path: Path) ->
         image.unlink()
     assert prepare(config) == manifest
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_files_that_a_complete_data_set_has_lost_are_written_again(
+    pairs: PairFolder, tmp_path: Path, cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(pairs)
+    (pairs.path / "train3-satellite.png").unlink()
+    config = pairs.config(tmp_path / "out", shard_mb=0.02)
+    manifest = prepare(config)
+    whole = content(tmp_path / "out")
+    for name in ("train-00001.arrow", "test-00000.arrow", "train-records.arrow"):
+        if cut:
+            os.truncate(tmp_path / "out" / name, 100)
+        else:
+            (tmp_path / "out" / name).unlink()
+    assert prepare(config) == manifest
+    assert content(tmp_path / "out") == whole
+    assert caplog.text.count("is missing or cut short: writing it again") == 3
+
+
+def test_a_lost_shard_whose_images_have_changed_is_not_written(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    config = pairs.config(tmp_path / "out", shard_mb=0.02)
+    prepare(config)
+    (tmp_path / "out" / "test-00000.arrow").unlink()
+    before = content(tmp_path / "out")
+    for image in pairs.path.glob("test0-*.png"):
+        image.unlink()
+    with pytest.raises(DatasetError, match=r"test-00000.arrow cannot be written again, because its images have chan"):
+        prepare(config)
+    assert content(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("name", ["train-00000.arrow", "train-00000.json", "train-records.arrow", "dataset.json"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_every_file_is_read_back(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    fill(pairs)
+    write, damaged = storage.write_bytes, []
+
+    def damage(uri: str, data: bytes) -> None:
+        hit = storage.name(uri) == name and len(damaged) < times
+        damaged.extend([uri] if hit else [])
+        write(uri, data[:-1] + b"!" if hit else data)
+
+    monkeypatch.setattr(storage, "write_bytes", damage)
+    if times > 1:
+        with pytest.raises(DamagedError, match=rf"{name} was damaged 2 times while it was written"):
+            prepare(pairs.config(tmp_path / "out"))
+        return
+    prepare(pairs.config(tmp_path / "out"))
+    assert len(damaged) == times
+    prepare(pairs.config(tmp_path / "whole"))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fault", [UnreachableError, RefusedError, StorageError])
+def test_a_store_that_is_away_stops_the_preparation_and_nothing_is_lost(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: type[StorageError]
+) -> None:
+    fill(pairs)
+    read, left = storage.read_bytes, [30]
+
+    def away(uri: str) -> bytes:
+        if uri.endswith(".png"):
+            left[0] -= 1
+            if left[0] < 0:
+                raise fault(f"{uri}: the store is away")
+        return read(uri)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", away)
+        with pytest.raises(fault, match="the store is away"):
+            prepare(pairs.config(tmp_path / "out", shard_mb=0.02))
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert prepare(pairs.config(tmp_path / "out", shard_mb=0.02)).quarantine == ()
+    prepare(pairs.config(tmp_path / "whole", shard_mb=0.02))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_full_disk_stops_the_preparation_which_resumes(
+    pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    fill(pairs)
+    write, left = storage.write_bytes, [moment]
+
+    def full(uri: str, data: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise DiskFullError(f"{uri}: No space left on device")
+        write(uri, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", full)
+        with pytest.raises(DiskFullError):
+            prepare(pairs.config(tmp_path / "out", shard_mb=0.02))
+    prepare(pairs.config(tmp_path / "out", shard_mb=0.02))
+    prepare(pairs.config(tmp_path / "whole", shard_mb=0.02))
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_rows_that_name_no_image_are_quarantined(pairs: PairFolder, tmp_path: Path) -> None:
+    fill(pairs)
+    (pairs.path / "folder").mkdir()
+    for row, reference in zip(pairs.rows[2:6], ("folder", ".", "x" * 300, "pairs.csv/below.png"), strict=True):
+        row["street"] = reference
+    manifest = prepare(pairs.config(tmp_path / "out"))
+    assert sorted(entry.id for entry in manifest.quarantine) == ["train2", "train3", "train4", "train5"]
+    assert "street image folder is a directory, expected a file" in {entry.reason for entry in manifest.quarantine}
 
 
 def test_another_data_set_is_not_overwritten(pairs: PairFolder, tmp_path: Path) -> None:
