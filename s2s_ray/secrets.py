@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 from urllib.parse import unquote
 
 MASK = "***"
@@ -50,6 +51,15 @@ def masked_address(text: str) -> str:
     return _ALONE.masked(masked(text))
 
 
+def masked_tree(value: Any) -> Any:
+    """Return a tree of plain values with the secrets in its addresses masked."""
+    if isinstance(value, dict):
+        return {key: masked_tree(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked_tree(item) for item in value]
+    return masked_address(value) if isinstance(value, str) and holds_secret(value) else value
+
+
 def expect(variable: str) -> None:
     """Mask the value of an environment variable from now on, whatever its name and length."""
     _referenced.add(variable)
@@ -78,8 +88,11 @@ class _Patterns:
 _IN_TEXT = _Patterns(r"\s'\"<>")
 _ALONE = _Patterns(r"\0")
 _ASSIGNMENT = re.compile(
-    r"\b((?:\w+[_-])?(?:password|passwd|passphrase|secret|secret_access_key)=)([^\s&;,'\"]+)", re.I
+    r"\b(?P<start>(?P<name>(?:\w+[_-])?(?:password|passwd|passphrase|secret|secret_access_key))=)"
+    r"(?P<value>[^\s&;,'\"]+)",
+    re.IGNORECASE,
 )
+"""The way in which the clients of databases name a password."""
 
 
 def _without_login(found: re.Match[str]) -> str:

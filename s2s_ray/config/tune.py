@@ -99,7 +99,10 @@ class TuneConfig(Section):
         description="an Optuna RDB URL (sqlite:///..., postgresql://user:${env:NAME}@host/db, or ${env:NAME} for all "
         "of it); default: a journal beside the trials",
     )
-    registry: Uri = Field(Uri("registry"), description="where the best checkpoint is published, under the sweep's name")
+    registry: Uri = Field(
+        Uri("registry"),
+        description="root of the registry of the best checkpoint, by the sweep's name: a directory or an object-store URI",
+    )
 
     @model_validator(mode="after")
     def _early_stopping_needs_one_objective(self) -> Self:
