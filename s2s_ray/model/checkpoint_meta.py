@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s2s_ray import storage
 from s2s_ray.config import ModelConfig
+from s2s_ray.config.section import STORED
 from s2s_ray.errors import CheckpointError, S2SError, faults_of
 from s2s_ray.storage.documents import Document
 from s2s_ray.storage.files import parse_json
@@ -87,7 +88,7 @@ def fingerprint(uri: str) -> str:
 def model_config(meta: dict[str, Any], uri: str) -> ModelConfig:
     """Return the model configuration in a checkpoint's `meta`. Raises CheckpointError."""
     try:
-        return ModelConfig.model_validate(meta.get("model"))
+        return ModelConfig.model_validate(meta.get("model"), context=STORED)
     except ValidationError as error:
         raise CheckpointError(
             f"checkpoint {uri}: model configuration in {META_FILE} is not valid ({faults_of(error)})"

@@ -27,6 +27,7 @@ from s2s_ray import storage
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
 from s2s_ray.index import read_info
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
+from s2s_ray.secrets import masked_tree
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
 from s2s_ray.storage.files import parse_json
@@ -238,4 +239,14 @@ def _copy_index(registry: str, release: Release, index_uri: str) -> None:
 def _copy(source: str, target: str, files: tuple[str, ...] | None = None) -> None:
     """Copy a published directory, or some of its files, and verify their checksums on the way."""
     with tempfile.TemporaryDirectory() as folder:
-        storage.publish(storage.fetch(source, Path(folder), only=files), target)
+        local = storage.fetch(source, Path(folder), only=files)
+        if (local / META_FILE).exists():
+            _mask(local / META_FILE)
+        storage.publish(local, target)
+
+
+def _mask(path: Path) -> None:
+    """Mask the passwords that earlier versions stored in the metadata of a checkpoint, as part of its configuration."""
+    tree = storage.read_json(str(path))
+    if (shown := masked_tree(tree)) != tree:
+        storage.write_json(str(path), shown)
