@@ -101,7 +101,7 @@ class TuneConfig(Section):
     )
     registry: Uri = Field(
         Uri("registry"),
-        description="root of the registry of the best checkpoint, by the sweep's name: a directory or an object-store URI",
+        description="registry of the best checkpoint, by the sweep's name: a directory or an object-store URI",
     )
 
     @model_validator(mode="after")
