@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.evaluation.page import render
+from s2s_ray.secrets import masked
 from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
 
 TRIALS_FILE = "trials.parquet"
@@ -52,7 +53,7 @@ def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord
         pareto=study.pareto() if len(study.objectives) > 1 else set(),
         pictures=pictures,
         headings={},
-        settings=yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False),
+        settings=masked(yaml.safe_dump(config.tune.model_dump(mode="json"), sort_keys=False)),
     )
     storage.write_bytes(storage.join(root, REPORT_FILE), page)
 

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from s2s_ray import storage
 from s2s_ray.config import TuneConfig
 from s2s_ray.errors import ConfigError, NotFoundError, SweepError
+from s2s_ray.references import resolved
 from s2s_ray.storage.filesystem import is_local
 from s2s_ray.sweep.journal import cut_torn_tail, open_journal
 from s2s_ray.sweep.space import Params, Space
@@ -207,8 +208,9 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
 
 
 def _database(url: str) -> BaseStorage:
+    address = resolved(url)
     try:
-        return RDBStorage(url)
+        return RDBStorage(address)
     except Exception as error:  # each database driver has its own classes
         raise ConfigError(f"tune.study={url!r} cannot be opened: {error}") from None
 
@@ -249,7 +251,7 @@ def sampler(config: TuneConfig, trials: int) -> optuna.samplers.BaseSampler:
     fault: Exception | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for arguments in (options | config.sampler_options, config.sampler_options):  # some samplers have no seed
+        for arguments in ({**options, **config.sampler_options}, config.sampler_options):  # some samplers have no seed
             try:
                 return kind(**arguments)
             except (TypeError, ValueError, ImportError) as error:  # some samplers need another package
