@@ -122,7 +122,7 @@ def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
     """Make the upload of step 2 slow: it lasts until one second after step 3 is finished."""
     publish = storage.publish
 
-    def slow(directory: Path, uri: str) -> None:
+    def slow(directory: Path, uri: str, **options: Any) -> None:
         if storage.name(uri) == "00000002":
             deadline = time.monotonic() + 60
             while trainer.global_step < STEPS:
@@ -131,7 +131,7 @@ def _watch_first_upload(trainer: Trainer, rank: int, seen: Path) -> None:
             time.sleep(1)
             assert trainer.global_step == STEPS, "the next checkpoint did not wait for the previous one"
             seen.touch()
-        publish(directory, uri)
+        publish(directory, uri, **options)
 
     storage.publish = slow
 

@@ -144,9 +144,9 @@ def test_the_rest_of_a_killed_upload_is_deleted(model: S2S, tmp_path: Path) -> N
 def test_a_written_checkpoint_is_committed(model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish, may_write, steps = storage.publish, threading.Event(), []
 
-    def slow(directory: Path, uri: str) -> None:
+    def slow(directory: Path, uri: str, **options: Any) -> None:
         assert may_write.wait(60)
-        publish(directory, uri)
+        publish(directory, uri, **options)
         steps.append(uri)
 
     monkeypatch.setattr(storage, "publish", slow)
@@ -168,6 +168,31 @@ def test_directory_without_manifest_does_not_exist(model: S2S, tmp_path: Path) -
     (tmp_path / "checkpoints" / "00000001" / "manifest.json").unlink()
     assert store.steps() == []
     assert store.newest() is None
+
+
+def test_a_step_that_is_there_already(model: S2S, tmp_path: Path) -> None:
+    """A run that resumed before it comes to the step again: the rest of an upload, an equal one, a damaged one."""
+    other = S2S(SMALL)
+    for rest in ("partial", "equal", "damaged", "damaged manifest"):
+        store = CheckpointStore(str(tmp_path / rest))
+        first = model if rest in ("equal", "partial") else other
+        save(store, first, 1, 0.5)
+        store.flush()
+        folder = tmp_path / rest / "00000001"
+        if rest == "partial":
+            (folder / "manifest.json").unlink()
+            (folder / "trainer.pt").write_bytes(b"cut sh")
+        elif rest == "damaged":
+            (folder / "trainer.pt").write_bytes(b"torn")
+        elif rest == "damaged manifest":
+            (folder / "manifest.json").write_text("{")
+        resumed = CheckpointStore(store.root)
+        save(resumed, model, 1, 0.5)
+        resumed.flush()
+        storage.check(store.uri(1))
+        saved = CheckpointStore(store.root).newest()
+        assert saved is not None
+        assert all(torch.equal(saved.model[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
@@ -226,7 +251,7 @@ class BadReads:
         return self._original(uri, *args, **kwargs)
 
 
-@pytest.mark.parametrize("reading", ["check", "read_json"])
+@pytest.mark.parametrize("reading", ["check", "read_published"])
 @pytest.mark.parametrize("bad_reads", [1, 2])
 def test_bad_reads_do_not_cost_the_best_checkpoint(
     model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str, bad_reads: int
@@ -245,7 +270,7 @@ def test_bad_reads_do_not_cost_the_best_checkpoint(
     assert again.steps() == [1]
 
 
-@pytest.mark.parametrize("reading", ["check", "read_json", "list_names", "is_complete"])
+@pytest.mark.parametrize("reading", ["check", "read_published", "list_names", "is_complete"])
 def test_an_unreachable_store_deletes_nothing(
     model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str
 ) -> None:
