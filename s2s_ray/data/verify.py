@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetInfo, FileInfo, SplitInfo, read_dataset_info
+from s2s_ray.data.description import DATASET_FILE, DatasetInfo, FileInfo, SplitInfo, read_dataset_info
+from s2s_ray.data.plan import PLAN, StoredPlan
+from s2s_ray.data.shard import RECORD_FIELDS
 from s2s_ray.data.sources import published_counts
-from s2s_ray.errors import NotFoundError, UnreadableImageError
+from s2s_ray.errors import DamagedError, NotFoundError, StorageError, UnreachableError, UnreadableImageError
 from s2s_ray.geo.images import decode
 from s2s_ray.runtime.progress import ProgressFactory, progress
 
@@ -75,27 +79,28 @@ class VerifyReport:
 def verify(uri: str, *, quick: bool = False, progress: ProgressFactory = progress) -> VerifyReport:
     """Check every file of a data set, and decode every image unless `quick`.
 
-    A file must exist, have its size and checksum, and hold the pairs that the records list. All faults are collected,
-    each naming the file or the id.
+    A file must exist, have its size and checksum, and hold the pairs that the records list; `dataset.json` must agree
+    with them and with `plan.json`. Everything is read from the storage itself, not from the shard cache. All faults are
+    collected, each naming the file or the id.
 
     Raises:
         DatasetError: there is no complete data set.
         StorageError: the storage cannot be reached, or `dataset.json` is damaged.
     """
     dataset = read_dataset_info(uri)
-    report = VerifyReport(uri, dataset, published=list(_comparisons(dataset)))
+    report = VerifyReport(uri, dataset, list(_described(uri, dataset)), list(_comparisons(dataset)))
     files = sum(len(info.shards) + 1 for info in dataset.splits.values())
     seen: set[str] = set()
     with progress(files, "verify", "files") as advance:
         for split, info in dataset.splits.items():
-            ids = _ids(report, info.records)
+            listed = _records(_read(report, info.records))
             advance(1)
-            held: list[str] = []
+            held: list[dict[str, Any]] = []
             for shard in info.shards:
                 held += _check_shard(report, shard, quick=quick)
                 advance(1)
-            report.faults.extend(_compare(split, info, ids, held, seen))
-            seen.update(ids)
+            report.faults.extend(_compare(split, info, listed, held, seen))
+            seen.update(pair["id"] for pair in listed)
     return report
 
 
@@ -118,6 +123,11 @@ def _read(report: VerifyReport, info: FileInfo, images: Sequence[str] = ()) -> p
     except NotFoundError:
         report.faults.append(f"{info.name} is missing")
         return None
+    except UnreachableError:
+        raise
+    except StorageError as error:
+        report.faults.append(f"{info.name} cannot be read ({error})")
+        return None
     if len(data) != info.bytes:
         report.faults.append(f"{info.name} fails its checksum ({len(data)} bytes, {info.bytes} expected)")
     elif storage.sha256(data) != info.sha256:
@@ -128,30 +138,32 @@ def _read(report: VerifyReport, info: FileInfo, images: Sequence[str] = ()) -> p
     except (pa.ArrowException, OSError, ValueError) as error:
         report.faults.append(f"{info.name} is not an Arrow file ({error})")
         return None
-    wanted = {"id": pa.string(), **dict.fromkeys(images, pa.large_binary())}
-    wrong = [name for name, kind in wanted.items() if name not in table.column_names or table[name].type != kind]
-    if wrong or table["id"].null_count:
-        report.faults.append(f"{info.name} has no usable column {', '.join(wrong) or 'id'}")
+    kinds = {**{each.name: each.type for each in RECORD_FIELDS}, **dict.fromkeys(images, pa.large_binary())}
+    needed = ("id", *images)
+    wrong = [name for name, kind in kinds.items() if name not in table.column_names or table[name].type != kind]
+    wrong += [name for name in needed if name not in wrong and table[name].null_count]
+    if wrong:
+        report.faults.append(f"{info.name} has no usable column {', '.join(wrong)}")
+    if set(wrong) & set(needed):
         return None
+    if len(table) != info.count:
+        report.faults.append(f"{info.name} holds {len(table)} pairs, {info.count} expected")
     return table
 
 
-def _ids(report: VerifyReport, info: FileInfo) -> list[str]:
-    table = _read(report, info)
-    return [] if table is None else list(table.column("id").to_pylist())
-
-
-def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[str]:
-    """Return the ids of the pairs in a shard, and record its faults."""
-    table = _read(report, shard, _images(report.info))
+def _records(table: pa.Table | None) -> list[dict[str, Any]]:
+    """Return the pairs in a table, without their images."""
     if table is None:
         return []
-    ids: list[str] = table.column("id").to_pylist()
-    if len(ids) != shard.count:
-        report.faults.append(f"{shard.name} holds {len(ids)} pairs, {shard.count} expected")
-    if not quick:
-        report.faults.extend(_undecodable(report.info, shard, table, ids))
-    return ids
+    return table.select([each.name for each in RECORD_FIELDS if each.name in table.column_names]).to_pylist()
+
+
+def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[dict[str, Any]]:
+    """Return the pairs in a shard without their images, and record its faults."""
+    table = _read(report, shard, _images(report.info))
+    if table is not None and not quick:
+        report.faults.extend(_undecodable(report.info, shard, table, table["id"].to_pylist()))
+    return _records(table)
 
 
 def _images(info: DatasetInfo) -> list[str]:
@@ -171,11 +183,63 @@ def _undecodable(info: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[
                 yield f"{id}: {column} image in {shard.name} is {pixels.shape[1]} x {pixels.shape[0]}"
 
 
-def _compare(split: str, info: SplitInfo, ids: list[str], held: list[str], seen: set[str]) -> Iterator[str]:
+def _compare(
+    split: str, info: SplitInfo, listed: list[dict[str, Any]], held: list[dict[str, Any]], seen: set[str]
+) -> Iterator[str]:
+    """Compare the pairs that the records list with those in the shards, and their numbers with `dataset.json`."""
+    pairs = {pair["id"]: pair for pair in held}
+    ids, found = [pair["id"] for pair in listed], [pair["id"] for pair in held]
     if len(ids) != info.count:
         yield f"{info.records.name} lists {len(ids)} pairs, {info.count} expected"
-    yield from (f"{id}: listed in {split}, but in none of its shards" for id in sorted(set(ids) - set(held)))
-    yield from (f"{id}: in a shard of {split}, but not listed there" for id in sorted(set(held) - set(ids)))
-    if set(ids) == set(held) and ids != held:
+    if (count := sum(shard.count for shard in info.shards)) != info.count:
+        yield f"{DATASET_FILE} lists {info.count} pairs of {split}, but its shards have {count} together"
+    yield from (f"{id}: listed in {split}, but in none of its shards" for id in sorted(set(ids) - set(found)))
+    yield from (f"{id}: in a shard of {split}, but not listed there" for id in sorted(set(found) - set(ids)))
+    if set(ids) == set(found) and ids != found:
         yield f"{split}: the shards hold the pairs in a different order from {info.records.name}"
+    for pair in listed:
+        other = pairs.get(pair["id"], pair)
+        if differing := [name for name in pair.keys() & other.keys() if pair[name] != other[name]]:
+            yield f"{pair['id']}: {', '.join(sorted(differing))} in {info.records.name} differs from the shard"
     yield from (f"{id}: in more than one split" for id in ids if id in seen)
+
+
+def _described(uri: str, info: DatasetInfo) -> Iterator[str]:
+    """Compare `dataset.json` with `plan.json`, and its numbers with each other."""
+    try:
+        plan = StoredPlan.read(storage.join(uri, PLAN))
+    except NotFoundError:
+        yield f"{PLAN} is missing: `s2s prepare` does not recognise the data set as its own without it"
+    except DamagedError as error:
+        yield str(error)
+    else:
+        yield from _contradictions(info, plan)
+    names = [file.name for split in info.splits.values() for file in (split.records, *split.shards)]
+    yield from (f"{name} is listed more than once in {DATASET_FILE}" for name in sorted(_repeated(names)))
+    pairs = sum(split.count for split in info.splits.values())
+    if info.panoramas and sum(info.panoramas.values()) != pairs:
+        yield f"{DATASET_FILE} counts {sum(info.panoramas.values())} panoramas for {pairs} pairs"
+
+
+def _contradictions(info: DatasetInfo, plan: StoredPlan) -> Iterator[str]:
+    rows = info.geometry.panorama_rows
+    described = {
+        "model.height": info.geometry.height,
+        "model.width": info.geometry.width,
+        "panorama_rows": None if rows is None else list(rows),
+        "source": info.source,
+        "prepare.encoding": info.encoding,
+        "prepare.keep_tiles": info.keep_tiles,
+    }
+    for key, value in described.items():
+        if key in plan.settings and plan.settings[key] != value:
+            yield f"{DATASET_FILE} has {key}={value!r}, but {PLAN} has {plan.settings[key]!r}"
+    if info.digest != plan.digest:
+        yield f"{DATASET_FILE} and {PLAN} have different digests: they describe different data sets"
+    pairs = sum(split.count for split in info.splits.values()) + len(info.quarantine)
+    if pairs != plan.records:
+        yield f"{DATASET_FILE} lists {pairs} pairs with those in quarantine, but {PLAN} has {plan.records}"
+
+
+def _repeated(names: Sequence[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}

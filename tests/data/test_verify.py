@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,23 +16,32 @@ from s2s_ray import storage
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.shard import RECORD_FIELDS, arrow_bytes
 from s2s_ray.data.verify import verify
-from s2s_ray.errors import DatasetError
+from s2s_ray.errors import DamagedError, DatasetError, UnreachableError
 from s2s_ray.geo.images import encode
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
 
 
-@pytest.fixture
-def folder(pairs: PairFolder, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def prepared(pair_folder: type[PairFolder], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with a quarantined pair and several shards."""
+    place = tmp_path_factory.mktemp("verify")
+    pairs = pair_folder(place / "pairs")
     for k in range(6):
         pairs.add(f"train{k}")
     pairs.add("val", "val")
     for k in range(4):
         pairs.add(f"test{k}", "test")
     (pairs.path / "test3-street.png").unlink()
-    prepare(pairs.config(tmp_path / "set", shard_mb=0.02))
+    prepare(pairs.config(place / "set", shard_mb=0.02))
+    return place / "set"
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of the data set, to damage."""
+    shutil.copytree(prepared, tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -138,8 +149,127 @@ def test_a_file_without_the_expected_columns_is_a_fault(folder: Path) -> None:
     for name in ("val-records.arrow", "test-00000.arrow"):
         (folder / name).write_bytes(sink.getvalue().to_pybytes())
     faults = verify(str(folder)).faults
-    assert "val-records.arrow has no usable column id" in faults
-    assert "test-00000.arrow has no usable column id, polar, street" in faults
+    others = "latitude, longitude, easting, northing, zone, heading"
+    assert f"val-records.arrow has no usable column id, {others}" in faults
+    assert f"test-00000.arrow has no usable column id, {others}, polar, street" in faults
+
+
+def edit(*path: str | int, value: Any) -> Callable[[Path], None]:
+    """Change a value in dataset.json."""
+
+    def apply(folder: Path) -> None:
+        tree = json.loads((folder / "dataset.json").read_text())
+        inner = tree
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value(inner[path[-1]]) if callable(value) else value
+        (folder / "dataset.json").write_text(json.dumps(tree))
+
+    return apply
+
+
+def flip(name: str, place: float) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[int(place * (len(data) - 1))] ^= 1
+        (folder / name).write_bytes(data)
+
+    return apply
+
+
+def replaced(name: str, how: Callable[[Path], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        how(folder / name)
+
+    return apply
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    **{
+        f"bit at {place} of {name}": (flip(name, place), f"{name} fails its checksum .right size, different bytes.")
+        for name in ("train-00001.arrow", "test-records.arrow")
+        for place in (0, 0.1, 0.5, 0.9, 1)
+    },
+    **{
+        f"{name} is {kind}": (replaced(name, how), f"{name} {message}")
+        for name in ("train-00000.arrow", "val-records.arrow")
+        for kind, how, message in (
+            ("missing", lambda path: None, "is missing"),
+            ("empty", Path.touch, "fails its checksum .0 bytes"),
+            ("a folder", Path.mkdir, "cannot be read"),
+            ("a link to itself", lambda path: path.symlink_to(path), "cannot be read"),
+        )
+    },
+    "plan is missing": (lambda folder: (folder / "plan.json").unlink(), "plan.json is missing: `s2s prepare` does not"),
+    "plan is damaged": (lambda folder: (folder / "plan.json").write_text("{"), "plan.json is not JSON"),
+    "plan of another": (
+        lambda folder: (folder / "plan.json").write_text(
+            (folder / "plan.json").read_text().replace('"webp"', '"png"').replace('"digest": "', '"digest": "x')
+        ),
+        "prepare.encoding='webp', but plan.json has 'png'",
+    ),
+    "digest": (edit("digest", value="0" * 64), "dataset.json and plan.json have different digests"),
+    "count": (edit("splits", "train", "count", value=7), "train-records.arrow lists 6 pairs, 7 expected"),
+    "count of a shard": (edit("splits", "train", "shards", 0, "count", value=9), "holds 3 pairs, 9 expected"),
+    "count of the records": (edit("splits", "test", "records", "count", value=9), "holds 3 pairs, 9 expected"),
+    "bytes": (edit("splits", "test", "shards", 0, "bytes", value=9), "fails its checksum .* 9 expected"),
+    "checksum": (edit("splits", "test", "records", "sha256", value="0" * 64), "test-records.arrow fails its checksum"),
+    "name": (edit("splits", "test", "records", "name", value="x.arrow"), "x.arrow is missing"),
+    "a shard less": (
+        edit("splits", "train", "shards", value=lambda shards: shards[1:]),
+        "listed in train, but in none",
+    ),
+    "a shard twice": (
+        edit("splits", "train", "shards", value=lambda shards: [*shards, shards[0]]),
+        "train-00000.arrow is listed more than once in dataset.json",
+    ),
+    "a split less": (edit("splits", value=lambda splits: {**splits, "val": splits["test"]}), "in more than one split"),
+    "no split": (edit("splits", value={}), "lists 1 pairs with those in quarantine, but plan.json has 11"),
+    "quarantine": (edit("quarantine", value=[]), "lists 10 pairs with those in quarantine, but plan.json has 11"),
+    "height": (edit("geometry", "height", value=33), "model.height=33, but plan.json has 32"),
+    "encoding": (edit("encoding", value="png"), "prepare.encoding='png', but plan.json has 'webp'"),
+    "tiles": (edit("keep_tiles", value=True), "prepare.keep_tiles=True, but plan.json has False"),
+    "source": (edit("source", "uri", value="elsewhere"), "dataset.json has source="),
+    "panoramas": (edit("panoramas", value={"sphere": 4}), "counts 4 panoramas for 10 pairs"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_kind_of_damage_is_found(folder: Path, damage: str) -> None:
+    apply, message = DAMAGES[damage]
+    apply(folder)
+    faults = verify(str(folder), quick=True).faults
+    assert any(re.search(message, fault) for fault in faults), faults
+
+
+def test_records_that_differ_from_the_shards_are_listed_by_id(folder: Path) -> None:
+    def turn(columns: dict[str, list[Any]]) -> None:
+        columns["heading"][1] = 90.0
+        columns["zone"][1] = 32632
+
+    rewrite(folder, "test-records.arrow", turn)
+    assert verify(str(folder)).faults == ["test1: heading, zone in test-records.arrow differs from the shard"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 1}'])
+def test_a_damaged_description_is_a_storage_error(folder: Path, content: str) -> None:
+    (folder / "dataset.json").write_text(content)
+    with pytest.raises(DamagedError, match=r"dataset\.json"):
+        verify(str(folder))
+
+
+def test_a_store_that_is_away_is_no_fault(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = storage.read_bytes
+
+    def away(uri: str) -> bytes:
+        if uri.endswith(".arrow"):
+            raise UnreachableError(f"{uri}: the store does not respond")
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", away)
+    with pytest.raises(UnreachableError, match="does not respond"):
+        verify(str(folder))
 
 
 def test_nothing_to_verify(tmp_path: Path) -> None:
