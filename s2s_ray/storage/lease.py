@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 from s2s_ray.errors import ConflictError, DamagedError, S2SError, StorageError, UnreachableError
@@ -81,6 +82,10 @@ class Lease:
         self._renewed = 0.0
         self._lost: str | None = None
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: Ray Tune pickles the callbacks that check the lease, and never loads them."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     @property
     def is_lost(self) -> bool:

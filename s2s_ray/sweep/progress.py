@@ -77,7 +77,8 @@ class SweepProgress(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Store the study with the new trial."""
-        self._study.save()
+        with self._search.ending():
+            self._study.save()
         self._count()
         self._show(trial, "started with %s", format_params(trial.config))
 
@@ -105,7 +106,8 @@ class SweepProgress(tune.Callback):
             self._live.stop()
 
     def _finished(self, trial: Trial) -> None:
-        self._study.save()
+        with self._search.ending():
+            self._study.save()
         number = self._search.number(trial.trial_id)
         record = next(record for record in self._study.records() if record.number == number)
         self._count()

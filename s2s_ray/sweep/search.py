@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.search import Searcher
 
 from s2s_ray.config import Config
-from s2s_ray.errors import ConfigError, StorageError
+from s2s_ray.errors import ConfigError, S2SError, StorageError
 from s2s_ray.sweep.space import Params, Space
 from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
 from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED
@@ -49,6 +50,8 @@ class StudySearch(Searcher):
         """Return why one of Tune's trials failed."""
         self.fault: Callable[[str], BaseException | None] = lambda trial_id: None
         """Return the error of one of Tune's trials, if it raised one."""
+        self.ended_by: S2SError | None = None
+        """The error that ended the sweep. Ray Tune replaces it by one with the text of its traceback."""
         self._check = study.check
         self._objectives = names
         self._sampler = config.tune.sampler
@@ -62,8 +65,21 @@ class StudySearch(Searcher):
             pruner=optuna.pruners.NopPruner(),  # Tune's scheduler stops trials
         )
 
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Record an error of this library in the block as the one that ended the sweep."""
+        try:
+            yield
+        except S2SError as error:
+            self.ended_by = error
+            raise
+
     def suggest(self, trial_id: str) -> Params:
         """Return the values of a new trial, and record its run in the study. Raises ConfigError, SweepError."""
+        with self.ending():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> Params:
         self._check()
         if trial_id not in self._trials:
             self._trials[trial_id] = self._study.ask()
@@ -82,8 +98,11 @@ class StudySearch(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Record the epochs of a running trial and, if it is the only objective, its recall."""
-        if FAILED in result:
-            return
+        if FAILED not in result:
+            with self.ending():
+                self._record(trial_id, result)
+
+    def _record(self, trial_id: str, result: dict[str, Any]) -> None:
         self._check()
         trial = self._trials[trial_id]
         trial.set_user_attr("epochs", result[EPOCH])
@@ -98,6 +117,10 @@ class StudySearch(Searcher):
         Raises:
             StorageError: the storage was the reason. The trial has no outcome, and the next start resumes it.
         """
+        with self.ending():
+            self._complete(trial_id, result, error)
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         self._check()
         if error and isinstance(fault := self.fault(trial_id), StorageError):
             raise fault

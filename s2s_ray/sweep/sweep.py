@@ -127,6 +127,10 @@ def _run(
                 f"sweep stopped after {sum(record.state != 'running' for record in study.records())} of "
                 f"{config.tune.trials} trials: the same command resumes sweep {config.tune.name!r} at {root}"
             ) from None
+        except Exception as error:
+            if search.ended_by is not None:
+                raise search.ended_by from error
+            raise
         finally:
             progress.close()
     study.save()

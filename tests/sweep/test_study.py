@@ -10,9 +10,11 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
+from ray import cloudpickle
 
 from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError, DamagedError, DiskFullError, SweepError
+from s2s_ray.storage.lease import driving
 from s2s_ray.sweep import sweep
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.report import write_report
@@ -129,6 +131,7 @@ def test_a_trial_that_the_storage_ended_has_no_outcome(tmp_path: Path) -> None:
     before.fault = lambda name: DiskFullError("the disk of /runs is full")
     with pytest.raises(DiskFullError, match="the disk of /runs is full"):
         before.on_trial_complete("a", error=True)
+    assert isinstance(before.ended_by, DiskFullError), "Ray Tune keeps its text alone"
     assert [record.state for record in study.records()] == ["running"]
 
 
@@ -156,6 +159,13 @@ def test_a_sweep_that_was_taken_over_records_nothing_more(tmp_path: Path) -> Non
         with pytest.raises(SweepError, match="took it over"):
             act()
     assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_ray_tune_can_pickle_the_searcher_of_a_driven_sweep(tmp_path: Path) -> None:
+    settings = config()
+    with driving(str(tmp_path), "sweep 'sweep'", SweepError) as lease:
+        study = SweepStudy(settings.tune, str(tmp_path), check=lease.check)
+        assert cloudpickle.dumps(StudySearch(settings, Space(settings), study))
 
 
 def test_optuna_opens_the_journal(tmp_path: Path) -> None:
