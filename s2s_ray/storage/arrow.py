@@ -109,7 +109,7 @@ class ArrowStore:
 
         self._patiently(uri, remove)
 
-    def download(self, uri: Uri, path: Path) -> None:
+    def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         def copy(system: fs.FileSystem, remote: str) -> None:
             with system.open_input_file(remote) as source:
                 with local_faults(str(path)), replacing(path) as target:
@@ -157,6 +157,8 @@ def _file_system(uri: Uri) -> tuple[fs.FileSystem, str]:
 
     if _KIND.get(uri.scheme) == "gs":
         path = uri.partition("://")[2].strip("/")
+        if not path:
+            raise StorageError(f"{uri}: expected {uri.scheme}://BUCKET/KEY")
         key = (os.getpid(), "gs")
         if key not in _systems:  # without a limit it looks for credentials and retries for a quarter of an hour
             _systems[key] = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=retries.STALL_TIMEOUT_S))

@@ -197,7 +197,7 @@ class ShardCache:
         """Download a shard; while the disk is full, evict shards that no process has open, one after the other."""
         while True:
             try:
-                return files.download(uri, partial)
+                return files.download(uri, partial, checked=True)
             except DiskFullError as error:
                 with self.folder.locked():
                     if not any(self.folder.evict(file.path) for file in self._shards()):

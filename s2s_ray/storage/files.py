@@ -113,9 +113,15 @@ def json_bytes(tree: Any) -> bytes:
     return (json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def download(uri: str, path: Path) -> None:
-    """Copy a file to a local path, where it appears only when it is complete."""
-    store_of(uri).download(Uri(uri), path)
+def download(uri: str, path: Path, *, checked: bool = False) -> None:
+    """Copy a file to a local path, where it appears only when it is complete.
+
+    Args:
+        uri: the file.
+        path: where to copy it.
+        checked: the caller compares the copy with a checksum that it knows, so the storage's own need not be.
+    """
+    store_of(uri).download(Uri(uri), path, checked=checked)
 
 
 def upload(path: Path, uri: str) -> None:

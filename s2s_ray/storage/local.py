@@ -71,7 +71,7 @@ class LocalStore:
             else:
                 path.unlink()
 
-    def download(self, uri: Uri, path: Path) -> None:
+    def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         with self.open(uri) as source, local_faults(str(path)), replacing(path) as target:
             shutil.copyfileobj(source, target, CHUNK)
 

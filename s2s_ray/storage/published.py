@@ -82,7 +82,7 @@ def _fetch(uri: str, manifest: Manifest, into: Path, only: Collection[str] | Non
         info, path, source = manifest.files[name], into / name, files.join(uri, manifest.path(name))
         if _is_whole(path, info):
             continue
-        files.download(source, path)
+        files.download(source, path, checked=True)
         if (found := files.sha256(path)) != info.sha256:
             path.unlink()
             raise _damaged(source, found, info)

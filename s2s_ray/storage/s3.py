@@ -22,7 +22,7 @@ from s2s_ray.storage.local_faults import local_faults
 from s2s_ray.storage.retries import patiently
 from s2s_ray.storage.s3_client import Connection, connection
 from s2s_ray.storage.s3_faults import code_of, s3_faults, status_of
-from s2s_ray.storage.s3_response import Range, base64_md5, check_digest, etag_of, new_md5, range_of
+from s2s_ray.storage.s3_response import Range, check_digest, etag_of, new_md5, range_of, upload_digest
 from s2s_ray.storage.s3_upload import PART, upload_parts
 from s2s_ray.storage.store import Create, Entry, Info, Mode, Overwrite, Replace, Stored
 from s2s_ray.uri import Uri
@@ -107,10 +107,10 @@ class S3Store:
         with ThreadPoolExecutor(_DELETIONS) as pool:
             deque(pool.map(remove, below), maxlen=0)  # raises the first error
 
-    def download(self, uri: Uri, path: Path) -> None:
+    def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         bucket, key = _place(uri)
         with local_faults(str(path)), replacing(path) as target:
-            _patiently(uri, _Download(uri, bucket, key, target).go_on)
+            _patiently(uri, _Download(uri, bucket, key, target, None if checked else new_md5()).go_on)
 
     def upload(self, path: Path, uri: Uri) -> None:
         with local_faults(str(path)), path.open("rb") as file:
@@ -152,14 +152,15 @@ class S3Store:
 class _Download:
     """A download that is resumed where it broke off, unless the object has changed meanwhile."""
 
-    def __init__(self, uri: Uri, bucket: str, key: str, target: BinaryIO) -> None:
+    def __init__(self, uri: Uri, bucket: str, key: str, target: BinaryIO, digest: Any) -> None:
         self.uri, self.bucket, self.key, self.target = uri, bucket, key, target
-        self._start_again()
+        self.digest, self.etag = digest, ""
 
     def _start_again(self) -> None:
         self.target.seek(0)
         self.target.truncate()
-        self.etag, self.digest = "", new_md5()
+        if self.digest is not None:
+            self.digest = new_md5()
 
     def go_on(self, to: Connection) -> None:
         """Copy what is missing."""
@@ -173,14 +174,16 @@ class _Download:
                 self.etag = etag_of(self.uri, response)
                 while chunk := response["Body"].read(CHUNK):
                     self.target.write(chunk)
-                    self.digest.update(chunk)
+                    if self.digest is not None:
+                        self.digest.update(chunk)
         except ConflictError:
             self._start_again()
             raise UnreachableError(f"{self.uri} was changed while it was read") from None
         if self.target.tell() != part.total:
             raise _ended(self.uri, self.target.tell(), part.total)
         try:
-            check_digest(self.uri, response, self.digest)
+            if self.digest is not None:
+                check_digest(self.uri, response, self.digest)
         except DamagedError:
             self._start_again()
             raise
@@ -265,7 +268,7 @@ def _get(
 def _put(to: Connection, uri: Uri, bucket: str, key: str, content: bytes, **condition: str) -> str:
     with s3_faults(uri, to):
         response = to.client.put_object(
-            Bucket=bucket, Key=key, Body=content, ContentMD5=base64_md5(content), **condition
+            Bucket=bucket, Key=key, Body=content, **upload_digest(to.endpoint, content), **condition
         )
         return etag_of(uri, response)
 

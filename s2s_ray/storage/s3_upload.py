@@ -13,7 +13,7 @@ from s2s_ray.errors import StorageError
 from s2s_ray.storage.retries import patiently
 from s2s_ray.storage.s3_client import Connection, connection
 from s2s_ray.storage.s3_faults import code_of, s3_faults
-from s2s_ray.storage.s3_response import base64_md5, etag_of
+from s2s_ray.storage.s3_response import etag_of, upload_digest
 from s2s_ray.uri import Uri
 
 PART = 16 << 20
@@ -79,7 +79,7 @@ class _Upload:
                 UploadId=self.upload,
                 PartNumber=number + 1,
                 Body=content,
-                ContentMD5=base64_md5(content),
+                **upload_digest(to.endpoint, content),
             )
             return {"PartNumber": number + 1, "ETag": etag_of(self.uri, response)}
 

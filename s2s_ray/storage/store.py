@@ -101,8 +101,10 @@ class Store(Protocol):
     def delete(self, uri: Uri) -> None:
         """Remove a file, or a folder with all below it. Do nothing if there is neither."""
 
-    def download(self, uri: Uri, path: Path) -> None:
+    def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         """Copy a file to a local path, where it appears only when it is complete.
+
+        With `checked` the caller compares the copy with a checksum that it knows, so the storage's own need not be.
 
         Raises:
             NotFoundError: there is no such file.

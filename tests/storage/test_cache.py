@@ -56,10 +56,10 @@ def downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
     log.touch()
     download = files.download
 
-    def logged(uri: str, path: Path) -> None:
+    def logged(uri: str, path: Path, **options: bool) -> None:
         with log.open("a") as file:
             file.write(storage.name(uri) + "\n")
-        download(uri, path)
+        download(uri, path, **options)
 
     monkeypatch.setattr(files, "download", logged)
     return lambda: log.read_text().split()
@@ -122,8 +122,8 @@ def test_a_damaged_download_is_repeated(
 ) -> None:
     download, attempts = files.download, []
 
-    def damage_first(uri: str, path: Path) -> None:
-        download(uri, path)
+    def damage_first(uri: str, path: Path, **options: bool) -> None:
+        download(uri, path, **options)
         attempts.append(uri)
         if len(attempts) == 1:
             path.write_bytes(b"x" + path.read_bytes()[1:])
@@ -164,7 +164,7 @@ def test_a_damaged_shard_in_the_cache_of_a_store_that_is_away_is_not_used(
     make().table(shards[3])
     flip(folder / FOLDER / f"{shards[3].sha256}-{shards[3].name}")
 
-    def away(uri: str, path: Path) -> None:
+    def away(uri: str, path: Path, **options: bool) -> None:
         raise StorageError(f"{uri}: the store cannot be reached")
 
     monkeypatch.setattr(files, "download", away)

@@ -314,10 +314,10 @@ def test_a_folder_that_is_deleted_while_it_is_used_is_made_again(
     assert cache.table(remote.shards[1])[0][0].as_py() == 10
     download = files.download
 
-    def deleted_meanwhile(uri: str, path: Path) -> None:
+    def deleted_meanwhile(uri: str, path: Path, **options: bool) -> None:
         monkeypatch.setattr(files, "download", download)
         shutil.rmtree(folder)
-        download(uri, path)  # makes the directories above it
+        download(uri, path, **options)  # makes the directories above it
 
     monkeypatch.setattr(files, "download", deleted_meanwhile)
     assert cache.table(remote.shards[2])[0][0].as_py() == 20
@@ -331,9 +331,9 @@ def test_a_folder_that_keeps_disappearing_is_an_error(
 ) -> None:
     download = files.download
 
-    def deleted(uri: str, path: Path) -> None:
+    def deleted(uri: str, path: Path, **options: bool) -> None:
         shutil.rmtree(tmp_path / "cache")
-        download(uri, path)
+        download(uri, path, **options)
 
     monkeypatch.setattr(files, "download", deleted)
     with pytest.raises(StorageError, match=r"is deleted again and again: set data\.cache_dir"):

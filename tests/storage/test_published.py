@@ -250,10 +250,10 @@ def test_a_reader_that_a_replacement_overtakes_starts_again(
     storage.publish(release, uri)
     new = folder_with(tmp_path / "new", **{"a.bin": b"new", "c.bin": b"new"})
 
-    def replaced_before(source: str, path: Path) -> None:
+    def replaced_before(source: str, path: Path, **options: bool) -> None:
         if first and first.pop():
             storage.publish(new, uri, replace=True)
-        download(source, path)
+        download(source, path, **options)
 
     monkeypatch.setattr(files, "download", replaced_before)
     found = storage.fetch(uri, tmp_path / "into")

@@ -46,7 +46,7 @@ class FolderStore:
         with self._named(uri) as local:
             self._local.delete(local)
 
-    def download(self, uri: Uri, path: Path) -> None:
+    def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         with self._named(uri) as local:
             self._local.download(local, path)
 
