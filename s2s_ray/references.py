@@ -33,10 +33,11 @@ def resolved(text: str) -> str:
     return REFERENCE.sub(value, text)
 
 
-def refuse_secret(text: str) -> None:
-    """Raise ConfigError for an address that contains a password or key instead of a reference to it."""
+def refuse_secret(text: str, key: str | None = None) -> None:
+    """Raise ConfigError for an address, the value of `key`, with a password or key instead of a reference to it."""
     if holds_secret(text):
-        raise ConfigError(f"{masked_address(text)}: {ADVICE}")
+        shown = masked_address(text)
+        raise ConfigError(f"{shown if key is None else f'{key}={shown!r}'}: {ADVICE}")
 
 
 ADVICE = (

@@ -44,7 +44,8 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """
     overrides = list(overrides)
     for override in overrides:
-        refuse_secret(override.partition("=")[2])
+        key, _, text = override.partition("=")
+        refuse_secret(text, key)
     return Config.from_tree(_overridden(config.model_dump(mode="json"), overrides), stored=True)
 
 
