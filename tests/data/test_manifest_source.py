@@ -281,13 +281,26 @@ def test_a_fault_of_one_file_is_an_unreadable_image(pairs: PairFolder, kind: str
         source.read(record)
 
 
+def test_a_row_that_names_no_place_in_a_store_is_an_unreadable_image(pairs: PairFolder) -> None:
+    pairs.add("one")
+    for reference in (
+        "htp://x/a.png",
+        "ftp://x/a.png",
+        "s3://",
+        "s3://bucket",
+        "s3:///a.png",
+        "file://host/a.png",
+        "://x",
+    ):
+        pairs.rows[0]["street"] = reference
+        source = ManifestSource(pairs.source())
+        with pytest.raises(UnreadableImageError, match=r"^street image .*(cannot be opened|is no file|is missing)"):
+            source.read(source.records()[0])
+
+
 @pytest.mark.parametrize(
     ("reference", "reason"),
-    [
-        (".", "is a directory"),
-        ("x" * 300, "cannot be opened"),
-        ("one-street.png/below.png", "cannot be opened|missing"),
-    ],
+    [(".", "is a directory"), ("x" * 300, "cannot be opened"), ("one-street.png/below.png", "cannot be opened")],
 )
 def test_a_row_that_names_no_file_is_an_unreadable_image(pairs: PairFolder, reference: str, reason: str) -> None:
     pairs.add("one")

@@ -9,8 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from s2s_ray import storage
-from s2s_ray.errors import ArchiveError, DamagedError, NotFoundError, StorageError, UnreadableImageError
+from s2s_ray.errors import (
+    ArchiveError,
+    DamagedError,
+    InputError,
+    NotFoundError,
+    StorageError,
+    UnreadableImageError,
+)
 from s2s_ray.geo.images import Pixels, Seen, decode_seen
+from s2s_ray.storage.store import store_of
 
 
 def read_image(view: str, uri: str, reference: str, *, listed_in: str) -> Pixels:
@@ -51,10 +59,9 @@ def read_pixels(uri: str) -> tuple[Pixels, Seen | None]:
         NotFoundError: there is no such file.
         StorageError: the storage cannot be reached.
     """
-    if storage.is_local(uri):
-        fault = _fault_of_file(storage.local_path(uri))
-        if fault is not None:
-            raise UnreadableImageError(fault)
+    fault = _fault_of_place(uri)
+    if fault is not None:
+        raise UnreadableImageError(fault)
     try:
         data = storage.read_bytes(uri)
     except DamagedError as error:
@@ -85,6 +92,18 @@ def require_panorama(street: Pixels, aspect: float, expected: str) -> None:
     height, width = street.shape[:2]
     if abs(width / height / aspect - 1) > 0.02:
         raise UnreadableImageError(f"street image is {width} x {height} pixels (width x height), expected {expected}")
+
+
+def _fault_of_place(uri: str) -> str | None:
+    """Return why there cannot be an image at a URI, although its store may be fine; None if there may be one."""
+    try:
+        store_of(uri)
+    except (InputError, StorageError) as error:  # no URI, or one of an unknown kind
+        return f"cannot be opened ({error})"
+    if storage.is_local(uri):
+        return _fault_of_file(storage.local_path(uri))
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return None if bucket and key.strip("/") else f"is no file of a store ({uri})"
 
 
 def _fault_of_file(path: Path) -> str | None:
