@@ -33,6 +33,17 @@ def test_images_of_the_index(fakes: Fakes) -> None:
     assert request(fakes, "GET", "/v1/examples/1/tile").status_code == 404
 
 
+def test_the_page_sends_only_parameters_that_exist(fakes: Fakes) -> None:
+    script = request(fakes, "GET", "/static/page.js").text
+    paths = request(fakes, "GET", "/openapi.json").json()["paths"]
+    sent = re.findall(r"`(v1/\w+)\?([^`#]*)", script)
+    assert sent
+    for path, query in sent:
+        operation = next(iter(paths[f"/{path}"].values()))
+        known = {parameter["name"] for parameter in operation["parameters"]}
+        assert set(re.findall(r"(?:^|&)(\w+)=", query)) <= known, path
+
+
 def test_the_page_and_the_documentation_use_no_other_host(fakes: Fakes) -> None:
     for path in ("/", "/docs", "/static/page.js", "/static/page.css"):
         text = request(fakes, "GET", path).text

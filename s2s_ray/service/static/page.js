@@ -27,7 +27,7 @@ async function request(path, options = {}) {
     + (wait && response.status === 503 ? ` Try again in ${wait} s.` : ""));
 }
 
-const images = new Map();  // promises of blobs by path, since an <img> cannot send a token
+const images = new Map();  // promises of blobs by path and #release, since an <img> cannot send a token
 function loadImage(path) {
   if (!images.has(path)) {
     const blob = request(path).then((response) => response.blob());
@@ -130,7 +130,7 @@ function list(matches) {
     rank.textContent = match.rank;
     const image = document.createElement("img");
     image.alt = `Tile ${match.id}`;
-    show(image, `v1/thumbnail?id=${encodeURIComponent(match.id)}&release=${encodeURIComponent(served.release)}`);
+    show(image, `v1/thumbnail?id=${encodeURIComponent(match.id)}#${encodeURIComponent(served.release)}`);
     const details = document.createElement("div");
     const position = match.latitude === null ? "unknown position" : `${match.latitude.toFixed(6)}, ${match.longitude.toFixed(6)}`;
     const lines = [match.id, position, `descriptor distance ${match.descriptor_distance.toFixed(3)}`];
@@ -166,7 +166,7 @@ function plot(matches) {
     pin.style.height = "100%";
     const image = document.createElement("img");
     image.alt = "";
-    show(image, `v1/thumbnail?id=${encodeURIComponent(match.id)}&release=${encodeURIComponent(served.release)}`);
+    show(image, `v1/thumbnail?id=${encodeURIComponent(match.id)}#${encodeURIComponent(served.release)}`);
     const rank = document.createElement("b");
     rank.textContent = match.rank;
     pin.append(image, rank);
