@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -13,6 +13,22 @@ from pydantic_core import CoreSchema, core_schema
 from s2s_ray.errors import InputError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+_FILE = re.compile(r"file://(?:localhost(?=/))?", re.IGNORECASE)
+
+
+def without_slash(uri: str) -> str:
+    """Return a path or URI without the slashes at its end; those that belong to its scheme stay."""
+    found = _SCHEME.match(uri)
+    scheme = found[0] if found else ""
+    return scheme + uri[len(scheme) :].rstrip("/")
+
+
+def _local_part(uri: str) -> str | None:
+    """Return the absolute path in a `file://`, with all of its characters; None for another URI, or with a host."""
+    found = _FILE.match(uri)
+    return None if found is None or uri[found.end() : found.end() + 1] != "/" else uri[found.end() :]
 
 
 class Uri(str):
@@ -33,13 +49,13 @@ class Uri(str):
             raise InputError(f"{text!r}: expected a path or a URI, found nothing")
         if "\0" in text:
             raise InputError(f"{text!r}: a path or a URI holds no NUL")
-        if text.startswith("file://") and urlsplit(text).netloc not in ("", "localhost"):
+        if _FILE.match(text) and _local_part(text) is None:
             raise InputError(f"{text!r}: expected file:///PATH, a path on this machine")
         return super().__new__(cls, text)
 
     def __truediv__(self, part: str) -> Self:
         """Return the URI of something below this one."""
-        return type(self)("/".join([self.rstrip("/"), part.strip("/")]))
+        return type(self)("/".join([without_slash(self), part.strip("/")]))
 
     @property
     def scheme(self) -> str:
@@ -57,7 +73,7 @@ class Uri(str):
         """The path of a local URI."""
         if not self.is_local:
             raise InputError(f"{self!r}: expected a path on this machine")
-        return Path(unquote(urlsplit(self).path)) if self.startswith("file://") else Path(self)
+        return Path(unquote(_local_part(self) or "/")) if _FILE.match(self) else Path(self)
 
     @property
     def absolute(self) -> Self:
@@ -66,15 +82,17 @@ class Uri(str):
 
     @property
     def parent(self) -> Self:
-        """The directory that holds it."""
-        if _SCHEME.match(self):
-            return type(self)(self.rstrip("/").rpartition("/")[0])
-        return type(self)(str(Path(self).parent))
+        """The directory that holds it; the root of a file system and a bucket are their own."""
+        found = _SCHEME.match(self)
+        if found is None:
+            return type(self)(str(Path(self).parent))
+        above, slash, _ = self[found.end() :].rstrip("/").rpartition("/")
+        return type(self)(found[0] + (above or "/")) if slash else self
 
     @property
     def name(self) -> str:
-        """The last part."""
-        return self.rstrip("/").rpartition("/")[2]
+        """The last part; empty for the root of a file system."""
+        return without_slash(self).rpartition("/")[2]
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from s2s_ray.errors import DamagedError, NotFoundError
 from s2s_ray.storage.local_faults import local_faults
 from s2s_ray.storage.store import Info, Overwrite, store_of
-from s2s_ray.uri import Uri
+from s2s_ray.uri import Uri, without_slash
 
 CHUNK = 8 << 20
 """Bytes that are hashed at a time."""
@@ -29,7 +29,7 @@ def absolute(uri: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """Return the URI of something below `uri`."""
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)]) if parts else uri
+    return "/".join([without_slash(uri), *(part.strip("/") for part in parts)]) if parts else uri
 
 
 def parent(uri: str) -> str:
@@ -39,7 +39,7 @@ def parent(uri: str) -> str:
 
 def name(uri: str) -> str:
     """Return the last part of a URI."""
-    return uri.rstrip("/").rpartition("/")[2]
+    return without_slash(uri).rpartition("/")[2]
 
 
 def exists(uri: str) -> bool:
