@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
+from s2s_ray.errors import CheckpointError, ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
 from s2s_ray.index import read_info
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
 from s2s_ray.secrets import masked_tree
@@ -80,7 +80,7 @@ def publish(
     Raises:
         RegistryError: a name or id that is not letters, digits, `.`, `_` and `-`; an id that another checkpoint has
             or that is being published with another one; an index of another checkpoint; an id that has another index.
-        CheckpointError: there is no complete checkpoint at the URI.
+        CheckpointError: there is no complete checkpoint at the URI, or it is replaced at the same time.
         StorageError: the checkpoint cannot be read or the registry not written.
     """
     digest, meta = fingerprint(checkpoint_uri), read_meta(checkpoint_uri)
@@ -93,17 +93,18 @@ def publish(
         id=release, name=name, fingerprint=digest, run=run, step=step, created=datetime.now(UTC),
         source=checkpoint_uri, uri=uri,
     )  # fmt: skip
-    existing = _read_record(uri)
-    _require_same(registry, existing or record, digest)
+    _require_same(registry, _read_record(uri) or record, digest)
     try:
-        _copy(checkpoint_uri, record.checkpoint_uri, (MODEL_FILE, META_FILE))
+        _copy_checkpoint(checkpoint_uri, record)
     except ConflictError as error:
+        existing = _read_record(uri)
         if existing is None:
             raise RegistryError(
                 f"registry {registry}: another checkpoint is being published as release {release!r} of {name!r}, or "
                 f"its publication was cut short: choose another id ({error})"
             ) from None
-        # The same weights with other metadata: the release keeps what it was published with.
+        # If it has the same weights with other metadata, the release keeps what it was published with.
+        _require_same(registry, existing, digest)
     if index_uri is not None:
         _copy_index(registry, record, index_uri)
     path = storage.join(uri, RELEASE_FILE)
@@ -207,8 +208,9 @@ def _run_and_step(meta: Mapping[str, Any]) -> tuple[str, int]:
     return str(meta.get("run") or "model"), int(meta.get("step") or 0)
 
 
-def _require_index_of(index_uri: str, digest: str) -> None:
-    built_with = read_info(index_uri).checkpoint
+def _require_index_of(index_uri: str, digest: str, copy: Path | None = None) -> None:
+    """Refuse an index of another checkpoint; `copy` is a local copy to look at."""
+    built_with = read_info(index_uri if copy is None else str(copy)).checkpoint
     if built_with != digest:
         raise RegistryError(
             f"index {index_uri} was built with checkpoint {built_with[:8]}, not {digest[:8]}: build it with this one"
@@ -224,25 +226,29 @@ def _require_same(registry: str, found: Release, digest: str) -> None:
         )
 
 
-def _copy_index(registry: str, release: Release, index_uri: str) -> None:
-    """Copy an index into a release that has none, or the same one."""
-    try:
-        _copy(index_uri, storage.join(release.uri, "index"))
-    except ConflictError as error:
-        raise RegistryError(
-            f"registry {registry}: release {release.id!r} of {release.name!r} already has another index, or one is "
-            "being attached, and a release does not change: publish the checkpoint under another release id with this "
-            f"index ({error})"
-        ) from None
-
-
-def _copy(source: str, target: str, files: tuple[str, ...] | None = None) -> None:
-    """Copy a published directory, or some of its files, and verify their checksums on the way."""
+def _copy_checkpoint(source: str, release: Release) -> None:
+    """Copy the model of a checkpoint into a release, and verify its checksums on the way."""
     with tempfile.TemporaryDirectory() as folder:
-        local = storage.fetch(source, Path(folder), only=files)
-        if (local / META_FILE).exists():
-            _mask(local / META_FILE)
-        storage.publish(local, target)
+        local = storage.fetch(source, Path(folder), only=(MODEL_FILE, META_FILE))
+        if storage.sha256(local / MODEL_FILE) != release.fingerprint:
+            raise CheckpointError(f"checkpoint {source} was replaced while it was published: try again")
+        _mask(local / META_FILE)
+        storage.publish(local, release.checkpoint_uri)
+
+
+def _copy_index(registry: str, release: Release, index_uri: str) -> None:
+    """Copy an index into a release that has none, or the same one, and verify its checksums on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = storage.fetch(index_uri, Path(folder))
+        _require_index_of(index_uri, release.fingerprint, local)  # it may have been replaced since the first look
+        try:
+            storage.publish(local, storage.join(release.uri, "index"))
+        except ConflictError as error:
+            raise RegistryError(
+                f"registry {registry}: release {release.id!r} of {release.name!r} already has another index, or one is "
+                "being attached, and a release does not change: publish the checkpoint under another release id with "
+                f"this index ({error})"
+            ) from None
 
 
 def _mask(path: Path) -> None:

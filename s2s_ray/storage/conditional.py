@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, UnreachableError
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StorageError, UnreachableError
 from s2s_ray.storage.retries import FIRST_PAUSE_S, LONGEST_PAUSE_S, PATIENT_ATTEMPTS
 from s2s_ray.storage.store import Create, Replace, store_of
 from s2s_ray.uri import Uri
@@ -66,19 +66,19 @@ def change(
 
     Raises:
         ConflictError: others have changed the file each time.
-        UnreachableError: the storage does not respond; the message says if the change may have been made.
-        StorageError: the file cannot be read or written.
+        UnreachableError: the storage does not respond.
+        StorageError: the file cannot be read or written; the message says if the change may have been made.
     """
     conflicts = lost = 0
     while True:
         try:
             content, version = read(uri)
-        except UnreachableError as error:
+        except StorageError as error:
             raise _unknown(uri, error) if lost else error from None
         if content is not None and (conflicts or lost) and made(content):
             return content
         if lost >= PATIENT_ATTEMPTS:
-            raise _unknown(uri, "the responses to all attempts were lost")
+            raise _unknown(uri, UnreachableError("the responses to all attempts were lost"))
         if conflicts >= _CONFLICTS:
             raise ConflictError(f"{uri} was changed by other processes {conflicts} times in a row: try again")
         changed = edit(content)
@@ -94,6 +94,8 @@ def change(
             lost += 1
             pause = min(FIRST_PAUSE_S * 2 ** (lost - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
             log.warning("perhaps not written, reading it back in %.1f s: %s", pause, error)
+        except StorageError as error:
+            raise _unknown(uri, error) if lost else error from None
         time.sleep(pause)
 
 
@@ -110,5 +112,5 @@ def write_once(uri: str, content: bytes) -> bytes:
     return content if stored is None else stored
 
 
-def _unknown(uri: str, reason: object) -> UnreachableError:
-    return UnreachableError(f"{reason}. Whether {uri} was changed is unknown: look at it before you try again")
+def _unknown(uri: str, error: StorageError) -> StorageError:
+    return type(error)(f"{error}. Whether {uri} was changed is unknown: look at it before you try again")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from uuid import uuid4
 
-from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StorageError
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, StorageError
 from s2s_ray.storage import conditional, files
 from s2s_ray.storage.manifest import MANIFEST, Manifest, PublishedFile, parse_manifest
 from s2s_ray.storage.published import check_file
@@ -49,9 +49,9 @@ def publish(directory: Path, uri: str, *, replace: bool = False) -> None:
         raise StorageError(f"{directory} holds no files: there is nothing to publish to {uri}")
     if _settled(directory, uri, mine, replace):
         return
-    present = set(files.list_names(uri))  # before the claim is read, because who claims does so before uploading
+    occupied = _is_occupied(uri, mine)  # before the claim is read, because who claims does so before uploading
     claim = _read_claim(uri)
-    if claim is None and not any(path.partition("/")[0] in present for path in mine.paths):
+    if claim is None and not occupied:
         claim = conditional.write_once(files.join(uri, CLAIM), mine.to_bytes())
         if _settled(directory, uri, mine, replace):  # published since the first look
             return
@@ -93,6 +93,15 @@ def _settled(directory: Path, uri: str, mine: Manifest, replace: bool) -> bool:
     return True
 
 
+def _is_occupied(uri: str, mine: Manifest) -> bool:
+    """Return whether files of these names are at the URI."""
+    try:
+        present = set(files.list_names(uri))
+        return any(path.partition("/")[0] in present for path in mine.paths)
+    except RefusedError:  # credentials that may read and write, but not list
+        return any(files.exists(files.join(uri, path)) for path in mine.paths)
+
+
 def _create(uri: str, mine: Manifest, replace: bool) -> None:
     """Write the manifest of a folder that has none."""
     path = files.join(uri, MANIFEST)
@@ -111,7 +120,7 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
     new = Manifest(folder=folder, files={f"{folder}/{name}": info for name, info in mine.files.items()})
     _upload(directory, uri, new)
     # Who has begun such a folder by now has seen the former manifest, and will fail to replace it.
-    stale = {name for name in files.list_folders(uri) if _REPLACEMENT.fullmatch(name)} - {folder}
+    stale = _replacements(uri) - {folder}
     claim = _read_claim(uri)
 
     path, content = files.join(uri, MANIFEST), new.to_bytes()
@@ -136,6 +145,15 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
         _remove(files.join(uri, path))
     if claim is not None:
         _remove(files.join(uri, CLAIM))
+
+
+def _replacements(uri: str) -> set[str]:
+    """Return the names of the folders of replacements at a URI."""
+    try:
+        return {name for name in files.list_folders(uri) if _REPLACEMENT.fullmatch(name)}
+    except RefusedError as error:
+        log.warning("what is not needed any more is not deleted: %s", error)
+        return set()
 
 
 def _manifest_of(directory: Path) -> Manifest:

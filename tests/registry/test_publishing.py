@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import registry, storage
-from s2s_ray.errors import DamagedError, NotFoundError, RegistryError, S2SError
+from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, RegistryError, S2SError
 from s2s_ray.storage import conditional, files
 from tests.support.small_releases import NAME, checkpoint, index, read_release
 
@@ -171,6 +171,27 @@ def test_a_release_from_a_replaced_index(sources: Path) -> None:
     release = publish(sources, 1, "old")
     assert read_release(release) == (release.fingerprint, "new")
     assert storage.list_names(f"{release.uri}/index") == ["entries.parquet", "index.json", "manifest.json"]
+
+
+def test_sources_that_are_replaced_in_between(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked at is not what is copied: nothing is published under the name of the other."""
+    copies = {name: storage.fetch(str(sources / name), sources / f"{name}-copy")
+              for name in ("checkpoint-2", "index-2-old")}  # fmt: skip
+    fetch = storage.fetch
+    for replaced, other in (("checkpoint-1", "checkpoint-2"), ("index-1-old", "index-2-old")):
+
+        def replaced_before(uri: str, into: Path, only: Any = None, pair: tuple[str, str] = (replaced, other)) -> Path:
+            if uri.endswith(pair[0]):
+                storage.publish(copies[pair[1]], uri, replace=True)
+            return fetch(uri, into, only)
+
+        monkeypatch.setattr(storage, "fetch", replaced_before)
+        with pytest.raises((CheckpointError, RegistryError), match=r"was replaced while|was built with checkpoint"):
+            publish(sources, 1, "old")
+        monkeypatch.setattr(storage, "fetch", fetch)
+        assert registry.list_releases(str(sources / "registry"), NAME) == []
+        storage.delete(str(sources / "checkpoint-1"))
+        checkpoint(str(sources / "checkpoint-1"), 1, recall=0.1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}'])

@@ -11,7 +11,7 @@ import pytest
 from moto import mock_aws
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, NotFoundError, UnreachableError
+from s2s_ray.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 from s2s_ray.storage import conditional
 
 
@@ -58,9 +58,9 @@ def test_no_concurrent_change_is_lost(tmp_path: Path) -> None:
     assert storage.read_bytes(uri) == b"40"
 
 
-Outcome = Literal["written", "lost before", "lost after", "conflict after", "overtaken"]
+Outcome = Literal["written", "lost before", "lost after", "conflict after", "overtaken", "refused"]
 """What becomes of one write: written; its request or its response is lost; it took place although the response, to a
-repeated request, says otherwise; somebody else is faster."""
+repeated request, says otherwise; somebody else is faster; it is not allowed."""
 
 
 @pytest.fixture
@@ -73,6 +73,8 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         outcome = planned.pop(0) if planned else "written"
         if outcome == "lost before":
             raise UnreachableError(f"{uri}: timed out")
+        if outcome == "refused":
+            raise RefusedError(f"{uri}: access denied")
         if outcome == "overtaken":
             storage.write_bytes(uri, storage.read_bytes(uri) + b" other")
         write(uri, content, version)
@@ -136,6 +138,12 @@ def test_a_change_that_may_have_been_made_says_so(
         return read(uri)
 
     monkeypatch.setattr(conditional, "read", away)
+    outcomes[:] = ["lost before", "refused"]
+    with pytest.raises(RefusedError, match=rf"denied\. Whether {uri} was changed is unknown"):
+        append(uri, "mine")
+    outcomes[:] = ["refused"]
+    with pytest.raises(RefusedError, match=r"denied$"):
+        append(uri, "mine")
     outcomes[:] = ["lost after"]
     with pytest.raises(UnreachableError, match=rf"timed out\. Whether {uri} was changed is unknown"):
         append(uri, "mine")

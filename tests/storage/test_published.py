@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StateError, StorageError
+from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, StateError, StorageError
 from s2s_ray.storage import conditional, files
 
 
@@ -270,6 +270,23 @@ def test_a_file_of_somebody_else_is_not_overwritten(release: Path, tmp_path: Pat
     (tmp_path / "app" / "manifest.json").write_text('{"name": "a web page"}')
     with pytest.raises(DamagedError, match=r"app/manifest\.json is damaged"):
         storage.publish(release, str(tmp_path / "app"))
+
+
+def test_credentials_that_may_not_list_can_publish(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(uri: str) -> list[str]:
+        raise RefusedError(f"{uri}: access denied")
+
+    uri, taken = str(tmp_path / "store"), folder_with(tmp_path / "taken", **{"a.bin": b"somebody else's"})
+    monkeypatch.setattr(files, "list_names", refused)
+    monkeypatch.setattr(files, "list_folders", refused)
+    storage.publish(release, uri)
+    storage.publish(folder_with(tmp_path / "other", x=b"x"), uri, replace=True)
+    storage.publish(release, str(taken))
+    for place in (uri, str(taken)):
+        storage.check(place)
+    assert (taken / "a.bin").read_bytes() == b"somebody else's"
 
 
 def test_a_damaged_manifest_is_replaced_if_asked(release: Path, tmp_path: Path) -> None:
