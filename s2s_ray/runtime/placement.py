@@ -54,7 +54,7 @@ class Capacity:
     @classmethod
     def of_cluster(cls) -> Capacity:
         """Return the capacity of the connected cluster."""
-        live = [node for node in ray.nodes() if node["Alive"]]
+        live = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         groups = node_groups()
         if groups is None:
             return cls([node["Resources"] for node in live], may_scale(live))
@@ -114,7 +114,7 @@ class WaitingForRoom:
             return
         self._next = time.monotonic() + WAITING_EVERY_S
         wanted = dict(self._demand.bundle)
-        if any(_is_waiting(group, wanted) for group in placement_group_table().values()):  # type: ignore[no-untyped-call]
+        if any(_is_waiting(group, wanted) for group in placement_group_table().values()):
             free = ray.available_resources()  # type: ignore[no-untyped-call]
             logger.warning(
                 "%s is waiting for %s; the cluster has %s free",

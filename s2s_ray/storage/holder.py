@@ -81,6 +81,11 @@ class Holder(Document):
         return self.is_here and (found is None or found[0] != self.process_start)
 
     @property
+    def is_this_process(self) -> bool:
+        """True for the process that asks."""
+        return self.pid == os.getpid() and self.is_here and not self.is_gone
+
+    @property
     def is_running(self) -> bool:
         """True if the process is known to exist and not to be suspended."""
         found = _process(self.pid) if self.is_here else None

@@ -32,6 +32,7 @@ HEARTBEAT_S = 15.0
 SILENT_S = 60.0
 """A holder whose file has not changed for so long counts as dead."""
 POLL_S = 1.0
+_held: set[str] = set()  # owners of the leases of this process that are in use
 _ATTEMPTS = 5  # at a write whose outcome is not known, or that another process came before
 
 
@@ -108,6 +109,14 @@ class Lease:
             DamagedError: the file cannot be parsed.
             StorageError: it cannot be read or written.
         """
+        _held.add(self._owner)
+        try:
+            self._acquire(wait)
+        except BaseException:
+            _held.discard(self._owner)
+            raise
+
+    def _acquire(self, wait: bool) -> None:
         seen, silent, told, attempts = None, 0.0, False, 0
         while True:
             before = clock()
@@ -115,7 +124,7 @@ class Lease:
             if other is not None and other.owner == self._owner:  # a write whose outcome was not known
                 self._renewed = before
                 return
-            if other is None or other.ended or other.is_gone or (silent >= SILENT_S and version == seen):
+            if other is None or other.ended or _is_over(other) or (silent >= SILENT_S and version == seen):
                 attempts += 1
                 try:
                     conditional.write(self._uri, Holder.this_process(self._owner, other).to_bytes(), version)
@@ -183,6 +192,7 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if this process still has it. Raises StorageError."""
+        _held.discard(self._owner)
         with self._lock:
             found, version = _read(self._uri)
             if found is None or found.owner != self._owner:
@@ -227,6 +237,11 @@ def driving(root: str, what: str, error: type[S2SError], *, wait: bool = False) 
 
 
 _WAITING = "waiting %.0f s to see whether %s, which runs %s at %s, is alive"
+
+
+def _is_over(holder: Holder) -> bool:
+    """Return whether a holder is known to write nothing more: it could not give its lease back when it ended."""
+    return holder.is_gone or (holder.is_this_process and holder.owner not in _held)
 
 
 def _keep(lease: Lease, over: threading.Event) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private.state import state
-from ray.core.generated.autoscaler_pb2 import ClusterConfig
+from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 
 from s2s_ray.errors import PlacementError
@@ -22,7 +22,7 @@ class Cluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes: list[dict[str, Any]] = []
-        self.limits: ClusterConfig | None = None
+        self.limits: Any = None
         self.report: dict[str, Any] = {}
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         monkeypatch.setattr(state, "get_cluster_config", lambda: self.limits)
@@ -33,7 +33,7 @@ class Cluster:
         self.nodes.append({"Alive": alive, "Labels": labels, "Resources": {"memory": 1e9, **resources}})
 
     def limit(self, name: str, most: int, **resources: int) -> None:
-        self.limits = self.limits or ClusterConfig()
+        self.limits = self.limits or vars(autoscaler_pb2)["ClusterConfig"]()
         self.limits.node_group_configs.add(name=name, max_count=most, resources=resources)
 
 
@@ -117,7 +117,7 @@ def test_a_cluster_without_autoscaler_reports_its_nodes_by_id(cluster: Cluster) 
 
 def test_waiting_is_logged(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now, groups = [0.0], {"a": {"state": "PENDING", "bundles": {0: {"CPU": 1.0, "memory": 2.0}}}}
-    monkeypatch.setattr(placement.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("s2s_ray.runtime.placement.time.monotonic", lambda: now[0])
     monkeypatch.setattr(placement, "placement_group_table", lambda: groups)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
     waiting = WaitingForRoom(demand(4, CPU=1.0))

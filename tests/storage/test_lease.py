@@ -197,6 +197,27 @@ def test_a_driver_whose_file_was_deleted_stops(tmp_path: Path, virtual: Time) ->
     assert not (tmp_path / DRIVER_FILE).exists()
 
 
+def test_a_lease_that_could_not_be_given_back_is_over(
+    tmp_path: Path, virtual: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage was away when the work ended; the same process begins it again."""
+    own, read = acquired(tmp_path), conditional.read
+
+    def away(*_: object) -> None:
+        raise UnreachableError("no route to host")
+
+    monkeypatch.setattr(conditional, "read", away)
+    with pytest.raises(UnreachableError, match="no route"):
+        own.release()
+    monkeypatch.setattr(conditional, "read", read)
+    acquired(tmp_path).check()
+    assert virtual.now == 1000
+    with pytest.raises(RunError, match="is already run by"):
+        acquired(tmp_path)
+    with pytest.raises(RunError, match="took it over"):
+        own.fence.check()
+
+
 def test_an_outage_is_named_before_a_write(tmp_path: Path, virtual: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     own = acquired(tmp_path)
 
@@ -233,7 +254,7 @@ def test_a_fence_can_be_sent_to_a_worker(tmp_path: Path) -> None:
 def test_a_container_is_not_its_host(tmp_path: Path, virtual: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of another namespace is not gone because no process here has its PID."""
     monkeypatch.setattr(holder, "_namespace", lambda: "pid:[1]")
-    monkeypatch.setattr(holder.os, "getpid", lambda: 2**22 + 1)
+    monkeypatch.setattr("s2s_ray.storage.holder.os.getpid", lambda: 2**22 + 1)
     acquired(tmp_path)
     monkeypatch.setattr(holder, "_namespace", lambda: "pid:[2]")
     acquired(tmp_path)

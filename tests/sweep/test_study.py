@@ -165,7 +165,7 @@ def test_ray_tune_can_pickle_the_searcher_of_a_driven_sweep(tmp_path: Path) -> N
     settings = config()
     with driving(str(tmp_path), "sweep 'sweep'", SweepError) as lease:
         study = SweepStudy(settings.tune, str(tmp_path), check=lease.check)
-        assert cloudpickle.dumps(StudySearch(settings, Space(settings), study))
+        assert cloudpickle.dumps(StudySearch(settings, Space(settings), study))  # type: ignore[no-untyped-call]
 
 
 def test_optuna_opens_the_journal(tmp_path: Path) -> None:

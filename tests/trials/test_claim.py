@@ -113,7 +113,7 @@ def test_a_lost_answer(started: Started, monkeypatch: pytest.MonkeyPatch, writte
             raise UnreachableError("the answer was lost")
 
     monkeypatch.setattr(conditional, "write", losing)
-    monkeypatch.setattr(conditional.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("s2s_ray.storage.conditional.time.sleep", lambda seconds: None)
     new = str(root.parent / "new")
     assert claim(config, new, origin) == origin.at(new)
 
