@@ -39,7 +39,7 @@ def whole(name: str, value: object, expected: str = "a whole number") -> int:
     """Return an integer of up to 64 bits as an int. Raises InputError."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, Integral) and not isinstance(value, bool) and abs(int(value)) < 2**63:
+    if not isinstance(value, bool) and isinstance(value, Integral) and abs(int(value)) < 2**63:
         return int(value)
     raise InputError(f"{name}={_shown(value)}: expected {expected}")
 
