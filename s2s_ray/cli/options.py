@@ -22,7 +22,10 @@ RunConfigOption = Annotated[
         "--config", "-c", help="A YAML file or a preset; default: the configuration of the run, else the preset paper."
     ),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", "-s", help="Change a value: a.b=value. Repeatable.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change a value: a.b=TEXT, as typed for a string, otherwise YAML. Repeatable."),
+]
 RegistryOption = Annotated[
     str, typer.Option("--registry", help="Root of the registry: a directory or an object-store URI.")
 ]
