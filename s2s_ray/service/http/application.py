@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from s2s_ray.errors import RequestError
+from s2s_ray.secrets import masked
 from s2s_ray.service.http import description, inference, page, probes, releases
 from s2s_ray.service.http.exchange import Service
 from s2s_ray.service.http.middleware import ExchangeMiddleware
@@ -62,7 +63,7 @@ def create_api(service: Service) -> FastAPI:
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status, headers)
+    return JSONResponse({"error": masked(sentence)}, status, headers)
 
 
 async def _request_error(_request: Request, error: Exception) -> Response:
