@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 CHUNK = 1 << 20
 """Bytes that are read from a response, or ahead of a reader, at a time."""
+_BUCKET = re.compile(r"[A-Za-z0-9._-]+")
 _DELETIONS = 8  # requests at a time
 
 
@@ -236,8 +238,9 @@ def _patiently(uri: str, operation: Callable[[Connection], T]) -> T:
 
 def _bucket_and_key(uri: Uri) -> tuple[str, str]:
     bucket, _, key = uri[len("s3://") :].strip("/").partition("/")
-    if not bucket or "@" in bucket or ":" in bucket:
-        raise StorageError(f"{uri}: expected s3://BUCKET/KEY")
+    if not _BUCKET.fullmatch(bucket):
+        reason = f"; {bucket!r} is no name of a bucket" if bucket else ""
+        raise StorageError(f"{uri}: expected s3://BUCKET/KEY{reason}")
     return bucket, key
 
 
@@ -288,8 +291,13 @@ def _head(to: Connection, uri: Uri, bucket: str, key: str) -> Info | None:
         except ClientError as error:
             if status_of(error) not in (403, 404):
                 raise
-            if status_of(error) == 403 and (found := _listed(to, uri, bucket, key)) is not None:
-                return Info("file", int(found["Size"]), found["LastModified"].timestamp())
+            if status_of(error) == 403:
+                try:
+                    found = _listed(to, uri, bucket, key)
+                except NotFoundError:
+                    return None
+                if found is not None:
+                    return Info("file", int(found["Size"]), found["LastModified"].timestamp())
         try:
             page = to.client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
         except ClientError as error:

@@ -24,9 +24,9 @@ class FaultyProxy:
     `refuse`: respond with 503. `forbid`: respond with 403, as if the permissions had been taken away. `drop`: close
     the connection without a response. `reset`: reset it. `lose`: forward the request and return half of the
     response (nothing of one to PUT or HEAD). `behead`: return the status line alone. `shorten`: return a
-    `Content-Length` without its last digit, and as much of the content. `corrupt`: return the last byte changed. `stall`:
-    stay silent until the client gives up. `spoil`: forward a PUT with its last byte changed, as a bad network card
-    would.
+    `Content-Length` without its last digit, and as much of the content. `corrupt`: return the last byte changed.
+    `stall`: stay silent until the client gives up. `spoil`: forward a PUT with its last byte changed, as a bad
+    network card would.
     """
 
     def __init__(self, target: str) -> None:
