@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from s2s_ray.errors import ClusterError, DatasetError, RequestError, S2SError, ServiceError
+from s2s_ray.errors import ClusterError, DatasetError, RequestError, RunError, S2SError, ServiceError
 from s2s_ray.runtime.cluster import auth_token, in_thread, original_error, ray_cluster
 
 
@@ -28,6 +29,36 @@ def test_a_stopped_job_is_an_interrupted_one() -> None:
         in_thread(work)
     assert signal.getsignal(signal.SIGTERM) is before
     assert in_thread(lambda: 7) == 7
+
+
+def test_work_that_is_watched_ends_with_the_error_of_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s2s_ray.runtime.cluster._WATCH_S", 0.01)
+    over, looks = threading.Event(), list[int]()
+
+    def watch() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            raise RunError("another process took it over")
+
+    with pytest.raises(RunError, match="took it over"):
+        in_thread(over.wait, watch)
+    over.set()
+    assert in_thread(lambda: 7, watch) == 7
+
+
+def test_work_ends_with_the_error_as_it_was_raised_in_a_task() -> None:
+    def fail() -> None:
+        raise task_error(DatasetError("no such split"))
+
+    with pytest.raises(DatasetError, match=r"^no such split$") as caught:
+        in_thread(fail)
+    assert isinstance(caught.value.__cause__, RayTaskError)
+
+    def time_out() -> None:
+        raise TimeoutError("a library's own")
+
+    with pytest.raises(TimeoutError, match="a library's own"):
+        in_thread(time_out, lambda: None)
 
 
 def task_error(cause: Exception) -> RayTaskError:

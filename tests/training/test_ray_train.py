@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import ray.train
 
 from s2s_ray.config import TrainConfig, load_config
-from s2s_ray.errors import ConfigError, DivergedError, StorageError
+from s2s_ray.errors import CheckpointError, ConfigError, DivergedError, RunError, StorageError
 from s2s_ray.training import ray_train
+from s2s_ray.training.guard import driving_run
 from s2s_ray.training.ray_train import _scaling, train
 
 
@@ -48,3 +51,22 @@ def test_the_librarys_own_error_of_a_worker_is_raised(
     with pytest.raises(type(fault or raised)) as caught:
         train(load_config("tiny", [f"train.storage={tmp_path}"]))
     assert caught.value is (fault or raised)
+
+
+def test_a_finished_run_whose_checkpoints_are_all_damaged_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_train, "check_ready", lambda config: None)
+    monkeypatch.setattr(ray_train, "require_room", lambda demand: None)
+    monkeypatch.setattr(ray_train, "_fit", lambda *_: {})
+    with pytest.raises(CheckpointError, match=r"run '.*' has finished, but none of its validated checkpoints below .*"):
+        train(load_config("tiny", [f"train.storage={tmp_path}"]))
+
+
+def test_a_run_that_another_process_drives_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray_train, "check_ready", lambda config: None)
+    monkeypatch.setattr(ray_train, "require_room", lambda demand: None)
+    monkeypatch.setattr(ray_train, "_fit", lambda *_: pytest.fail("two drivers"))
+    config = load_config("tiny", [f"train.storage={tmp_path}"])
+    with driving_run(config), pytest.raises(RunError, match=r"is already run by PID \d+ on .*, which is alive"):
+        train(config)
