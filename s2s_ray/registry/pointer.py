@@ -109,16 +109,18 @@ def rollback(registry: str, name: str) -> Release:
         ConflictError: other processes change the pointer all the time.
         StorageError: the registry cannot be read or written.
     """
+    chosen: list[Release] = []
 
     def revert(pointer: Pointer) -> Pointer:
         if not pointer.history:
             raise RegistryError(
                 f"registry {registry}: {name!r} has no earlier release to go back to (current: {pointer.release})"
             )
-        chosen = read_release(registry, name, pointer.history[-1])
-        return pointer.model_copy(update={"release": chosen.id, "history": pointer.history[:-1]})
+        chosen.append(read_release(registry, name, pointer.history[-1]))
+        return pointer.model_copy(update={"release": chosen[-1].id, "history": pointer.history[:-1]})
 
-    return read_release(registry, name, str(_change_pointer(registry, name, revert).release))
+    _change_pointer(registry, name, revert)
+    return chosen[-1]  # nothing is read after the change, so that a call that made it does not fail
 
 
 def resolve(registry: str, name: str, release: str | None = None) -> Release:

@@ -117,7 +117,7 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
         before: the manifest to replace; None if there is none, and the place is taken by other files.
     """
     folder = f"files-{uuid4().hex}"
-    new = Manifest(folder=folder, files={f"{folder}/{name}": info for name, info in mine.files.items()})
+    new = Manifest(folder=folder, paths={f"{folder}/{name}": info for name, info in mine.files.items()})
     _upload(directory, uri, new)
     # Who has begun such a folder by now has seen the former manifest, and will fail to replace it.
     stale = _replacements(uri) - {folder}
@@ -163,7 +163,7 @@ def _manifest_of(directory: Path) -> Manifest:
         relative = path.relative_to(directory).as_posix()
         if path.is_file() and relative not in (MANIFEST, CLAIM) and not path.name.endswith(_TEMPORARY):
             entries[relative] = PublishedFile(bytes=path.stat().st_size, sha256=files.sha256(path))
-    return Manifest(files=entries)
+    return Manifest(paths=entries)
 
 
 def _upload(directory: Path, uri: str, manifest: Manifest, *, only_damaged: bool = False) -> None:

@@ -87,7 +87,7 @@ def _fetch(uri: str, manifest: Manifest, into: Path, only: Collection[str] | Non
             path.unlink()
             raise _damaged(source, found, info)
     if only is None:
-        Manifest(files=manifest.files).write(str(into / MANIFEST))
+        Manifest(paths=manifest.files).write(str(into / MANIFEST))
     return into
 
 

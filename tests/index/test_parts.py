@@ -211,7 +211,12 @@ def test_only_the_parts_of_the_finished_build_are_deleted(build: Build, tmp_path
 def test_parts_are_beside_the_index_and_not_in_it(build: Build, slashes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     write = storage.write_bytes
-    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: (written.append(uri), write(uri, data)))
+
+    def noted(uri: str, data: bytes) -> None:
+        written.append(uri)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", noted)
     build_in_parts(dataclasses.replace(build, out=build.out + slashes), parallel=False)
     assert written
     assert all(uri.startswith(f"{build.out}.parts/") for uri in written)

@@ -49,7 +49,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
             write(uri, content, version)
 
     monkeypatch.setattr(conditional, "write", faulty)
-    monkeypatch.setattr(conditional.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return planned
 
 
@@ -128,9 +128,9 @@ def test_what_cannot_be_found_out_is_said(root: str, faults: list[Fault]) -> Non
 
 
 def test_errors_have_the_status_of_their_kind(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for call in (lambda: registry.resolve(root, "other"), lambda: registry.promote(root, NAME, "r9")):
+    for name, release in (("other", "r1"), (NAME, "r9")):
         with pytest.raises(RegistryError) as missing:
-            call()
+            registry.promote(root, name, release)
         assert missing.value.http_status == 404
     registry.publish(root, NAME, str(tmp_path / "checkpoint-1"), release="bare")
     with pytest.raises(NoIndexError) as bare:

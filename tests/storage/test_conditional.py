@@ -84,7 +84,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
             raise UnreachableError(f"{uri}: connection reset")
 
     monkeypatch.setattr(conditional, "write", faulty)
-    monkeypatch.setattr(conditional.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     return planned
 
 

@@ -169,7 +169,8 @@ def test_readers_find_the_former_files_or_their_replacement(
     storage.publish(release, uri)
     for number in range(3):  # the second and third time, the former files are a replacement themselves
         other = folder_with(tmp_path / f"other-{number}", **{"a.bin": b"%d" % number, "c.bin": b"%d" % number})
-        former, found = storage.read_manifest(uri).files, []
+        former = storage.read_manifest(uri).files
+        found: list[bool] = []
 
         def read(changed: str, former: Any = former, number: int = number, found: list[bool] = found) -> None:
             storage.check(uri)
