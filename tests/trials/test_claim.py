@@ -51,6 +51,21 @@ def edited(started: Started, **values: Any) -> Path:
     return root
 
 
+def test_a_path_that_was_stored_as_typed_is_the_same_in_the_same_directory(
+    started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, root, config = started
+    shapes = {"street_blocks": [3, 4, 6], "channels": 32, "street_weights": "resnet34.pth"}
+    tree = config.model_dump(mode="json")
+    edited(started, config={**tree, "model": {**tree["model"], **shapes}})
+    now = origin.at(str(root)).configuration(str(root))
+    monkeypatch.chdir(tmp_path)
+    claim(now.located(), str(root), origin)
+    monkeypatch.chdir(root)
+    with pytest.raises(S2SError, match=r"was started with model\.street_weights="):
+        claim(with_values(now.located(), {"model.street_weights": "/elsewhere/resnet34.pth"}), str(root), origin)
+
+
 def test_a_folder_of_the_first_version_is_continued(started: Started) -> None:
     origin, root, config = started
     assert origin.at(str(root)).format == 1
