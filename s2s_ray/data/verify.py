@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -155,7 +155,8 @@ def _records(table: pa.Table | None) -> list[dict[str, Any]]:
     """Return the pairs in a table, without their images."""
     if table is None:
         return []
-    return table.select([each.name for each in RECORD_FIELDS if each.name in table.column_names]).to_pylist()
+    columns = [each.name for each in RECORD_FIELDS if each.name in table.column_names]
+    return cast(list[dict[str, Any]], table.select(columns).to_pylist())
 
 
 def _check_shard(report: VerifyReport, shard: FileInfo, *, quick: bool) -> list[dict[str, Any]]:

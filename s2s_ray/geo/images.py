@@ -69,7 +69,7 @@ def _decode(data: bytes, max_pixels: int, *, seen: bool) -> tuple[Pixels, Seen |
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(_too_large(image.width, image.height, max_pixels))
             image.load()
-            turn = _TURNS.get(_orientation(image))
+            turn = _turn(image)
             upright = image if turn is None else image.transpose(turn)
             return _rgb(upright), _seen(upright) if seen else None
     except UnreadableImageError:
@@ -99,24 +99,24 @@ def _too_large(width: int, height: int, max_pixels: int) -> str:
     return f"has {width} x {height} pixels, more than {max_pixels:,} in all; make it smaller"
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """Return the camera's orientation tag; None if it is missing or the tags cannot be read.
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to set an image upright by the camera's orientation tag; None if it is, or the tags are unreadable.
 
-    The tags are read alone: Pillow's `exif_transpose` writes all of them again, and fails if any is malformed.
+    That tag is read alone: Pillow's `exif_transpose` writes all of them again, and fails if any is malformed.
     """
     try:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGE:
         return None
-    return found if isinstance(found, int) else None
+    return _TURNS.get(found) if isinstance(found, int) else None
 
 
 def _seen(image: Image.Image) -> Seen | None:
     if not image.has_transparency_data:
         return None
     if image.mode.startswith("I"):  # the grey value that stands for transparent
-        return np.asarray(image) != image.info["transparency"]
-    return np.asarray(image.convert("RGBA").getchannel("A")) > 0
+        return np.not_equal(np.asarray(image), image.info["transparency"])
+    return np.greater(np.asarray(image.convert("RGBA").getchannel("A")), 0)
 
 
 def _rgb(image: Image.Image) -> Pixels:

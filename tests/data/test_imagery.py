@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def cut(uri: str, east: float = 300.0) -> Pixels:
     return GeoTiff(uri).cut(float(latitude[0]), float(longitude[0]), 100.0, 64)
 
 
-KINDS: dict[str, tuple[list[int | None], tuple[str, ...], dict[str, object]]] = {
+KINDS: dict[str, tuple[list[int | None], tuple[str, ...], dict[str, Any]]] = {
     "rgb": ([0, 1, 2], RGB, {}),
     "rgb and infrared": ([0, 1, 2, 3], (*RGB, "undefined"), {"photometric": "RGB"}),
     "rgb and two more": ([0, 1, 2, 3, 4], (*RGB, "undefined", "undefined"), {}),
@@ -106,11 +107,11 @@ def test_colours_are_found_and_what_is_missing_is_not_black(kind: str, tmp_path:
     ],
 )
 def test_grey_with_any_kind_of_transparency(
-    bands: list[int | None], colours: tuple[str, ...], more: dict[str, object], tmp_path: Path
+    bands: list[int | None], colours: tuple[str, ...], more: dict[str, Any], tmp_path: Path
 ) -> None:
     expected = cut(raster(tmp_path / "grey.tif", BANDS[:1], ["gray"]))
     layers = np.stack([WEST_MISSING if number is None else BANDS[number] for number in bands])
-    uri = raster(tmp_path / "kind.tif", layers, colours, **more)  # type: ignore[arg-type]
+    uri = raster(tmp_path / "kind.tif", layers, colours, **more)
     assert np.array_equal(cut(uri), expected)
     with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
         cut(uri, 400.0)
@@ -144,8 +145,9 @@ def test_a_palette_is_applied(projection: str, tmp_path: Path) -> None:
     assert (cut(uri, 100.0) == [255, 0, 0]).all()
     with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
         cut(uri, 400.0)
-    for more in ({"nodata": 0}, {"mask": WEST_MISSING}):
-        uri = raster(tmp_path / "q.tif", chosen, palette=table, projection=projection, **more)  # type: ignore[arg-type]
+    options: tuple[dict[str, Any], ...] = ({"nodata": 0}, {"mask": WEST_MISSING})
+    for more in options:
+        uri = raster(tmp_path / "q.tif", chosen, palette=table, projection=projection, **more)
         assert (cut(uri) == [245, 10, 0]).all()
         with pytest.raises(UnreadableImageError, match=ABOUT_HALF):
             cut(uri, 200.0)

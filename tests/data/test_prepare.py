@@ -263,7 +263,8 @@ def test_every_file_is_read_back(
     pairs: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, times: int
 ) -> None:
     fill(pairs)
-    write, damaged = storage.write_bytes, []
+    write = storage.write_bytes
+    damaged: list[str] = []
 
     def damage(uri: str, data: bytes) -> None:
         hit = storage.name(uri) == name and len(damaged) < times

@@ -185,7 +185,7 @@ def replaced(name: str, how: Callable[[Path], object]) -> Callable[[Path], None]
     return apply
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
         f"bit at {place} of {name}": (flip(name, place), f"{name} fails its checksum .right size, different bytes.")
         for name in ("train-00001.arrow", "test-records.arrow")

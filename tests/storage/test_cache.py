@@ -178,7 +178,12 @@ def test_a_cached_shard_is_hashed_once_in_a_process(
     read_all(make(), shards)
     hashed: list[int] = []
     sha256 = HeldFile.sha256
-    monkeypatch.setattr(HeldFile, "sha256", lambda held: hashed.append(held.inode) or sha256(held))
+
+    def counted(held: HeldFile) -> str:
+        hashed.append(held.inode)
+        return sha256(held)
+
+    monkeypatch.setattr(HeldFile, "sha256", counted)
     cache = make()
     for _ in range(3):
         read_all(cache, shards)
