@@ -19,6 +19,7 @@ from s2s_ray.config.annotations import alternatives, is_optional, is_text
 from s2s_ray.config.section import NAME
 from s2s_ray.errors import ConfigError
 from s2s_ray.secrets import REFERENCE, holds_secret
+from s2s_ray.service.settings import ServeArgs
 
 FREE_TEXT = [
     "runs #1 ü?x", "&a b", "*a", "12:30:45", "a: b", '"quoted"', "'quoted'", " both ends ", "~/x", "[1, 2]", "{a: b}",
@@ -263,6 +264,18 @@ def test_a_file_is_yaml_1_2(tmp_path: Path) -> None:
         train = load_config(path).train
         assert (train.name, train.storage, train.use_gpu) == (text, "12:30:45", True)
         assert (train.lr_generator, train.epochs) == (1e-4, 10)
+
+
+def test_the_settings_of_the_service_follow_the_same_rules() -> None:
+    release = {"registry": "registry", "name": "city"}
+    for key, value in (("threads", True), ("poll_s", False), ("street", {"num_cpus": True})):
+        with pytest.raises(ConfigError, match="expected a number, not true or false"):
+            ServeArgs.parse({**release, key: value})
+    for key in ("poll_s", "timeout_s", "max_upload_mb"):
+        with pytest.raises(ConfigError, match="finite"):
+            ServeArgs.parse({**release, key: float("inf")})
+    with pytest.raises(ConfigError, match="registry='': expected a path or a URI"):
+        ServeArgs.parse({**release, "registry": ""})
 
 
 def test_a_key_that_a_file_has_twice_is_refused(tmp_path: Path) -> None:
