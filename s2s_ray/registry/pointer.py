@@ -6,7 +6,6 @@ place, even if others have changed the file since. A change is therefore made on
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from typing import ClassVar, Self
@@ -23,11 +22,9 @@ from s2s_ray.errors import (
     S2SError,
 )
 from s2s_ray.model.checkpoint_meta import read_meta
-from s2s_ray.registry.releases import Release, list_releases, name_uri, no_such_name, read_release
+from s2s_ray.registry.releases import Release, list_releases, name_uri, no_such_name, read_release, warn_once
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
-
-log = logging.getLogger(__name__)
 
 POINTER_FILE = "current.json"
 _MARKS = 64  # the number of changes whose marks are kept
@@ -202,6 +199,6 @@ def _score(release: Release, metric: str) -> float | None:
     try:
         value = (read_meta(release.checkpoint_uri).get("metrics") or {}).get(metric)
     except (DamagedError, NotFoundError, CheckpointError) as error:
-        log.warning("release %s cannot be compared with the others: %s", release.id, error)
+        warn_once(f"release {release.id} cannot be compared with the others: {error}")
         return None
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

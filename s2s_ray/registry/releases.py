@@ -18,6 +18,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,11 +143,17 @@ def list_releases(registry: str, name: str) -> list[Release]:
         try:
             record = _read_record(storage.join(folder, release))
         except (DamagedError, RegistryError) as error:
-            log.warning("the release %s of %s is left out: %s", release, name, error)
+            warn_once(f"the release {release} of {name} is left out: {error}")
             continue
         if record is not None:
             found.append(record)
     return sorted(found, key=lambda item: (item.created, item.id))
+
+
+@lru_cache(maxsize=1024)
+def warn_once(message: str) -> None:
+    """Log a warning, which a service would repeat whenever it looks at the registry."""
+    log.warning("%s", message)
 
 
 def read_release(registry: str, name: str, release: str) -> Release:

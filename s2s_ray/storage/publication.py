@@ -118,7 +118,11 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
     """
     folder = f"files-{uuid4().hex}"
     new = Manifest(folder=folder, paths={f"{folder}/{name}": info for name, info in mine.files.items()})
-    _upload(directory, uri, new)
+    try:
+        _upload(directory, uri, new)
+    except StorageError:
+        _remove(files.join(uri, folder))
+        raise
     # Who has begun such a folder by now has seen the former manifest, and will fail to replace it.
     stale = _replacements(uri) - {folder}
     claim = _read_claim(uri)

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, StateError, StorageError
+from s2s_ray.errors import (
+    ConflictError,
+    DamagedError,
+    DiskFullError,
+    NotFoundError,
+    RefusedError,
+    StateError,
+    StorageError,
+)
 from s2s_ray.storage import conditional, files
 
 
@@ -206,6 +214,25 @@ def test_a_replacement_cut_short_changes_nothing_and_is_tidied_up(
         storage.check(uri)
         assert len([name for name in storage.list_folders(uri) if name != "sub"]) == 1
         assert (tmp_path / f"store-{operation}" / "notes.txt").read_text() == "mine"
+
+
+def test_a_replacement_without_room_leaves_nothing(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, upload = str(tmp_path / "store"), files.upload
+    storage.publish(release, uri)
+    before = sorted(tmp_path.rglob("store/*"))
+
+    def full(path: Path, target: str) -> None:
+        if path.name == "y":
+            raise DiskFullError(f"{target}: No space left on device")
+        upload(path, target)
+
+    monkeypatch.setattr(files, "upload", full)
+    with pytest.raises(DiskFullError):
+        storage.publish(folder_with(tmp_path / "new", x=b"x", y=b"y"), uri, replace=True)
+    assert sorted(tmp_path.rglob("store/*")) == before
+    storage.check(uri)
 
 
 def test_of_two_simultaneous_replacements_one_is_refused(
