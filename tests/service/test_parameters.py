@@ -71,6 +71,7 @@ def test_negotiation(accept: str, kind: str | None) -> None:
 
 
 LOCALIZE = "/v1/localize"
+BODIES = ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", LOCALIZE)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_every_route_refuses_what_it_does_not_know(fakes: Fakes) -> None:
     for method, path in operations:
         response = request(fakes, method, f"{path}?unheard=1", headers=headers)
         assert (response.status_code, "'unheard'" in sentence(response)) == (400, True), path
-        takes_a_body = path in ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", LOCALIZE)
+        takes_a_body = path in BODIES
         response = request(fakes, method, path, headers=headers, json={"release": "y", "heading": 1})
         if takes_a_body:
             assert (response.status_code, "application/json" in sentence(response)) == (415, True), path
@@ -134,6 +135,11 @@ def test_every_route_refuses_what_it_does_not_know(fakes: Fakes) -> None:
                 status = request(fakes, method, path, headers=headers, content=nothing).status_code
                 assert status != 400 or path == "/v1/thumbnail", (path, nothing)
     for method, path in operations:
+        response = request(fakes, method, path, headers={**headers, "s2s-release": "x"})
+        assert (response.status_code, "Unknown header 's2s-release'" in sentence(response)) == (400, True), path
+        if path not in ("/v1/thumbnail", *BODIES):
+            response = request(fakes, method, path, headers={**headers, "s2s-timeout": "soon"})
+            assert (response.status_code, "s2s-timeout='soon'" in sentence(response)) == (400, True), path
         if not path.endswith("z"):  # the two probes are open
             assert request(fakes, method, f"{path}?unheard=1").status_code == 401, "before anything else"
 

@@ -25,7 +25,6 @@ from s2s_ray.service.http.parameters import (
     Rows,
     TileLayout,
     TruePosition,
-    deadline,
 )
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
@@ -43,7 +42,7 @@ router = APIRouter(
     prefix="/v1",
     route_class=StrictRoute,
     tags=["inference"],
-    dependencies=[Depends(authorized), Depends(deadline)],
+    dependencies=[Depends(authorized)],
     responses=openapi.errors(openapi.INVALID_REQUEST, openapi.UNAUTHORIZED, openapi.UNAVAILABLE),
 )
 _DESCRIPTORS = openapi.content(

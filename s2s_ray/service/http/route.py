@@ -15,13 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from s2s_ray.errors import RequestError
 from s2s_ray.service.http import openapi
+from s2s_ray.service.http.parameters import deadline
 
 _LONGEST_SHOWN = 40
 _LARGEST_STRAY_BODY = 4096  # enough to name the keys of a JSON object that was sent to a route without a body
 
 
 async def understood(request: Request) -> None:
-    """Refuse query parameters and bodies that the route does not have. Raises RequestError (400)."""
+    """Refuse query parameters, headers of this service and bodies that the route has not. Raises RequestError (400)."""
     route: APIRoute = request.scope["route"]
     described = request.app.openapi()["paths"][route.path_format][request.method.lower()]
     known = [parameter["name"] for parameter in described.get("parameters", ()) if parameter["in"] == "query"]
@@ -31,12 +32,15 @@ async def understood(request: Request) -> None:
             raise RequestError(400, f"Unknown query parameter {shown(name)}: {_instead(name, known)}.")
         if count > 1:
             raise RequestError(400, f"Query parameter {name!r} is given {count} times: give it once.")
+    for name in request.headers:
+        if name.startswith("s2s-") and name != "s2s-timeout":
+            raise RequestError(400, f"Unknown header {shown(name)}: the only one of its kind is S2S-Timeout.")
     if "requestBody" not in described:
         await _require_no_body(request)
 
 
 class StrictRoute(APIRoute):
-    """A route on which `understood` runs after the other dependencies of the route, so after access control."""
+    """A route that checks requests after the other dependencies of the route, so after access control."""
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class StrictRoute(APIRoute):
     ) -> None:
         super().__init__(
             *args,
-            dependencies=[*(dependencies or ()), Depends(understood)],
+            dependencies=[*(dependencies or ()), Depends(understood), Depends(deadline)],
             responses=openapi.errors(openapi.NOT_UNDERSTOOD) | (responses or {}),
             **options,
         )
