@@ -29,11 +29,12 @@ def range_of(uri: str, response: Any) -> Range:
     Raises:
         UnreachableError: it does not say so, or twice and differently, because its headers were changed on their way.
     """
-    length, told = response.get("ContentLength"), response.get("ContentRange")
+    metadata = response["ResponseMetadata"]
+    length, told = response.get("ContentLength"), metadata["HTTPHeaders"].get("content-range")
     if length is None:
         raise _cut(uri, "it does not say how long it is")
     if told is None:
-        if response["ResponseMetadata"]["HTTPStatusCode"] == 206:
+        if metadata["HTTPStatusCode"] == 206:
             raise _cut(uri, "it does not say which part it is")
         return Range(0, length, length)  # a server that does not know ranges
     found = _RANGE.fullmatch(told)

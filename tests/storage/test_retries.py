@@ -28,7 +28,7 @@ class Flaky:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which are recorded and take no time."""
     made: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", made.append)
+    monkeypatch.setattr("s2s_ray.storage.retries.time.sleep", made.append)
     monkeypatch.setattr(retries, "_responded", set())
     return made
 
