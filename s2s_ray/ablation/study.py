@@ -31,7 +31,8 @@ from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.runtime.cluster import in_thread, original_error
 from s2s_ray.runtime.ray_settings import quieten_tune
 from s2s_ray.storage.lease import Fence, Lease, driving
-from s2s_ray.training.loop import Trainer, check_ready
+from s2s_ray.training.loop import Trainer
+from s2s_ray.training.ready import check_ready
 from s2s_ray.training.run import find_checkpoint, run_uri
 from s2s_ray.trials.claim import DATA_FREE, TRAIN_FREE, Origin, claim
 from s2s_ray.trials.placement import max_concurrent, placement

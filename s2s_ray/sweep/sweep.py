@@ -34,7 +34,7 @@ from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
 from s2s_ray.sweep.trial import run_trial
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.history import read_history
-from s2s_ray.training.loop import check_ready
+from s2s_ray.training.ready import check_ready
 from s2s_ray.trials.claim import claim
 from s2s_ray.trials.placement import max_concurrent, placement, trial_demand
 

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2s_ray.config import Config
-from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.dataset import Batch
 from s2s_ray.data.places import metres_rule, places_of
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
-from s2s_ray.data.schema import Metres, Split
-from s2s_ray.errors import DivergedError, NotFiniteError, RunError
-from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.data.schema import Metres
+from s2s_ray.errors import DivergedError, NotFiniteError
 from s2s_ray.model.losses import allowed_negatives
 from s2s_ray.model.pretrained import initialise_street_encoder
 from s2s_ray.model.s2s import S2S
@@ -31,10 +30,11 @@ from s2s_ray.training.guard import Check, guarded
 from s2s_ray.training.logbook import Logbook
 from s2s_ray.training.means import EpochMeans
 from s2s_ray.training.mining import MiningSchedule
+from s2s_ray.training.ready import open_split
 from s2s_ray.training.run import check_resumable, checkpoint_store, run_uri, save_config
 from s2s_ray.training.step import TrainingStep
 from s2s_ray.training.telemetry import Gauges, Telemetry
-from s2s_ray.training.trackers import check_installed, open_trackers
+from s2s_ray.training.trackers import open_trackers
 from s2s_ray.training.validation import validation_quality, validation_recall
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class Trainer:
     def __init__(self, config: Config, device: str | torch.device = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self.train_set = _open(config, "train", flip=config.data.flip)
-        self.validation_set = _open(config, "val", flip=0.0)
+        self.train_set = open_split(config, "train", flip=config.data.flip)
+        self.validation_set = open_split(config, "val", flip=0.0)
         torch.manual_seed(config.train.seed)
         self.model = S2S(config.model).to(self.device)
         self.cycle = TrainingStep(self.model, config.loss, config.train)
@@ -277,36 +277,5 @@ class Trainer:
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)
 
 
-def check_ready(config: Config) -> None:
-    """Refuse a run that the workers would refuse, before any of them is started.
-
-    Raises:
-        ConfigError: a tracker that is not installed, too small a cache, or a secret in the configuration.
-        DatasetError: no data set, or an empty split.
-        RunError: another resolution, or a run that was started with incompatible settings.
-        CheckpointError: a checkpoint of another model.
-        StorageError: a file cannot be read.
-    """
-    config.check_storable()
-    check_installed(config)
-    data = _open(config, "train", flip=0.0).info
-    _open(config, "val", flip=0.0)
-    store = checkpoint_store(config)
-    if steps := store.steps():
-        uri = store.uri(steps[-1])
-        check_resumable(uri, read_meta(uri), config, data.digest)
-
-
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params"}
-
-
-def _open(config: Config, split: Split, flip: float) -> PairDataset:
-    dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed)
-    found = (dataset.height, dataset.width)
-    if found != (config.model.height, config.model.width):
-        raise RunError(
-            f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
-            f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
-        )
-    return dataset

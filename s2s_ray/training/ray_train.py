@@ -26,7 +26,8 @@ from s2s_ray.storage.filesystem import open_filesystem
 from s2s_ray.storage.lease import Lease
 from s2s_ray.training.guard import driving_run
 from s2s_ray.training.history import read_history
-from s2s_ray.training.loop import Report, Trainer, check_ready
+from s2s_ray.training.loop import Report, Trainer
+from s2s_ray.training.ready import check_ready
 from s2s_ray.training.run import checkpoint_store, run_uri
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from s2s_ray.model.checkpoint_meta import (
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.loop import (
     Trainer,
-    check_ready,
 )
+from s2s_ray.training.ready import check_ready
 from s2s_ray.training.run import (
     checkpoint_store,
     load_run_config,

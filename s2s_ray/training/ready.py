@@ -1,0 +1,43 @@
+"""Whether a run can start: its data set has the resolution of its model, and its checkpoints fit its settings."""
+
+from __future__ import annotations
+
+from s2s_ray.config import Config
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.schema import Split
+from s2s_ray.errors import RunError
+from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.training.run import check_resumable, checkpoint_store
+from s2s_ray.training.trackers import check_installed
+
+
+def check_ready(config: Config) -> None:
+    """Refuse a run that the workers would refuse, before any of them is started.
+
+    Raises:
+        ConfigError: a tracker that is not installed, too small a cache, or a secret in the configuration.
+        DatasetError: no data set, or an empty split.
+        RunError: another resolution, or a run that was started with incompatible settings.
+        CheckpointError: a checkpoint of another model.
+        StorageError: a file cannot be read.
+    """
+    config.check_storable()
+    check_installed(config)
+    data = open_split(config, "train", flip=0.0).info
+    open_split(config, "val", flip=0.0)
+    store = checkpoint_store(config)
+    if steps := store.steps():
+        uri = store.uri(steps[-1])
+        check_resumable(uri, read_meta(uri), config, data.digest)
+
+
+def open_split(config: Config, split: Split, flip: float) -> PairDataset:
+    """Open a split of the configured data set. Raises RunError if it has another resolution than the model."""
+    dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed)
+    found = (dataset.height, dataset.width)
+    if found != (config.model.height, config.model.width):
+        raise RunError(
+            f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
+            f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
+        )
+    return dataset
