@@ -114,9 +114,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 def _seen(image: Image.Image) -> Seen | None:
     if not image.has_transparency_data:
         return None
+    seen: Seen
     if image.mode.startswith("I"):  # the grey value that stands for transparent
-        return np.not_equal(np.asarray(image), image.info["transparency"])
-    return np.greater(np.asarray(image.convert("RGBA").getchannel("A")), 0)
+        seen = np.asarray(image) != image.info["transparency"]
+    else:
+        seen = np.asarray(image.convert("RGBA").getchannel("A")) > 0
+    return seen
 
 
 def _rgb(image: Image.Image) -> Pixels:

@@ -167,6 +167,15 @@ def test_bands_of_other_colours_are_refused(colours: tuple[str, ...], tmp_path: 
         GeoTiff(uri)
 
 
+def test_pixels_of_fewer_bits_are_refused_unless_they_are_a_palette(tmp_path: Path) -> None:
+    pixels = np.ones((1, SIDE, SIDE), np.uint8)
+    with pytest.raises(ConfigError, match="has pixels of 4 bits: expected 8 bits"):
+        GeoTiff(raster(tmp_path / "grey.tif", pixels, nbits=4))
+    table = {0: (0, 0, 0, 255), 1: (9, 8, 7, 255)}
+    assert (cut(raster(tmp_path / "palette.tif", pixels, palette=table, nbits=4)) == [9, 8, 7]).all()
+    assert (cut(raster(tmp_path / "bits.tif", pixels, nbits=1)) == 255).all()
+
+
 def test_a_raster_that_disappears_is_not_a_missing_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rasterio import vrt
     from rasterio.errors import RasterioIOError

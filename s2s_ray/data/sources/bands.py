@@ -59,6 +59,9 @@ def colour_bands(raster: Any, uri: str) -> Bands:
     has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     has_nodata = any(raster.nodatavals[number - 1] is not None for number in colours)
     is_palette = names[colours[0] - 1] == "palette"
+    bits = {raster.tags(number, ns="IMAGE_STRUCTURE").get("NBITS", "8") for number in colours}
+    if bits != {"8"} and not is_palette:  # the largest value is not 255 then, so the tile would be almost black
+        raise ConfigError(f"source.geotiff={uri!r} has pixels of {', '.join(sorted(bits))} bits: expected 8 bits")
     is_inverted = raster.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
     if not (is_palette or is_inverted):
         if alpha is None and len(names) in (1, 3):
