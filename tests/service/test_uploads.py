@@ -202,6 +202,7 @@ CHUNKS = 128
 @pytest.mark.parametrize("is_form", [False, True])
 def test_bodies_are_held_once_and_counted_as_they_are_held(fakes: Fakes, is_form: bool) -> None:
     fakes.settings = LARGE
+    asyncio.run(Sending(fakes, 1, is_form=is_form).run())  # imports what is needed
     sending = Sending(fakes, CHUNKS, is_form=is_form)
     size = CHUNKS * 65_536
     tracemalloc.start()
