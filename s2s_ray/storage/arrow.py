@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_CREDENTIALS = {
+_NEEDED = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, run `gcloud auth application-default login`, or run on a "
     "machine with a service account",
     "abfs": "set AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY, run `az login`, or run on a machine with an identity",
     "hdfs": "set HADOOP_HOME, JAVA_HOME and CLASSPATH, and for Kerberos run kinit",
 }
+_LONGEST = 500
+"""Characters of another library's message that are shown."""
 _KIND = {"gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "hdfs": "hdfs", "viewfs": "hdfs"}
 # pyarrow gives these storages' errors neither a class nor a number
 _REFUSED = (
@@ -146,9 +148,12 @@ class ArrowStore:
         except FileNotFoundError:
             raise NotFoundError(masked(f"{uri} does not exist")) from None
         except (OSError, pa.ArrowException) as error:
-            kind = _kind_of(error)
-            advice = f"; {_CREDENTIALS[_KIND[self._scheme]]}" if kind is not StorageError else ""
-            raise kind(masked(f"{uri}: {error}{advice}")) from None
+            kind, reason = _kind_of(error), " ".join(str(error).split())[:_LONGEST]
+            if kind is RefusedError or "libjvm" in reason:
+                reason = (
+                    f"its credentials or settings are missing or refused; {_NEEDED[_KIND[self._scheme]]} ({reason})"
+                )
+            raise kind(masked(f"{uri}: {reason}")) from None
 
 
 def _file_system(uri: Uri) -> tuple[fs.FileSystem, str]:

@@ -57,6 +57,16 @@ def connection(uri: str) -> Connection:
     return found
 
 
+def _after_fork() -> None:
+    """Replace the lock, which another thread may have held, and forget the parent's clients."""
+    global _lock
+    _lock = threading.Lock()
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _settings() -> tuple[object, ...]:
     """Return everything that the choice of server, region and credentials depends on."""
     names = [name for name in os.environ if name.startswith("AWS_") or name.upper().endswith("_PROXY")]
