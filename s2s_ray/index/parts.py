@@ -179,11 +179,9 @@ def _parts_of(out: str) -> str:
     Raises:
         OptionError: there is no place beside the index.
     """
-    if storage.is_local(out):
-        name = storage.local_path(out).name
-    else:
-        name = "" if storage.parent(out).endswith(":/") else storage.name(out)
-    if name in ("", ".."):
+    path = str(storage.local_path(out)) if storage.is_local(out) else out.partition("://")[2]
+    above, _, name = path.rstrip("/").rpartition("/")
+    if name in ("", "..") or not (above or storage.is_local(out)):
         raise OptionError(f"--out {out}: expected the name of a folder, with room for another one beside it")
     return f"{out.rstrip('/')}.parts"
 

@@ -16,6 +16,7 @@ from s2s_ray import registry, storage
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
+from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import OptionError, ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry
@@ -110,7 +111,8 @@ def test_an_index_is_extended_in_parts_as_at_once(build: Build, tmp_path: Path) 
 class Drawn:
     """A source of so many tiles without images."""
 
-    uri, digest, fingerprint, split = "memory", "digest", "fingerprint", None
+    uri, digest, fingerprint = "memory", "digest", "fingerprint"
+    split: Split | None = None
 
     def __init__(self, count: int) -> None:
         self.ids = [f"t{row}" for row in range(count)]
