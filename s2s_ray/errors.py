@@ -198,7 +198,7 @@ class DamagedError(StorageError):
 
 
 class ConflictError(StorageError):
-    """A file that another process has changed since it was read; read it again."""
+    """A file that another process has changed since it was read, or a published folder that holds other files."""
 
 
 class DiskFullError(StorageError):
