@@ -132,10 +132,11 @@ def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
 
 def _read_plan(uri: str) -> StoredPlan | None:
     """Return the plan of an earlier run, or None if there is none."""
+    complete = storage.exists(storage.join(uri, DATASET_FILE))  # asked first: a preparation writes its plan before it
     try:
         return StoredPlan.read(storage.join(uri, PLAN))
     except NotFoundError:
-        if storage.exists(storage.join(uri, DATASET_FILE)):
+        if complete:
             raise DatasetError(
                 f"{uri} has a {DATASET_FILE} without {PLAN}: it was not prepared here; choose another data.uri"
             ) from None

@@ -78,8 +78,13 @@ class CheckpointStore:
 
     def best(self) -> int | None:
         """Return the sound step with the highest validation recall (the later if equal), None if none has a recall."""
-        scored = [(recall, step) for step in self.steps() if (recall := self._recall(step)) is not None]
-        return next((step for _, step in sorted(scored, reverse=True) if self._is_sound(step)), None)
+        while True:
+            steps = self.steps()
+            scored = [(recall, step) for step in steps if (recall := self._recall(step)) is not None]
+            best = next((step for _, step in sorted(scored, reverse=True) if self._is_sound(step)), None)
+            # A run that goes on may have replaced all of them while they were read.
+            if best is not None or set(self.steps()) <= set(steps):
+                return best
 
     def newest(self) -> SavedState | None:
         """Return the newest checkpoint whose files all pass their checksums, None if none was ever finished.

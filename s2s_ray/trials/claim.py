@@ -98,9 +98,10 @@ def claim(config: Config, root: str, origin: type[OriginT]) -> OriginT:
 
     digest = read_dataset_info(config.data.uri).digest
     uri = storage.join(root, origin.FILE)
+    present = storage.list_names(root)  # before the file is read: another start writes the file before all others
     content, _ = conditional.read(uri)
     if content is None:
-        if present := storage.list_names(root):
+        if present:
             raise origin.ERROR(
                 f"{root} holds {', '.join(present[:3])} and no {origin.KIND}: choose another {origin.SECTION}.name"
             )
