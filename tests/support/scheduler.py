@@ -3,7 +3,7 @@
 An actor is a function. Before each operation on the store (`Scheduler.before`, called by the store double) it asks what
 happens next: it goes on, another actor goes on, or something goes wrong. A schedule is the list of these choices, so
 that a run can be repeated. `interleavings` enumerates all schedules with a bound on preemptions and on faults, as
-CHESS does (Musuvathi and Qadeer, 2007): a switch where an actor ends or sleeps costs nothing. `random_schedules` draws
+CHESS does (Musuvathi and Qadeer, 2007): a switch where an actor ends costs nothing. `random_schedules` draws
 them from seeds.
 
 Time is virtual: an actor that sleeps lets the others go on, and the clock jumps when all of them sleep.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -51,7 +50,9 @@ class Step:
     others: tuple[int, ...]
     """Actors that could have gone on instead."""
     free: bool = False
-    """Whether another actor costs no preemption, because the former one has ended or sleeps."""
+    """Whether another actor costs no preemption, because the former one has ended."""
+    idle: bool = False
+    """Whether no operation is at stake, only who goes on."""
 
 
 @dataclass
@@ -201,7 +202,14 @@ class Scheduler:
             awake = self._awake()
         if len(awake) == 1:
             return awake[0]
-        step = Step(awake[0].number, "(the next)", False, tuple(actor.number for actor in awake[1:]), free=True)
+        step = Step(
+            awake[0].number,
+            "(the next)",
+            False,
+            tuple(actor.number for actor in awake[1:]),
+            free=former is None,
+            idle=True,
+        )
         choice = self._record(step)
         return self._actors[choice] if isinstance(choice, int) else awake[0]
 
@@ -255,7 +263,7 @@ def interleavings(
             if step.free or switches:
                 left = switches if step.free else switches - 1
                 pending += [({**schedule, number: other}, left, mishaps) for other in step.others]
-            if mishaps and not step.free:
+            if mishaps and not step.idle:
                 pending += [
                     ({**schedule, number: kind}, switches, mishaps - 1)
                     for kind in kinds
@@ -275,7 +283,7 @@ def random_schedules(
         def choose(step: Step, number: int, draw: random.Random = draw, left: list[int] = left) -> Choice | None:
             if step.others and draw.random() < switching:
                 return draw.choice(step.others)
-            if left[0] and not step.free and draw.random() < 0.05:
+            if left[0] and not step.idle and draw.random() < 0.05:
                 kind = draw.choice(kinds)
                 if step.writes or kind not in (LOSE, DIE):
                     left[0] -= 1
@@ -295,17 +303,14 @@ def _run(run: Callable[[Scheduler], None], scheduler: Scheduler, name: str) -> N
 
 
 class VirtualTime:
-    """Replaces `time.sleep` and clocks for the actors of one scheduler after the other; other threads see the real."""
+    """What replaces `time.sleep` and clocks: the time of the scheduler that runs."""
 
     def __init__(self) -> None:
         self.scheduler = follow({})
-        self._sleep = time.sleep
 
     def sleep(self, seconds: float) -> None:
-        if self.scheduler.actor is not None:
-            self.scheduler.sleep(seconds)
-        else:
-            self._sleep(seconds)
+        """Let virtual time pass."""
+        self.scheduler.sleep(seconds)
 
     def clock(self) -> float:
         """Return virtual seconds."""
