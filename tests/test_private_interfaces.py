@@ -126,6 +126,24 @@ def test_the_logger_of_ray_trains_reports() -> None:
         module.logger.setLevel(before)
 
 
+def test_ray_tune_copies_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("ray.tune.execution.class_cache")
+    monkeypatch.setattr(module, "ENV_VARS_TO_PROPAGATE", set(module.ENV_VARS_TO_PROPAGATE) | {"AWS_SESSION_TOKEN"})
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "planted")
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+    def copied() -> dict[str, str]:
+        trial = module._ActorClassCache().get(type("Trainable", (), {}))
+        variables: dict[str, str] = trial._default_options["runtime_env"]["env_vars"]
+        return variables
+
+    assert "planted" in copied().values(), "Ray no longer copies them: keep_credentials is not needed"
+    ray_internals.keep_credentials()
+    assert "planted" not in copied().values()
+    assert copied()["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+
+
 @pytest.mark.parametrize("name", ["progress", "execution.streaming_executor"])
 def test_loggers_of_ray_data(name: str) -> None:
     importlib.import_module(f"ray.data._internal.{name}")

@@ -29,6 +29,7 @@ from s2s_ray.errors import AblationError, DivergedError, S2SError, StoppedError
 from s2s_ray.evaluation.evaluate import METRICS, evaluate
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.runtime.cluster import in_thread, original_error
+from s2s_ray.runtime.ray_internals import keep_credentials
 from s2s_ray.runtime.ray_settings import quieten_tune
 from s2s_ray.storage.lease import Fence, Lease, driving
 from s2s_ray.training.loop import Trainer
@@ -143,6 +144,7 @@ def _run_name(trial: Trial) -> str:
 def _run(config: Config, root: str, todo: list[dict[str, Any]], concurrent: int, lease: Lease) -> list[str]:
     """Do the runs, and return why each one that failed did."""
     quieten_tune()
+    keep_credentials()
     with tempfile.TemporaryDirectory(prefix="s2s-ablate-") as folder:
         base = config.model_dump(mode="json")
         trainable = tune.with_parameters(train_and_measure, base=base, root=root, fence=lease.fence)

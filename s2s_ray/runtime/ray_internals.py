@@ -65,6 +65,21 @@ def quieten_train_reports() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def keep_credentials() -> None:
+    """Keep Ray Tune from copying the AWS credentials of this process into the runtime environment of its trials.
+
+    Ray writes runtime environments to its logs and shows them in its dashboard. Trials take their credentials from the
+    environment of their node, as training workers do. If Ray has moved the list of copied variables, a warning says so.
+    """
+    try:
+        from ray.tune.execution import class_cache
+
+        copied = class_cache.ENV_VARS_TO_PROPAGATE
+        copied.difference_update([name for name in copied if name.startswith("AWS_")])
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning("Ray Tune may write AWS credentials to its logs: %s", error)
+
+
 @dataclass(frozen=True)
 class NodeGroup:
     """Equal nodes that an autoscaler may start."""

@@ -23,6 +23,7 @@ from s2s_ray import registry, storage
 from s2s_ray.config import Config
 from s2s_ray.errors import StoppedError, SweepError
 from s2s_ray.runtime.cluster import in_thread
+from s2s_ray.runtime.ray_internals import keep_credentials
 from s2s_ray.runtime.ray_settings import quieten_tune
 from s2s_ray.storage.lease import Lease, driving
 from s2s_ray.sweep.origin import SweepOrigin
@@ -96,6 +97,7 @@ def _run(
     config: Config, root: str, space: Space, study: SweepStudy, concurrent: int, trials: int, lease: Lease
 ) -> None:
     quieten_tune()
+    keep_credentials()
     search = StudySearch(config, space, study)
     progress = SweepProgress(study, search, root, config.tune.trials, trial_demand(config).total)
     with tempfile.TemporaryDirectory(prefix="s2s-tune-") as folder:

@@ -6,7 +6,9 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +146,38 @@ def test_two_objectives_and_failing_trials_on_s3(settings: list[str], s3: str) -
     assert "was started with train.epochs=6, now it is 7: keep it, or choose another tune.name" in other.stderr
 
 
-def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The environment with secrets, and the folder of Ray's sessions: none of them may be in any file after the test.
+
+    The folders in the list are searched; the test adds its own.
+    """
+    (tmp_path / "pl4nted-study").mkdir()
+    secrets = {
+        "S2S_STUDY": f"sqlite:///{tmp_path / 'pl4nted-study' / 'study.db'}",
+        "AWS_ACCESS_KEY_ID": "AKIApl4nted",
+        "AWS_SECRET_ACCESS_KEY": "pl4nted-aws-secret",
+        "AWS_SESSION_TOKEN": "pl4nted-aws-session",
+        "WANDB_API_KEY": "pl4nted-wandb",
+        "MLFLOW_TRACKING_PASSWORD": "pl4nted-mlflow",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    with tempfile.TemporaryDirectory(prefix="s2s-ray-") as ray:  # the names of Ray's sockets have to be short
+        monkeypatch.setenv("RAY_TMPDIR", ray)
+        folders = [Path(ray)]
+        yield folders
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+        assert any("session" in str(path) and path.suffix in (".log", ".out", ".err") for path in files)
+        assert [str(path) for path in files if b"pl4nted" in path.read_bytes()] == []
+
+
+def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_path: Path, planted: list[Path]) -> None:
+    planted += [tmp_path / "sweeps", tmp_path / "registry"]
     root, epochs = tmp_path / "sweeps" / "sweep", 20
     places = [
         *settings,
+        "tune.study=${env:S2S_STUDY}",
         f"tune.storage={tmp_path / 'sweeps'}",
         f"tune.registry={tmp_path / 'registry'}",
         "train.workers=2",
@@ -164,6 +194,7 @@ def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_pa
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors[-3000:]
+    assert "pl4nted" not in errors
     assert "s2s: sweep stopped after 0 of 1 trials: the same command resumes sweep 'sweep'" in errors
     [before] = histories(root).values()
     assert 2 <= len(before) < epochs, "stopped too late to matter"
@@ -172,6 +203,9 @@ def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     rows = trials(root)
     assert [(row["state"], row["epochs"]) for row in rows] == [("complete", epochs)], rows[0]["reason"]
+    assert "pl4nted" not in done.stdout + done.stderr
+    assert (tmp_path / "pl4nted-study" / "study.db").exists()
+    assert len(registry.list_releases(str(tmp_path / "registry"), "sweep")) == 1, "no release to search"
     [after] = histories(root).values()
     kept = len(before) - 1  # the newest epoch's checkpoint may not have been stored
     assert [entry["r_loss"] for entry in after[:kept]] == [entry["r_loss"] for entry in before[:kept]]
@@ -181,5 +215,5 @@ def test_trials_of_several_workers_stopped_by_ctrl_c(settings: list[str], tmp_pa
     short = run("tune.py", *places, "train.workers=5", "train.resources_per_worker={CPU: 2}", "tune.name=greedy")
     assert short.returncode == 2
     assert "a trial needs 10 CPU (train.workers=5" in short.stderr
-    assert "no trial could ever start" in short.stderr
+    assert "so a trial could never start: lower these settings, or add nodes" in short.stderr
     assert not (tmp_path / "sweeps" / "greedy").exists()

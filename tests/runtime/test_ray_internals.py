@@ -6,10 +6,16 @@ import sys
 
 import pytest
 
-from s2s_ray.runtime.ray_internals import cancel_resource_request, quieten_train_reports, without_idle_helpers
+from s2s_ray.runtime.ray_internals import (
+    cancel_resource_request,
+    keep_credentials,
+    quieten_train_reports,
+    without_idle_helpers,
+)
 
 MOVED = [
     "ray.train.v2._internal.callbacks",
+    "ray.tune.execution.class_cache",
     "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client",
 ]
 
@@ -24,4 +30,5 @@ def test_nothing_fails_if_ray_has_moved_them(moved: bool, monkeypatch: pytest.Mo
     callbacks = [object(), object()]
     assert without_idle_helpers(callbacks) == callbacks
     cancel_resource_request(object())
+    keep_credentials()
     quieten_train_reports()
