@@ -137,14 +137,19 @@ def _fit(
 def worker_demand(train: TrainConfig, who: str) -> Demand:
     """Return the Ray resources of the workers of a run, of an elastic one as few as it may start with."""
     workers = train.workers if train.min_workers is None else train.min_workers
-    # Ray Train fills in what is missing in the same way.
-    bundle = dict(train.resources_per_worker) or {"CPU": 1.0, **({"GPU": 1.0} if train.use_gpu else {})}
-    if train.use_gpu:
-        bundle.setdefault("GPU", 1.0)
     settings = f"train.workers={train.workers}, train.use_gpu={train.use_gpu}"
     if train.min_workers is not None:
         settings += f", train.min_workers={train.min_workers}"
-    return Demand(who, workers, bundle, f"{settings}, train.resources_per_worker={dict(train.resources_per_worker)!r}")
+    settings += f", train.resources_per_worker={dict(train.resources_per_worker)!r}"
+    return Demand(who, workers, worker_bundle(train), settings)
+
+
+def worker_bundle(train: TrainConfig) -> dict[str, float]:
+    """Return the Ray resources of one worker; Ray Train's own default is a GPU without a CPU."""
+    bundle = dict(train.resources_per_worker) or {"CPU": 1.0}
+    if train.use_gpu:
+        bundle.setdefault("GPU", 1.0)
+    return bundle
 
 
 def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
@@ -155,7 +160,7 @@ def _scaling(train: TrainConfig) -> ray.train.ScalingConfig:
         num_workers=(train.min_workers, train.workers) if elastic else train.workers,  # type: ignore[arg-type]
         elastic_resize_monitor_interval_s=train.resize_every_s,  # type: ignore[call-arg]  # mypy sees the old class
         use_gpu=train.use_gpu,
-        resources_per_worker=dict(train.resources_per_worker) or None,
+        resources_per_worker=worker_bundle(train),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.train
@@ -11,7 +12,7 @@ from s2s_ray.config import TrainConfig, load_config
 from s2s_ray.errors import CheckpointError, ConfigError, DivergedError, RunError, StorageError
 from s2s_ray.training import ray_train
 from s2s_ray.training.guard import driving_run
-from s2s_ray.training.ray_train import _scaling, train
+from s2s_ray.training.ray_train import _scaling, train, worker_demand
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,23 @@ def test_only_fewer_workers_make_a_run_elastic(
     scaling = _scaling(TrainConfig(**settings, resize_every_s=5))
     assert scaling.num_workers == workers
     assert scaling.elastic_resize_monitor_interval_s == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "bundle"),
+    [
+        ({}, {"CPU": 1}),
+        ({"use_gpu": True}, {"CPU": 1, "GPU": 1}),
+        ({"use_gpu": True, "resources_per_worker": {"CPU": 4}}, {"CPU": 4, "GPU": 1}),
+        ({"use_gpu": True, "resources_per_worker": {"GPU": 0.5, "fast": 1}}, {"GPU": 0.5, "fast": 1}),
+    ],
+)
+def test_a_worker_asks_ray_for_what_the_cluster_was_checked_for(
+    settings: dict[str, Any], bundle: dict[str, float]
+) -> None:
+    train = TrainConfig(workers=3, min_workers=2, **settings)
+    assert _scaling(train).resources_per_worker == worker_demand(train, "run").bundle == bundle
+    assert worker_demand(train, "run").count == 2
 
 
 def test_a_minimum_above_the_number_of_workers_is_refused() -> None:
