@@ -19,6 +19,7 @@ import typer
 from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
 from s2s_ray.errors import S2SError
 from s2s_ray.runtime.cluster import log_plainly
+from s2s_ray.runtime.terminal import printable
 from s2s_ray.secrets import masked
 
 app = typer.Typer(
@@ -81,7 +82,7 @@ def run(name: str, command: Callable[[], object], options: Mapping[str, Any] | N
     except S2SError as error:
         if options.get("debug"):
             print(masked(traceback.format_exc()), end="", file=sys.stderr)
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except ImportError as error:
         # Ray's own parts raise an ImportError without a name if what they need is not installed.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
-from s2s_ray.errors import OptionError, WeightsError
+from s2s_ray.errors import OptionError, RegistryError, WeightsError
 
 app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 
@@ -134,6 +134,8 @@ def list_releases(registry_uri: RegistryOption, name: NameOption) -> None:
     from s2s_ray import registry
 
     releases = registry.list_releases(registry_uri, name)
-    current = registry.current(registry_uri, name) if releases else None
+    if not releases:
+        raise RegistryError(f"registry {registry_uri} has no releases of {name!r}")
+    current = registry.current(registry_uri, name)
     for release in releases:
         typer.echo(f"{'*' if release.id == current else ' '} {release.id}  step {release.step}  {release.source}")

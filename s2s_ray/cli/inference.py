@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def localize(
 def embed(
     view: Annotated[Literal["street", "satellite"], typer.Argument(help="Content of the images: street or satellite.")],
     images: Images,
-    out: Annotated[Path, typer.Option(help="Output file of the descriptors, .npy, float32 images x D.")],
+    out: Annotated[str, typer.Option(help="Output file of the descriptors, path or URI, .npy, float32 images x D.")],
     url: Url = None,
     checkpoint: Checkpoint = None,
     heading: Heading = 0.0,
@@ -95,15 +96,20 @@ def embed(
             descriptors = engine.embed_street(images, _heading(heading), kept)
         else:
             descriptors = engine.embed_satellite(images, checked)
-    with storage.local_faults(str(out)), out.open("wb") as file:
-        np.save(file, descriptors, allow_pickle=False)
+    if storage.is_local(out):  # written in place: it may be a device, such as /dev/stdout
+        with storage.local_faults(out), storage.local_path(out).open("wb") as file:
+            np.save(file, descriptors, allow_pickle=False)
+    else:
+        content = io.BytesIO()
+        np.save(content, descriptors, allow_pickle=False)
+        storage.write_bytes(out, content.getvalue())
     typer.echo(f"{descriptors.shape[0]} descriptors of {descriptors.shape[1]} numbers in {out}")
 
 
 @app.command()
 def synthesize(
     images: Images,
-    out: Annotated[Path, typer.Option(help="Output folder of the street views, NAME.png each.")],
+    out: Annotated[str, typer.Option(help="Output folder of the street views, path or URI, NAME.png each.")],
     url: Url = None,
     checkpoint: Checkpoint = None,
     layout: LayoutOption = "auto",
@@ -113,7 +119,7 @@ def synthesize(
     from s2s_ray import storage
     from s2s_ray.geo.images import encode
 
-    targets = [out / f"{Path(storage.name(image)).stem}.png" for image in images]
+    targets = [storage.join(out, f"{Path(storage.name(image)).stem}.png") for image in images]
     if len(set(targets)) < len(targets):
         raise OptionError(
             "two of the images have the same file name, so their outputs would collide: run them separately"
@@ -122,8 +128,8 @@ def synthesize(
     with open_engine(url, checkpoint, None, device) as engine:
         views = engine.synthesize(images, checked)
     for target, view in zip(targets, views, strict=True):
-        storage.write_bytes(str(target), encode(view, "png"))
-        typer.echo(str(target))
+        storage.write_bytes(target, encode(view, "png"))
+        typer.echo(target)
 
 
 @app.command()

@@ -23,7 +23,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     settings: Annotated[
-        Path | None, typer.Option(help="YAML file with more settings: those below `args` in serve/config.yaml.")
+        str | None, typer.Option(help="YAML file with more settings: those below `args` in serve/config.yaml.")
     ] = None,
     haproxy: Annotated[
         bool, typer.Option(help="Use Ray's HAProxy instead of its Python proxy; it adds less latency.")
@@ -41,7 +41,7 @@ def serve(
     if settings is None and (registry is None or name is None):
         raise OptionError("give --registry and --name, or --settings with a release")
     given = {key: value for key, value in (("registry", registry), ("name", name)) if value is not None}
-    args = ServeArgs.parse({**(_read(settings) if settings else {}), **given})
+    args = ServeArgs.parse({**({} if settings is None else _read(settings)), **given})
     with ExitStack() as stack:
         if haproxy:
             from s2s_ray.service.deploy.haproxy import environment
@@ -61,12 +61,12 @@ def serve(
             stop.wait()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises OptionError."""
     from s2s_ray.config import notation
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         raise OptionError(f"--settings {path}: {getattr(error, 'strerror', None) or error}") from None
     tree = notation.parse(text, f"--settings {path}", OptionError)

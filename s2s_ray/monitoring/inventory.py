@@ -15,9 +15,11 @@ import yaml
 
 from s2s_ray import registry, storage
 from s2s_ray.errors import NotFoundError, S2SError
+from s2s_ray.storage.store import store_of
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.history import read_history
 from s2s_ray.training.run import CONFIG_FILE, DIVERGED_FILE, load_run_config
+from s2s_ray.uri import Uri
 
 _MAX_DEPTH = 3  # levels below the root: ROOT/runs/NAME and one more
 _RUN_FILES = {"checkpoints", "history.json", "ray", "tensorboard", DIVERGED_FILE}  # a run has one of these at once
@@ -99,12 +101,14 @@ def take_inventory(root: str) -> Inventory:
     """Return the state of everything below a root.
 
     Raises:
-        NotFoundError: the root does not exist.
+        NotFoundError: the root does not exist, or is a file.
         StorageError: the root cannot be read.
     """
     inventory = Inventory(root)
-    if not storage.exists(root):
-        raise NotFoundError(f"{root} does not exist: give a folder that holds runs, sweeps or a registry")
+    found = store_of(root).head(Uri(root))
+    if found is None or found.kind != "folder":
+        what = "does not exist" if found is None else "is a file"
+        raise NotFoundError(f"{root} {what}: give a folder that holds runs, sweeps or a registry")
     for kind, uri in _entries(root, _MAX_DEPTH):
         try:
             if kind == "run":

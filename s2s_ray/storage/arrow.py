@@ -161,8 +161,8 @@ def _file_system(uri: Uri) -> tuple[fs.FileSystem, str]:
     from pyarrow import fs
 
     if _KIND.get(uri.scheme) == "gs":
-        path = uri.partition("://")[2].strip("/")
-        if not path:
+        path = uri.partition("://")[2].rstrip("/")
+        if not path or path.startswith("/"):
             raise StorageError(f"{uri}: expected {uri.scheme}://BUCKET/KEY")
         key = (os.getpid(), "gs")
         if key not in _systems:  # without a limit it looks for credentials and retries for a quarter of an hour

@@ -101,6 +101,89 @@ def test_wrong_input_is_one_line(arguments: list[str], words: str, capsys: pytes
     assert words in lines[0]
 
 
+PLACES = [
+    "",
+    "nothing",
+    "file",
+    "loop",
+    "file/below",
+    "a\0b",
+    "a\nb",
+    "[/x]",
+    "x" * 5000,
+    "\udcff",
+    "s3://",
+    "gs://",
+    "http://[",
+]
+"""Texts where a verb expects a path, a URI or a name."""
+READ = [
+    ["config", "-c", "{}"],
+    ["verify", "{}"],
+    ["evaluate", "--checkpoint", "{}", "--out", "o"],
+    ["report", "{}"],
+    ["build-index", *MODEL, *CPU, "--out", "o", "--tiles", "-s", "source.kind=manifest", "-s", "source.uri={}"],
+    ["build-index", *MODEL, *CPU, "--out", "o", "--extends", "{}", "-s", f"data.uri={WRITTEN}/data"],
+    ["localize", "{}", *MODEL, *INDEX],
+    ["localize", "panorama.png", *MODEL, "--index", "{}"],
+    ["localize", "panorama.png", "--url", "{}"],
+    ["exporter", "{}", "--port", "9"],
+    ["status", "{}"],
+    ["serve", "--settings", "{}"],
+    ["checkpoint", "import", "{}", "--out", "o"],
+    ["checkpoint", "publish", *MODEL, "--index", "{}", "--registry", "r", "--name", "n"],
+    ["checkpoint", "promote", "{}", "--registry", f"{WRITTEN}/registry", "--name", "city"],
+    ["checkpoint", "rollback", "--registry", "{}", "--name", "city"],
+    ["checkpoint", "list", "--registry", "{}", "--name", "city"],
+    ["checkpoint", "list", "--registry", "folder", "--name", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--near", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--true", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--rows", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--device", "{}"],
+    ["embed", "satellite", "tile.png", *MODEL, "--out", "d.npy", "--layout", "{}"],
+    ["config", "-s", "train.epochs={}"],
+]
+"""Verbs that read something, with the place of the text."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", READ, ids=" ".join)
+def test_any_text_where_something_is_read_is_one_line(
+    folder: Path, verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("x")
+    (folder / "loop").symlink_to("loop")
+    for text in PLACES:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([word.replace("{}", text) for word in verb])
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        lines = [line for line in printed.err.splitlines() if not line.startswith("index: ")]  # progress
+        assert len(lines) == 1, (text, printed.err)
+        assert lines[0].startswith("s2s: ")
+        assert lines[0].isprintable()
+
+
+@pytest.mark.parametrize(
+    "out", ["", "folder", "file/below", "a\0b", "loop", "no/d.npy", "x" * 5000, "s3://", "gs://", "ftp://host/x"]
+)
+@pytest.mark.parametrize("verb", [["embed", "satellite", "tile.png"], ["synthesize", "tile.png"]], ids=" ".join)
+def test_an_output_that_cannot_be_written_is_one_line(
+    folder: Path, verb: list[str], out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").write_text("x")
+    (folder / "loop").symlink_to("loop")
+    if verb[0] == "synthesize" and out in ("folder", "no/d.npy"):
+        return  # it makes folders
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*verb, *MODEL, "--out", out])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    [line] = printed.err.splitlines()
+    assert line.startswith("s2s: ")
+    assert not list(folder.rglob("*:*"))  # no folder that is named like a scheme
+
+
 @pytest.mark.usefixtures("folder")
 def test_without_k_a_small_index_gives_all_its_tiles(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
