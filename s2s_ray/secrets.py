@@ -73,16 +73,20 @@ class _Patterns:
     """
 
     def __init__(self, end: str) -> None:
+        # Between :// and the last @ of the authority; a database's password may contain a slash as well. Lengths are
+        # limited, because callers of the service choose a part of some messages.
         self._login = re.compile(
-            # Between :// and the last @ of the authority; a database's password may contain a slash as well.
-            rf"(?P<start>\b(?P<scheme>{_STORAGE})://)(?P<login>[^/?#{end}]*)@"
-            rf"|(?P<start2>\b(?!(?:{_STORAGE}):)[a-z][a-z0-9+.-]*://)(?P<login2>[^:/?#@{end}]*:[^{end}]*)@",
+            rf"(?P<start>\b(?P<scheme>{_STORAGE})://)(?P<login>[^/?#{end}]{{0,500}})@"
+            rf"|(?P<start2>\b(?!(?:{_STORAGE}):)[a-z][a-z0-9+.-]{{0,40}}://)"
+            rf"(?P<login2>[^:/?#@{end}]{{0,200}}:[^{end}]{{0,500}})@",
             re.IGNORECASE,
         )
         self._parameter = re.compile(rf"(?P<start>[?&;](?P<name>[\w.%-]+)=)(?P<value>[^&;#{end}]+)")
 
     def masked(self, text: str) -> str:
-        return self._parameter.sub(_without_value, self._login.sub(_without_login, text))
+        if "://" in text and "@" in text:
+            text = self._login.sub(_without_login, text)
+        return self._parameter.sub(_without_value, text)
 
 
 _IN_TEXT = _Patterns(r"\s'\"<>")

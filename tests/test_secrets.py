@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,14 @@ def test_an_address_is_masked_wherever_it_is_shown(address: str, caplog: pytest.
 def test_other_addresses_are_left_alone(address: str) -> None:
     assert masked(address) == address
     assert not holds_secret(address)
+
+
+@pytest.mark.parametrize("part", ["a", "a.", "-", "x://a:", "http://", "?a=", "password=", "a_", "@", "x://a:b@"])
+def test_long_texts_are_masked_in_linear_time(part: str) -> None:
+    text = part * (40_000 // len(part)) + "://@"
+    started = time.process_time()
+    masked(text)
+    assert time.process_time() - started < 1.0  # quadratic time was over ten seconds
 
 
 def test_values_of_secret_variables_are_masked_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
