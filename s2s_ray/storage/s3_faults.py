@@ -146,4 +146,4 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).replace(" (reached max retries: 0)", "").split())

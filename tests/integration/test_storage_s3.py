@@ -19,10 +19,8 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.verify import verify
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, StorageError
-from s2s_ray.storage import (
-    conditional,
-    retries,
-)
+from s2s_ray.storage import conditional, retries, s3_upload
+from s2s_ray.uri import Uri
 
 if TYPE_CHECKING:
     from tests.support.faulty_proxy import FaultyProxy
@@ -175,6 +173,23 @@ def test_transient_faults_are_survived(
     storage.download(storage.join(root, "x"), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == data
     assert not any(proxy.faults.values()), "every fault occurred"
+
+
+def test_a_large_upload_survives_lost_responses(
+    root: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its parts is retried for itself, and its end is recognised after the response was lost."""
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(s3_upload, "PART", 5 << 20)  # the least that S3 accepts
+    data = os.urandom(12 << 20)
+    (tmp_path / "big").write_bytes(data)
+    ends = ["lose"]
+    proxy.faults["PUT"] += ["drop", "refuse", "lose"]
+    proxy.choose = lambda method, path: ends.pop() if method == "POST" and "uploadId=" in path and ends else ""
+    with (tmp_path / "big").open("rb") as file:
+        s3_upload.upload_parts(Uri(f"{root}/big"), *f"{root}/big".removeprefix("s3://").split("/", 1), file)
+    assert +proxy.met == {"drop": 1, "refuse": 1, "lose": 2}
+    assert storage.read_bytes(f"{root}/big") == data
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12 of fork

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class Server:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[tuple[str | None, str | None]] = []
         self.keys: set[str] = set()
         self.respond: Callable[[str, str], Response] = lambda method, path: (404, "NoSuchKey", {})
         outer = self
@@ -45,6 +47,7 @@ class Server:
             def _serve(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 outer.requests.append((self.command, self.path))
+                outer.ranges.append((self.headers.get("Range"), self.headers.get("If-Match")))
                 outer.keys.add(self.headers.get("Authorization", "").partition("Credential=")[2].partition("/aws4")[0])
                 response = outer.respond(self.command, self.path)
                 if response is None:
@@ -58,7 +61,8 @@ class Server:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if self.command != "HEAD":
-                    self.wfile.write(content)
+                    self.wfile.write(content[: int(headers.get("Cut", len(content)))])
+                self.close_connection = "Cut" in headers
 
         for verb in ("GET", "PUT", "HEAD", "DELETE"):
             setattr(Handler, f"do_{verb}", Handler._serve)
@@ -104,6 +108,7 @@ def running() -> Iterator[Server]:
 def server(running: Server, home: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     """An empty server, and the settings that lead to it."""
     server = running
+    server.ranges = []
     server.requests, server.keys, server.respond = [], set(), lambda method, path: (404, "NoSuchKey", {})
     for name, value in (("ENDPOINT_URL", server.url), ("ACCESS_KEY_ID", "KEY"), ("SECRET_ACCESS_KEY", "secret")):
         monkeypatch.setenv(f"AWS_{name}", value)
@@ -170,6 +175,48 @@ def test_a_conditional_write_whose_response_is_lost_is_not_sent_again(server: Se
     with pytest.raises(UnreachableError, match=rf"^{URI}: "):
         conditional.write(URI, b"new", version)
     assert server.requests == [("PUT", "/bucket/run/x")]
+
+
+class TestADownloadThatBreaksOff:
+    """It is resumed where it broke off, if the object is still the same."""
+
+    def part(self, content: bytes, start: int, etag: str, **headers: str) -> Response:
+        """Return the content from `start` on."""
+        span = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return 206, content[start:], {"Content-Range": span, "ETag": f'"{etag}"', **headers}
+
+    def test_the_rest_is_requested_of_the_same_version(self, server: Server, tmp_path: Path) -> None:
+        etag = hashlib.md5(b"0123456789", usedforsecurity=False).hexdigest()
+        responses = [self.part(b"0123456789", 0, etag, Cut="4"), self.part(b"0123456789", 4, etag)]
+        server.respond = lambda method, path: responses.pop(0)
+        storage.download(URI, tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == b"0123456789"
+        assert server.ranges == [("bytes=0-", None), ("bytes=4-", etag)]
+
+    def test_another_version_is_read_from_its_start(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retries, "ATTEMPTS", 3)
+        monkeypatch.setattr(retries, "PATIENT_ATTEMPTS", 3)
+        responses = [
+            self.part(b"0123456789", 0, "one-2", Cut="4"),
+            (412, "PreconditionFailed", {}),
+            self.part(b"abcdefg", 0, "two-2"),
+        ]
+        server.respond = lambda method, path: responses.pop(0)
+        storage.download(URI, tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == b"abcdefg"
+        assert server.ranges == [("bytes=0-", None), ("bytes=4-", "one-2"), ("bytes=0-", None)]
+
+    def test_a_reader_never_mixes_two_versions(self, server: Server) -> None:
+        content = bytes(3_000_000)
+        span = f"bytes 0-{(1 << 20) - 1}/{len(content)}"
+        server.respond = lambda method, path: (206, content[: 1 << 20], {"Content-Range": span, "ETag": '"one-2"'})
+        with storage.open_input(URI) as file:
+            server.respond = lambda method, path: (412, "PreconditionFailed", {})
+            with pytest.raises(ConflictError, match="was changed by another process since it was read"):
+                file.read(2_000_000)
+        assert server.ranges[1][1] == "one-2"
 
 
 class TestCredentialsThatMayNotListTheBucket:
