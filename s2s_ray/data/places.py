@@ -45,5 +45,5 @@ def _latlon(
     planar = np.isnan(latlon).any(axis=1) & (zones != 0)
     for zone in np.unique(zones[planar]):
         rows = planar & (zones == zone)
-        latlon[rows] = np.stack(to_degrees(*positions[rows].T, int(zone)), axis=-1)
+        latlon[rows] = np.stack(to_degrees(positions[rows, 0], positions[rows, 1], int(zone)), axis=-1)
     return np.where(np.isfinite(latlon), latlon, np.nan)

@@ -64,9 +64,9 @@ class Places:
             # differences in float64: float32 has steps of half a metre
             differences = self.points[:, None, axis] - others.points[None, :, axis]
             squares += np.square(differences, out=differences)
-        known = self.frames[:, None] != 0
-        near: NDArray[np.bool_] = squares <= self.straight_m(radius_m) ** 2
-        return near & known & (self.frames[:, None] == others.frames[None, :])
+        comparable = (self.frames[:, None] == others.frames[None, :]) & (self.frames[:, None] != 0)
+        near: NDArray[np.bool_] = comparable & (squares <= self.straight_m(radius_m) ** 2)
+        return near
 
     def metres_to(self, others: Places) -> NDArray[np.float64]:
         """Return the metres to the other place in the same row, N; NaN if unknown or in another frame."""
