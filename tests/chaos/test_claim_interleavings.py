@@ -98,8 +98,8 @@ class Pairs:
         return ViewGeometry(height, width)
 
     def records(self) -> Sequence[Record]:
-        splits = ("train", "train", "val", "test")
-        return [Record(f"{self.colour}-{number}", splits[number % 4]) for number in range(self.count)]  # type: ignore[arg-type]
+        splits = ("train", "train", "val")
+        return [Record(f"{self.colour}-{number}", splits[number % 3]) for number in range(self.count)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("heights", [(32, 32), (32, 48)], ids=["equal", "other"])
@@ -109,7 +109,7 @@ def test_two_preparations(
     summary: Callable[[dict[str, int], int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = Pairs(4, 1)
+    source = Pairs(3, 1)
     images = {"polar": b"p", "street": b"s"}
     monkeypatch.setattr(prepare, "open_source", lambda config: source)
     monkeypatch.setattr(shard, "open_source", lambda config: source)
@@ -126,7 +126,7 @@ def test_two_preparations(
                 "model": {"height": height, "width": 40},
                 "source": {"kind": "synthetic"},
                 "data": {"uri": DATA},
-                "prepare": {"parallel": False},
+                "prepare": {"parallel": False, "splits": ["train", "val"]},
             }
         )
 
@@ -152,7 +152,7 @@ def test_two_preparations(
         if not ended.scheduler.faults:
             assert len({outcome.value for outcome in ended.outcomes if outcome.ok}) == 1
         # the same commands complete what was begun; one of two different ones is refused
-        for config in configs:
+        for config in configs if ended.scheduler.faults else ():
             try:
                 preparing(config)()
             except DatasetError:
@@ -166,7 +166,7 @@ def test_two_preparations(
                 assert storage.sha256(storage.read_bytes(f"{DATA}/{file.name}")) == file.sha256, "a mix"
 
     scenario = Scenario(prepared, [preparing(config) for config in configs], check, (DATA,))
-    summary(world.run(scenario, with_fault=0, random=RANDOM), 500 + RANDOM)
+    summary(world.run(scenario, with_fault=0, random=RANDOM), 300 + RANDOM)
 
 
 RUN = "memory://runs/run/checkpoints"
