@@ -99,8 +99,8 @@ class ServeArgs(Section):
     poll_s: Positive = Field(2.0, description="interval at which the registry is checked for a new current release")
     device: str = Field(
         "cpu",
-        description="device of the models: cpu, cuda, cuda:0. On cpu a replica keeps freed memory for the next request, "
-        "so it is faster and its process never shrinks",
+        description="device of the models: cpu, cuda, cuda:0. On cpu a replica keeps freed memory for the next "
+        "request, so it is faster and its process never shrinks",
     )
     threads: int = Field(1, ge=1, description="PyTorch and FAISS threads per replica")
     street: ModelScaling = ModelScaling()

@@ -71,7 +71,12 @@ def test_a_lost_update_is_found_and_its_schedule_shown() -> None:
     assert notes.count("read") == 2
     with pytest.raises(AssertionError):
         random_schedules(run, range(100))
-    assert interleavings(lambda scheduler: None if counter(scheduler, atomic=True) == [2] else pytest.fail()) == 2
+    assert (
+        interleavings(
+            lambda scheduler: None if counter(scheduler, atomic=True) == [2] else pytest.fail("an update was lost")
+        )
+        == 2
+    )
 
 
 def test_a_schedule_can_be_repeated() -> None:
