@@ -94,7 +94,8 @@ def publish(
         id=release, name=name, fingerprint=digest, run=run, step=step, created=datetime.now(UTC),
         source=checkpoint_uri, uri=uri,
     )  # fmt: skip
-    _require_same(registry, _read_record(uri) or record, digest)
+    known = _read_record(uri)
+    _require_same(registry, known or record, digest)
     try:
         _copy_checkpoint(checkpoint_uri, record)
     except ConflictError as error:
@@ -106,12 +107,16 @@ def publish(
             ) from None
         # If it has the same weights with other metadata, the release keeps what it was published with.
         _require_same(registry, existing, digest)
+    index: str | None = storage.join(uri, "index")
     if index_uri is not None:
         _copy_index(registry, record, index_uri)
-    path = storage.join(uri, RELEASE_FILE)
-    stored = conditional.write_once(path, record.to_bytes())
-    _require_same(registry, _parse_record(stored, uri), digest)
-    return read_release(registry, name, release)
+    elif not storage.is_complete(index):
+        index = None
+    # Nothing is read after the last write: a read that fails would report the failure of what was done.
+    if known is None:
+        known = _parse_record(conditional.write_once(storage.join(uri, RELEASE_FILE), record.to_bytes()), uri, index)
+        _require_same(registry, known, digest)
+    return known.model_copy(update={"index_uri": index})
 
 
 def release_id(meta: Mapping[str, Any], digest: str) -> str:
@@ -129,7 +134,7 @@ def attach_index(registry: str, name: str, release: str, index_uri: str) -> Rele
     existing = read_release(registry, name, release)
     _require_index_of(index_uri, existing.fingerprint)
     _copy_index(registry, existing, index_uri)
-    return read_release(registry, name, release)
+    return existing.model_copy(update={"index_uri": storage.join(existing.uri, "index")})
 
 
 def list_releases(registry: str, name: str) -> list[Release]:
@@ -178,17 +183,19 @@ def read_release(registry: str, name: str, release: str) -> Release:
 def _read_record(uri: str) -> Release | None:
     """Return the release at a URI; None if there is no `release.json`. Raises the errors of `read_release`."""
     try:
-        return _parse_record(storage.read_bytes(storage.join(uri, RELEASE_FILE)), uri)
+        content = storage.read_bytes(storage.join(uri, RELEASE_FILE))
     except NotFoundError:
         return None
+    index = storage.join(uri, "index")
+    return _parse_record(content, uri, index if storage.is_complete(index) else None)
 
 
-def _parse_record(content: bytes, uri: str) -> Release:
-    """Return the release at a URI, given the content of its `release.json`."""
-    path, index = storage.join(uri, RELEASE_FILE), storage.join(uri, "index")
+def _parse_record(content: bytes, uri: str, index_uri: str | None) -> Release:
+    """Return the release at a URI, given the content of its `release.json` and the URI of its index, if it has one."""
+    path = storage.join(uri, RELEASE_FILE)
     tree = parse_json(content, path)
     if isinstance(tree, dict):
-        tree = {**tree, "uri": uri, "index_uri": index if storage.is_complete(index) else None}
+        tree = {**tree, "uri": uri, "index_uri": index_uri}
     return Release.parse(tree, path)
 
 

@@ -93,16 +93,20 @@ class CheckpointStore:
             CheckpointError: all checkpoints are damaged, or a newer version wrote the newest.
             StorageError: the store cannot be reached; this never falls back to an older checkpoint.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return self.load(step)
-            except (DamagedError, NotFoundError) as error:
-                self._log_damaged(step, error)
-        if steps:
+        failed: set[int] = set()
+        # A run that goes on may replace checkpoints while they are read: those that are there now are tried as well.
+        while steps := [step for step in self.steps() if step not in failed]:
+            for step in reversed(steps):
+                try:
+                    return self.load(step)
+                except (DamagedError, NotFoundError) as error:
+                    failed.add(step)
+                    self._log_damaged(step, error)
+        if failed:
+            names = ", ".join(f"{step:08d}" for step in sorted(failed))
             raise CheckpointError(
-                f"all checkpoints below {self.root} are damaged ({', '.join(f'{step:08d}' for step in steps)}): "
-                "restore one, or choose another train.name to start a new run"
+                f"all checkpoints below {self.root} are damaged ({names}): restore one, or choose another "
+                "train.name to start a new run"
             )
         return None
 

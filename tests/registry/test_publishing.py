@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 
 from s2s_ray import registry, storage
-from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, RegistryError, S2SError
+from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, RefusedError, RegistryError, S2SError
 from s2s_ray.storage import conditional, files
+from s2s_ray.storage.store import registered
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import MemoryStore
 from tests.support.small_releases import NAME, checkpoint, index, read_release
 
 ROUNDS = 8
@@ -223,6 +227,36 @@ def test_one_release_with_damaged_metadata_does_not_stop_the_comparison(
     (Path(publish(sources, 2, "old", "bad").checkpoint_uri) / "meta.json").write_text("{")
     assert registry.promote_best(root, NAME, "recall_at_1") == "good"
     assert "release bad cannot be compared with the others" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["release", "release and index", "index", "index of a published release"])
+def test_what_was_published_is_not_reported_as_a_failure(sources: Path, what: str) -> None:
+    """The storage refuses all operations from some moment on: an error means that there is something left to do."""
+    source, new = str(sources / "checkpoint-1"), str(sources / "index-1-old")
+    store, root = FaultyStore(MemoryStore()), "memory://registry"
+
+    def act(name: str) -> registry.Release:
+        if what == "index":
+            return registry.attach_index(root, name, "one", new)
+        return registry.publish(root, name, source, None if what == "release" else new, release="one")
+
+    with registered("memory", store):
+        for number in range(100):
+            name = f"{NAME}-{number}"
+            if what.startswith("index"):
+                registry.publish(root, name, source, release="one")
+            done = None
+            with store.failing("refuse", number), suppress(RefusedError):
+                done = act(name)
+            stored = {release.id: release for release in registry.list_releases(root, name)}.get("one")
+            complete = stored is not None and (what == "release" or stored.index_uri is not None)
+            assert (done is not None) == complete, f"operation {number} was refused"
+            if done is not None:
+                assert done == stored
+            if store.met is None:
+                break
+        else:
+            pytest.fail("the storage is asked too often")
 
 
 def test_foreign_files_among_the_releases(sources: Path) -> None:

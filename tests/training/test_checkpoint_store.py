@@ -83,6 +83,29 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(model: S2S,
         CheckpointStore(store.root).newest()
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_run_that_goes_on_while_its_newest_checkpoint_is_looked_for(
+    model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """Whatever was listed has been pruned by the time that it is read; what has taken its place is found."""
+    run = CheckpointStore(str(tmp_path / "checkpoints"), keep=1)
+    save(run, model, 1, None)
+    run.flush()
+    fetch, left = storage.fetch, [rounds]
+
+    def overtaken(uri: str, *args: Any, **kwargs: Any) -> Path:
+        if left[0]:
+            left[0] -= 1
+            save(run, model, int(uri[-8:]) + 1, None)
+            run.flush()
+        return fetch(uri, *args, **kwargs)
+
+    monkeypatch.setattr(storage, "fetch", overtaken)
+    found = CheckpointStore(run.root).newest()
+    assert found is not None
+    assert found.meta["step"] == rounds + 1
+
+
 def test_an_unreachable_store_does_not_count_as_damage(
     model: S2S, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
