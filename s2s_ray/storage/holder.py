@@ -18,6 +18,9 @@ def _plain_names(tree: Tree) -> Tree:
     return {"heartbeat": tree.pop("told"), "process_start": tree.pop("born"), **tree}
 
 
+_HIDDEN = "?"  # the state of another user's process that this one may not look at
+
+
 class Holder(Document):
     """The content of `driver.json`. Every version that is written differs from all others in owner or beat."""
 
@@ -78,7 +81,7 @@ class Holder(Document):
     def is_gone(self) -> bool:
         """True if the process is known to have ended."""
         found = _process(self.pid) if self.is_here else None
-        return self.is_here and (found is None or found[0] != self.process_start)
+        return self.is_here and (found is None or (found[1] != _HIDDEN and found[0] != self.process_start))
 
     @property
     def is_this_process(self) -> bool:
@@ -89,7 +92,7 @@ class Holder(Document):
     def is_running(self) -> bool:
         """True if the process is known to exist and not to be suspended."""
         found = _process(self.pid) if self.is_here else None
-        return found is not None and found[0] == self.process_start and found[1] not in "Tt"
+        return found is not None and found[0] == self.process_start and found[1] not in ("T", "t", _HIDDEN)
 
 
 def _machine() -> str:
@@ -106,21 +109,25 @@ def _namespace() -> str:
         return ""
 
 
-def _process(pid: int) -> tuple[int, str] | None:
+def _process(pid: int) -> tuple[int | None, str] | None:
     """Return when a process started, in clock ticks since boot, and its state; None if it has ended.
 
-    Without a `/proc` every living process has started at 0 and is in state R.
+    Without a `/proc` every living process has started at 0 and is in state R. A `/proc` may be mounted so that it hides
+    the processes of other users: whether such a process is the one that is meant is unknown.
     """
+    is_others = False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:
-        pass  # it is alive, and another user's
+    except PermissionError:  # it is alive, and another user's
+        is_others = True
     if not Path("/proc/self/stat").exists():
         return 0, "R"
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return (None, _HIDDEN) if is_others else None
+    except PermissionError:
+        return None, _HIDDEN
     return None if fields[0] == "Z" else (int(fields[19]), fields[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -281,3 +282,29 @@ def test_a_driver_renews_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         while stored(tmp_path)["beat"] < 2:
             assert time.monotonic() < deadline, "no second heartbeat"
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", [FileNotFoundError, PermissionError])
+def test_a_driver_that_proc_hides_is_not_gone(
+    tmp_path: Path, virtual: Time, monkeypatch: pytest.MonkeyPatch, fault: type[OSError]
+) -> None:
+    """With `hidepid` the processes of other users cannot be looked at: only the silence of the file counts."""
+    first = acquired(tmp_path)
+    pid, read = os.getpid(), Path.read_text
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    def hidden(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path == Path(f"/proc/{pid}/stat"):
+            raise fault(path)
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr("s2s_ray.storage.holder.os.kill", refused)
+    monkeypatch.setattr(Path, "read_text", hidden)
+    virtual.paused = [first.renew]
+    with pytest.raises(RunError, match=f"is already run by PID {pid} on .*, which is alive"):
+        acquired(tmp_path)
+    assert virtual.now == 1000 + POLL_S
+    acquired(tmp_path)
+    assert virtual.now - 1000 >= SILENT_S
