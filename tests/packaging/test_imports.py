@@ -24,6 +24,8 @@ EXTRAS = {
     "ablation": "tune",
     "service": "serve",
     "runtime/gauges.py": "train",
+    "runtime/placement.py": "train",
+    "runtime/torch_trainer.py": "train",
 }
 """The extra of each package or module of s2s_ray; the base for those that are not listed."""
 
