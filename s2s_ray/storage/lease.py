@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from s2s_ray.errors import ConflictError, DamagedError, S2SError, StorageError, UnreachableError
+from s2s_ray.errors import ConflictError, DamagedError, S2SError, StateError, UnreachableError
 from s2s_ray.storage import conditional, files
 from s2s_ray.storage.holder import Holder
+from s2s_ray.storage.retries import without_patience
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ SILENT_S = 60.0
 """A holder whose file has not changed for so long counts as dead."""
 POLL_S = 1.0
 _held: set[str] = set()  # owners of the leases of this process that are in use
+_END_S = 5.0  # how long the end of the work waits for a renewal that is under way
 _ATTEMPTS = 5  # at a write whose outcome is not known, or that another process came before
 
 
@@ -117,7 +119,7 @@ class Lease:
             raise
 
     def _acquire(self, wait: bool) -> None:
-        seen, silent, told, attempts = None, 0.0, False, 0
+        seen, silent, logged, attempts = None, 0.0, False, 0
         while True:
             before = clock()
             other, version = _read(self._uri)
@@ -144,8 +146,8 @@ class Lease:
                 )
             if version != seen:
                 seen, silent = version, 0.0
-            if not told:
-                told = True
+            if not logged:
+                logged = True
                 logger.info(_WAITING, SILENT_S, other.name, self._what, self._root)
             pause(POLL_S)
             silent += min(clock() - before, 2 * POLL_S)  # the time that this process was suspended does not count
@@ -156,7 +158,11 @@ class Lease:
             for attempt in range(1, _ATTEMPTS + 1):
                 if self._lost is not None:
                     return
-                found, version = _read(self._uri)
+                try:
+                    found, version = _read(self._uri)
+                except StateError as fault:  # only another process can have written the file of a newer version
+                    self._lost = f"{self._what} at {self._root}: {fault}; this process stops and writes nothing more"
+                    return
                 if found is None or found.owner != self._owner or found.ended:
                     self._lost = _lost(self._what, self._root, self._owner, found)
                     return
@@ -172,7 +178,7 @@ class Lease:
                     continue
                 self._renewed = before
                 return
-            raise ConflictError(f"{self._uri} is changed by others all the time")
+            raise ConflictError(f"{self._uri} keeps being changed by other processes")
 
     def check(self) -> None:
         """Make sure that this process has the lease; call it before every write of what the lease guards.
@@ -191,9 +197,16 @@ class Lease:
             raise self._error(self._lost)
 
     def release(self) -> None:
-        """Give the lease back, if this process still has it. Raises StorageError."""
+        """Give the lease back, if this process still has it.
+
+        It is attempted once: after an outage the others find out by themselves that this process has ended.
+
+        Raises:
+            StateError: a newer version wrote the file.
+            StorageError: it cannot be read or written.
+        """
         _held.discard(self._owner)
-        with self._lock:
+        with self._lock, without_patience():
             found, version = _read(self._uri)
             if found is None or found.owner != self._owner:
                 return
@@ -229,13 +242,11 @@ def driving(root: str, what: str, error: type[S2SError], *, wait: bool = False) 
         yield lease
     finally:
         over.set()
-        thread.join()
-        try:
-            lease.release()
-        except StorageError as fault:
-            logger.warning("could not give %s back: %s", DRIVER_FILE, fault)
+        thread.join(_END_S)
+        _give_back(lease, root, renewing=thread.is_alive())
 
 
+_LEFT = "could not give the lease %s back: %s; a process on another machine can take it over after %.0f s"
 _WAITING = "waiting %.0f s to see whether %s, which runs %s at %s, is alive"
 
 
@@ -244,12 +255,28 @@ def _is_over(holder: Holder) -> bool:
     return holder.is_gone or (holder.is_this_process and holder.owner not in _held)
 
 
+def _give_back(lease: Lease, root: str, *, renewing: bool) -> None:
+    """Release a lease at the end of the work; log it if the storage does not allow it.
+
+    Args:
+        renewing: a renewal still waits for the storage. It may take minutes, and so could the release.
+    """
+    uri = files.join(root, DRIVER_FILE)
+    if renewing:
+        logger.warning(_LEFT, uri, "the storage does not respond", SILENT_S)
+        return
+    try:
+        lease.release()
+    except S2SError as fault:
+        logger.warning(_LEFT, uri, fault, SILENT_S)
+
+
 def _keep(lease: Lease, over: threading.Event) -> None:
     """Renew a lease until it is over."""
     while not over.wait(HEARTBEAT_S):
         try:
             lease.renew()
-        except StorageError as fault:  # the storage may be away for a while; the work continues
+        except S2SError as fault:  # the storage may be away for a while; the work continues
             logger.warning("could not renew %s: %s", DRIVER_FILE, fault)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, UnreachableError
@@ -23,6 +25,17 @@ CONNECT_TIMEOUT_S = 5
 STALL_TIMEOUT_S = 20
 """A transfer that makes no progress for this long is aborted and retried."""
 _responded: set[str] = set()  # the servers that have responded to this process
+_attempt_once: ContextVar[bool] = ContextVar("attempt_once", default=False)
+
+
+@contextmanager
+def without_patience() -> Iterator[None]:
+    """Attempt every operation of this thread only once inside the block."""
+    before = _attempt_once.set(True)
+    try:
+        yield
+    finally:
+        _attempt_once.reset(before)
 
 
 def patiently(uri: str, server: str, operation: Callable[[], T]) -> T:
@@ -49,7 +62,7 @@ def patiently(uri: str, server: str, operation: Callable[[], T]) -> T:
             raise
         except (UnreachableError, DamagedError) as error:
             patient = server in _responded and isinstance(error, UnreachableError)
-            attempts = PATIENT_ATTEMPTS if patient else ATTEMPTS
+            attempts = 1 if _attempt_once.get() else PATIENT_ATTEMPTS if patient else ATTEMPTS
             if attempt >= attempts:
                 raise
             pause = min(FIRST_PAUSE_S * 2 ** (attempt - 1), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)

@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from s2s_ray.errors import ConflictError, DamagedError, RunError, StorageError, SweepError, UnreachableError
-from s2s_ray.storage import conditional, holder, lease
+from s2s_ray.storage import conditional, holder, lease, retries
 from s2s_ray.storage.lease import DRIVER_FILE, HEARTBEAT_S, POLL_S, SILENT_S, Lease, driving
 
 ELSEWHERE = {"host": "elsewhere", "machine": "another", "pid": 1}
@@ -239,7 +240,7 @@ def test_a_file_that_always_changes(tmp_path: Path, virtual: Time, monkeypatch: 
         raise ConflictError("changed")
 
     monkeypatch.setattr(conditional, "write", changed)
-    with pytest.raises(ConflictError, match="changed by others all the time"):
+    with pytest.raises(ConflictError, match="keeps being changed by other processes"):
         own.renew()
 
 
@@ -308,3 +309,60 @@ def test_a_driver_that_proc_hides_is_not_gone(
     assert virtual.now == 1000 + POLL_S
     acquired(tmp_path)
     assert virtual.now - 1000 >= SILENT_S
+
+
+def test_a_file_of_a_newer_version_ends_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only another process can have written it."""
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    with driving(str(tmp_path), WHAT, RunError) as own:
+        newer = json.dumps({"format": 99})
+        (tmp_path / DRIVER_FILE).write_text(newer)
+        deadline = time.monotonic() + 10
+        while not own.is_lost:
+            assert time.monotonic() < deadline, "the heartbeat did not notice"
+            time.sleep(0.01)
+        with pytest.raises(
+            RunError, match=r"driver\.json has format 99, .*; this process stops and writes nothing more"
+        ):
+            own.check()
+    assert (tmp_path / DRIVER_FILE).read_text() == newer
+    assert "could not give the lease" in caplog.text
+
+
+def test_the_end_does_not_wait_for_a_storage_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lease, "_END_S", 0.01)
+    waiting, over, read = threading.Event(), threading.Event(), conditional.read
+
+    def hangs(uri: str) -> tuple[bytes | None, str | None]:
+        waiting.set()
+        assert over.wait(10)
+        return read(uri)
+
+    with driving(str(tmp_path), WHAT, RunError):
+        monkeypatch.setattr(conditional, "read", hangs)
+        assert waiting.wait(10)
+    assert not over.is_set()
+    assert "could not give the lease" in caplog.text
+    over.set()
+
+
+def test_a_lease_is_given_back_in_one_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, attempts = acquired(tmp_path), list[int]()
+
+    def away(uri: str) -> tuple[bytes | None, str | None]:
+        def attempt() -> tuple[bytes | None, str | None]:
+            attempts.append(1)
+            raise UnreachableError("no route to host")
+
+        return retries.patiently(uri, "AWS", attempt)
+
+    monkeypatch.setattr(conditional, "read", away)
+    monkeypatch.setattr("s2s_ray.storage.retries.time.sleep", lambda _: None)
+    with pytest.raises(UnreachableError, match="no route"):
+        own.release()
+    assert len(attempts) == 1
