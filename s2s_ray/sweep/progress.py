@@ -112,8 +112,10 @@ class SweepProgress(tune.Callback):
         record = next(record for record in self._study.records() if record.number == number)
         self._count()
         if record.state == "complete":
-            with suppress(StorageError):  # its process may be pruning the same checkpoints
-                CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints")).keep_best()
+            store = CheckpointStore(storage.join(self._root, "trials", record.run, "checkpoints"))
+            store.require_lease = self._study.check
+            with self._search.ending(), suppress(StorageError):  # its process may be pruning the same checkpoints
+                store.keep_best()
         self._show(trial, "finished: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
 
     def _count(self) -> None:

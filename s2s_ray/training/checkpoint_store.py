@@ -52,8 +52,8 @@ class CheckpointStore:
         self.root = root
         self.keep = keep
         self.stored_at: float | None = None  # Unix time of the newest checkpoint that this object has written
-        self.check: Callable[[], None] = lambda: None
-        """Called before checkpoints are written or pruned; raises an error if this process must not do so."""
+        self.require_lease: Callable[[], None] = lambda: None
+        """Called before a checkpoint is stored or deleted; raises an error if another process drives the run."""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._sound: set[int] = set()
@@ -164,6 +164,7 @@ class CheckpointStore:
             directory = Path(folder)
             save_state(model, meta, directory)
             torch.save(trainer, directory / TRAINER_FILE)
+            self.require_lease()
             storage.publish(directory, self.uri(step), replace=True)  # one that was damaged, before the run resumed
         self._sound.add(step)
         self._committed = step
@@ -193,6 +194,7 @@ class CheckpointStore:
         finished = self.steps()
         for step in self._started():
             if kept and step not in kept | self._unknown and (step in finished or step < max(kept)):
+                self.require_lease()
                 storage.delete(storage.join(self.uri(step), storage.MANIFEST))
                 storage.delete(self.uri(step))
 
@@ -200,7 +202,7 @@ class CheckpointStore:
         """Return whether a finished checkpoint passes its checksums. Raises StorageError if it cannot be read."""
         if step not in self._sound | self._damaged:
             try:
-                self._check(step)
+                self._verify(step)
                 self._sound.add(step)
             except (DamagedError, NotFoundError) as error:
                 self._damaged.add(step)
@@ -209,7 +211,7 @@ class CheckpointStore:
                 self._set_aside(step, error)
         return step in self._sound
 
-    def _check(self, step: int) -> None:
+    def _verify(self, step: int) -> None:
         """Read all files of a checkpoint, twice if the first time fails: one bad read may be the network's fault."""
         try:
             storage.check(self.uri(step))

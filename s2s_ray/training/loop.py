@@ -91,7 +91,7 @@ class Trainer:
                 process drives it.
         """
         with guarded(self.config, check, wait=wait) as self._check:
-            self.store.check = self._check
+            self.store.require_lease = self._check
             return self._fit(report, repeat, gauges)
 
     def _fit(self, report: Report, repeat: bool, gauges: Gauges | None) -> list[dict[str, Any]]:
@@ -99,6 +99,7 @@ class Trainer:
         for metrics in self.history if repeat else ():
             report(metrics)
         if rank() == 0:
+            self._check()
             save_config(self.config)
         train = self.config.train
         trackers = open_trackers(self.config) if rank() == 0 else ()
@@ -118,8 +119,10 @@ class Trainer:
                 logbook.diverged(str(error))
             raise
         finally:
-            self.store.flush()
-            logbook.close(complete=self.epoch >= train.epochs)
+            try:
+                self.store.flush()
+            finally:
+                logbook.close(complete=self.epoch >= train.epochs)
         return self.history
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,6 +261,7 @@ class Trainer:
     def _save(self, metrics: dict[str, Any]) -> None:
         """Pass the state to the store; only the first worker writes."""
         if rank() == 0:
+            self._check()
             data = self.train_set.info
             meta = {
                 "run": self.config.train.name,

@@ -218,6 +218,25 @@ def test_a_step_that_is_there_already(model: S2S, tmp_path: Path) -> None:
         assert all(torch.equal(saved.model[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("lost_after", [0, 1])
+def test_a_driver_that_lost_the_run_neither_stores_nor_deletes(model: S2S, tmp_path: Path, lost_after: int) -> None:
+    """It is replaced while it writes the files, or between storing a checkpoint and deleting an older one."""
+    store, left = CheckpointStore(str(tmp_path / "checkpoints"), keep=1), [lost_after]
+    save(store, model, 1, None)
+    store.flush()
+
+    def require_lease() -> None:
+        if not left[0]:
+            raise RunError("another process took the run over")
+        left[0] -= 1
+
+    store.require_lease = require_lease
+    save(store, model, 2, None)
+    with pytest.raises(RunError, match="took the run over"):
+        store.flush()
+    assert store.steps() == [1, 2][: 1 + lost_after]
+
+
 def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file is in the way")
     store = CheckpointStore(str(tmp_path / "checkpoints"))

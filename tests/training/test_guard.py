@@ -61,10 +61,13 @@ def test_a_driver_that_is_wanted_waits(config: Config, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("held", ["by the trainer", "by its driver"])
+@pytest.mark.parametrize("checkpoint_every", [None, 1])
 def test_a_trainer_that_lost_its_run_writes_nothing_more(
-    config: Config, monkeypatch: pytest.MonkeyPatch, held: str
+    config: Config, monkeypatch: pytest.MonkeyPatch, held: str, checkpoint_every: int | None
 ) -> None:
     """Its process was suspended for longer than its lease, and a process of another machine resumed the run."""
+    train = config.train.model_copy(update={"checkpoint_every": checkpoint_every})
+    config = config.model_copy(update={"train": train})
     now, run = [0.0], Path(run_uri(config))
     monkeypatch.setattr(lease, "clock", lambda: now[0])
     monkeypatch.setattr(lease, "pause", lambda seconds: now.__setitem__(0, now[0] + seconds))
@@ -81,7 +84,7 @@ def test_a_trainer_that_lost_its_run_writes_nothing_more(
         return act
 
     trainer = Trainer(config)
-    before_step(trainer, 2, suspended(trainer))
+    before_step(trainer, 1, suspended(trainer))
     message = r"run 'run' at .*: PID \d+ on .* took it over, because this process had shown no sign of life for 60 s"
     if held == "by the trainer":
         with pytest.raises(RunError, match=message):
