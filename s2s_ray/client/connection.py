@@ -27,6 +27,7 @@ _FOREIGN = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, RecursionError, BadZipFile,
 )  # fmt: skip
 """What reading a response raises that is not of this service."""
+_PERHAPS_CHANGED = ": the change may have been made; list the releases before you try again"
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 
@@ -99,10 +100,7 @@ class Connection:
                 response = self._send(method, path, accept, content, deadline)
             except httpx2.RequestError as error:
                 if not repeatable and not isinstance(error, _NOT_SENT):
-                    raise ServiceError(
-                        f"{self._shown} did not respond ({_reason(error)}): the change may have been made; see its "
-                        "releases before you try again"
-                    ) from None
+                    raise ServiceError(f"{self._shown} did not respond ({_reason(error)}){_PERHAPS_CHANGED}") from None
                 fault = ServiceError(f"{self._shown} does not respond ({_reason(error)}){_before(earlier)}")
                 if _is_hopeless(error):
                     raise fault from None
@@ -112,7 +110,9 @@ class Connection:
                     self.release = response.headers.get("S2S-Release")
                     return response
                 fault = earlier = self._error(response)
-                if not repeatable or response.status not in _RETRIED_STATUSES:
+                if not repeatable:
+                    raise _perhaps_changed(fault)
+                if response.status not in _RETRIED_STATUSES:
                     raise fault
                 wait = max(pause, retry_after(response.headers))
             left = deadline - time.monotonic()
@@ -187,6 +187,13 @@ def _reason(error: httpx2.RequestError) -> str:
 
 def _before(earlier: ServiceError | None) -> str:
     return "" if earlier is None else f"; before that, {earlier}"
+
+
+def _perhaps_changed(fault: ServiceError) -> ServiceError:
+    """Add to the error of a change that it may have been made, unless the response says so or rules it out."""
+    if (fault.status < 500 and fault.status != 408) or "may have been made" in fault.message:  # 408: of Serve's proxy
+        return fault
+    return ServiceError(f"{fault.message.rstrip('.')}{_PERHAPS_CHANGED}", fault.status)
 
 
 def _is_hopeless(error: BaseException | None) -> bool:

@@ -213,9 +213,9 @@ class Releases(BaseModel):
 
 
 class Promotion(BaseModel):
-    """The new current release, and the release that this response was still served from."""
+    """The new current release, and the release that this response was still served from; null before one is loaded."""
 
-    release: str
+    release: str | None
     current: str
 
 

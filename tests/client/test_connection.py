@@ -102,8 +102,16 @@ CHANGES: list[Callable[[Client], Any]] = [lambda client: client.promote("x"), la
     [
         (CUT, "the change may have been made"),
         (response(200, b'{"current"', Content_Length="99"), "the change may have been made"),
-        (response(503, BUSY), "responds 503: The service is overloaded"),
-        (response(500, b"lost"), "responds 500: lost"),
+        (response(503, BUSY), "responds 503: The service is overloaded.*: the change may have been made"),
+        (response(500, b"lost"), "responds 500: lost: the change may have been made; list the releases before"),
+        (response(502, b"lost"), "responds 502: lost: the change may have been made"),
+        (response(504, b"late"), "responds 504: late: the change may have been made"),
+        (response(408, b"late"), "responds 408: late: the change may have been made"),
+        (
+            response(504, b'{"error": "Late. The change may have been made."}'),
+            r"Late\. The change may have been made\.$",
+        ),
+        (response(409, b'{"error": "Pinned."}'), r"responds 409: Pinned\.$"),
     ],
 )
 def test_a_change_is_sent_once(change: Any, first: bytes, words: str, waits: list[float]) -> None:

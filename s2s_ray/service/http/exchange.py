@@ -30,6 +30,7 @@ log = logging.getLogger("s2s_ray.service")
 _LOST = (DeploymentUnavailableError, ReplicaUnavailableError, RayActorError, ObjectLostError)
 MAX_RETRIES = 6  # with growing pauses about 6 s, as long as Serve takes to replace the only replica
 _FIRST_PAUSE_S = 0.1
+PERHAPS_CHANGED = "The change may have been made; list the releases before you try again."
 
 
 class Handle(Protocol):
@@ -82,6 +83,8 @@ class Exchange:
     stages: dict[str, float] = field(default_factory=dict)
     uploads: list[Image] = field(default_factory=list)
     held_bytes: int = 0
+    changing: bool = False
+    """True once the request changes the current release, which goes on even if the request ends before it does."""
     _working: int = 0
     _ended: bool = False
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s2s_ray.service.http.exchange import Exchange, Service
+from s2s_ray.service.http.exchange import PERHAPS_CHANGED, Exchange, Service
 
 access_log = logging.getLogger("s2s_ray.service.access")
 log = logging.getLogger("s2s_ray.service")
@@ -56,11 +56,14 @@ class ExchangeMiddleware:
                 await self._app(scope, receive, send_stamped)
         except Exception as error:
             if isinstance(error, TimeoutError) and limit.expired():
-                sentence = f"The request was not completed within {seconds:g} s; work that had not started was dropped."
+                outcome = f". {PERHAPS_CHANGED}" if exchange.changing else "; work that had not started was dropped."
+                sentence = f"The request was not completed within {seconds:g} s{outcome}"
                 response = JSONResponse({"error": sentence}, 504)
             else:  # also the time-out of a library, which says nothing about the caller's deadline
                 log.exception("request %s failed", exchange.id)
                 sentence = f"The service failed on this request; its log has the reason, under {exchange.id}."
+                if exchange.changing:
+                    sentence += f" {PERHAPS_CHANGED}"
                 response = JSONResponse({"error": sentence}, 500)
             if not status:
                 await response(scope, receive, send_stamped)

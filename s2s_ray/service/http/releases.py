@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends
 from s2s_ray import registry, storage
 from s2s_ray.errors import RequestError, S2SError, StorageError
 from s2s_ray.service.http import openapi
-from s2s_ray.service.http.exchange import Exchange
+from s2s_ray.service.http.exchange import PERHAPS_CHANGED, Exchange
 from s2s_ray.service.http.responses import as_sentence
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, administrator, authorized
@@ -24,7 +24,10 @@ log = logging.getLogger("s2s_ray.service")
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
 _CHANGES = openapi.errors(
     openapi.UNAUTHORIZED,
-    openapi.UNAVAILABLE,
+    {
+        503: "The storage of the registry failed; without Retry-After, since the change may have been made",
+        504: "Not completed within S2S-Timeout; the change may have been made",
+    },
     {403: "A token that may not change releases, or a service without admin tokens"},
     {404: "No such release, or no previous one", 409: "The service is pinned to one release, or it has no index"},
 )
@@ -70,8 +73,7 @@ async def releases(api: Api) -> Releases:
 )
 async def promote(api: Api, release: str) -> Promotion:
     """Make a release the current one; the service switches to it once it is loaded everywhere."""
-    chosen = await _in_registry(api, lambda root, name: registry.promote(root, name, release))
-    return Promotion(release=api.release.id, current=chosen.id)
+    return await _change(api, lambda root, name: registry.promote(root, name, release))
 
 
 @router.post(
@@ -82,8 +84,19 @@ async def promote(api: Api, release: str) -> Promotion:
 )
 async def rollback(api: Api) -> Promotion:
     """Make the previous release the current one again."""
-    chosen = await _in_registry(api, registry.rollback)
-    return Promotion(release=api.release.id, current=chosen.id)
+    return await _change(api, registry.rollback)
+
+
+async def _change(api: Exchange, function: Callable[[str, str], registry.Release]) -> Promotion:
+    """Change the current release with a function of the registry that returns the new one.
+
+    Raises:
+        RequestError: as `_in_registry`; with a 503, the change may have been made.
+    """
+    api.changing = True
+    chosen = await _in_registry(api, function)
+    # Nothing that can fail comes after the change. A service that cannot load its release can be rolled back as well.
+    return Promotion(release=None if api.stamp is None else api.stamp.id, current=chosen.id)
 
 
 async def _in_registry(api: Exchange, function: Callable[[str, str], T]) -> T:
@@ -91,7 +104,8 @@ async def _in_registry(api: Exchange, function: Callable[[str, str], T]) -> T:
 
     Raises:
         RequestError: 409 if the service is pinned to a release or the release has no index, 404 for an unknown
-            release, 503 if the registry cannot be read or written.
+            release, 503 if the registry cannot be read or written; after a change without `Retry-After`, because
+            callers that repeat it on their own would change the release twice.
     """
     args = api.service.args
     if not args.follows:
@@ -103,6 +117,8 @@ async def _in_registry(api: Exchange, function: Callable[[str, str], T]) -> T:
         return await asyncio.to_thread(function, root, args.name)
     except StorageError as error:
         log.error("the registry cannot be read or written: %s", error)
+        if api.changing:
+            raise RequestError(503, f"The registry cannot be read or written. {PERHAPS_CHANGED}") from None
         raise api.service.overloaded("The registry cannot be read or written; try again later.") from None
     except S2SError as error:
         text = str(error).removeprefix(f"registry {root}: ").replace(root, "the registry")  # callers need no address
