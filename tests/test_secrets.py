@@ -9,14 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from s2s_ray import registry, storage
 from s2s_ray.cli import main, run
 from s2s_ray.config import Config, TuneConfig, load_config, load_stored, with_overrides, with_values
+from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import ConfigError, InputError, RequestError, S2SError, ServiceError, StorageError
+from s2s_ray.index import ReferenceIndex, vectors
+from s2s_ray.index.info import INFO_FILE, IndexInfo
 from s2s_ray.model.checkpoint import load_checkpoint, save_model
 from s2s_ray.model.s2s import S2S
 from s2s_ray.references import resolved
@@ -224,6 +230,46 @@ def test_a_release_of_an_old_checkpoint_has_no_secret(old: Path, tmp_path: Path)
     assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
     assert load_checkpoint(released.checkpoint_uri)
     assert config_of(released.checkpoint_uri) is not None
+
+
+@pytest.fixture
+def old_index(old: Path, tmp_path: Path) -> str:
+    """An index whose data set's address holds a password, as earlier versions stored it."""
+    descriptors = np.eye(2, S2S(tiny_model()).config.descriptor_size, dtype=np.float32)
+    rows = {name: [None, None] for name in COLUMNS.names} | {"id": ["a", "b"]}
+    info = IndexInfo(
+        dimension=descriptors.shape[1],
+        count=2,
+        checkpoint=registry.fingerprint(f"{old}/checkpoints/00000004"),
+        dataset=ADDRESSES[5],
+        dataset_digest="d",
+    )
+    folder = tmp_path / "built-index"
+    folder.mkdir()
+    vectors.build(descriptors).save(folder)
+    pq.write_table(pa.table(rows, schema=COLUMNS), folder / "entries.parquet")
+    info.write(str(folder / INFO_FILE))
+    storage.publish(folder, str(tmp_path / "index"))
+    return str(tmp_path / "index")
+
+
+def test_a_release_with_an_old_index_has_no_secret(old: Path, old_index: str, tmp_path: Path) -> None:
+    place, checkpoint = str(tmp_path / "registry"), f"{old}/checkpoints/00000004"
+    for _ in range(2):
+        whole = registry.publish(place, "city", checkpoint, old_index)
+    later = registry.publish(place, "town", checkpoint)
+    registry.attach_index(place, "town", later.id, old_index)
+    files = [path for path in Path(place).rglob("*") if path.is_file()]
+    assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
+    assert whole.index_uri is not None
+    assert ReferenceIndex.load(whole.index_uri).info.dataset == "s3://***@bucket/runs"
+
+
+def test_an_index_that_extends_an_old_one_has_no_secret(old_index: str, tmp_path: Path) -> None:
+    index = ReferenceIndex.load(old_index)
+    assert index.info.dataset == ADDRESSES[5]
+    index.with_more(np.zeros((0, index.info.dimension), np.float32), COLUMNS.empty_table()).save(f"{tmp_path}/more")
+    assert ReferenceIndex.load(f"{tmp_path}/more").info.dataset == "s3://***@bucket/runs"
 
 
 def test_the_command_line_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:

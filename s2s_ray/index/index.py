@@ -28,6 +28,7 @@ from s2s_ray.index import vectors
 from s2s_ray.index.info import INFO_FILE, IndexInfo
 from s2s_ray.index.pictures import Pictures
 from s2s_ray.index.vectors import INDEX_FILE, Vectors
+from s2s_ray.secrets import masked_tree
 
 ENTRIES_FILE = "entries.parquet"
 
@@ -182,7 +183,8 @@ class ReferenceIndex:
             directory = Path(folder)
             self._vectors.save(directory)
             pq.write_table(self._entries, directory / ENTRIES_FILE)
-            self.info.write(str(directory / INFO_FILE))
+            # The address of the data set may come from an index that an earlier version wrote.
+            storage.write_json(str(directory / INFO_FILE), masked_tree(self.info.tree()))
             if self._write_pictures is not None:
                 self._write_pictures(directory)
             storage.publish(directory, uri, replace=replace)
@@ -228,9 +230,9 @@ def require_place(uri: str) -> None:
     except NotFoundError:
         return
     except DamagedError as error:
-        raise ReferenceIndexError(f"{path} is no list of the files of an index: {advice} ({error})") from None
+        raise ReferenceIndexError(f"{path} does not list the files of an index: {advice} ({error})") from None
     if INFO_FILE not in names:
-        raise ReferenceIndexError(f"{uri} holds {', '.join(sorted(names)[:3])}, which is no index: {advice}")
+        raise ReferenceIndexError(f"{uri} holds {', '.join(sorted(names)[:3])}, which is not an index: {advice}")
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:

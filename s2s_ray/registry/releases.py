@@ -27,6 +27,7 @@ from pydantic import Field
 from s2s_ray import storage
 from s2s_ray.errors import CheckpointError, ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
 from s2s_ray.index import read_info
+from s2s_ray.index.info import INFO_FILE
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
 from s2s_ray.secrets import masked_tree
 from s2s_ray.storage import conditional
@@ -255,6 +256,7 @@ def _copy_index(registry: str, release: Release, index_uri: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         local = storage.fetch(index_uri, Path(folder))
         _require_index_of(index_uri, release.fingerprint, local)  # it may have been replaced since the first look
+        _mask(local / INFO_FILE)
         try:
             storage.publish(local, storage.join(release.uri, "index"))
         except ConflictError as error:
@@ -266,7 +268,7 @@ def _copy_index(registry: str, release: Release, index_uri: str) -> None:
 
 
 def _mask(path: Path) -> None:
-    """Mask the passwords that earlier versions stored in the metadata of a checkpoint, as part of its configuration."""
+    """Mask the passwords that earlier versions stored in the metadata of a checkpoint or of an index."""
     tree = storage.read_json(str(path))
     if (shown := masked_tree(tree)) != tree:
         storage.write_json(str(path), shown)
