@@ -27,7 +27,7 @@ from s2s_ray.data.description import (
 )
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Record
-from s2s_ray.data.sources import open_source
+from s2s_ray.data.sources import open_source, published_geometry
 from s2s_ray.data.sources.cvact import CvactSource
 from s2s_ray.data.sources.cvusa import CvusaSource
 from s2s_ray.data.verify import verify
@@ -289,6 +289,17 @@ class TestCvact:
         (cvact / "ACT_data.mat").unlink()
         with pytest.raises(ArchiveError, match=r"ACT_data.mat is missing: .*; .* holds ANU_data_small, ANU_data_test"):
             CvactSource(CvactSourceConfig(uri=str(cvact))).records()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "polar_size"), [("cvusa", (0.0, 1.0), (224, 1232)), ("cvact", (0.25, 0.75), None)]
+)
+def test_the_views_of_a_published_data_set_are_known_without_its_files(
+    kind: str, rows: tuple[float, float], polar_size: tuple[int, int] | None
+) -> None:
+    geometry = published_geometry(kind, 128, 512)
+    assert (geometry.height, geometry.width, geometry.panorama_rows) == (128, 512, rows)
+    assert geometry.polar_size == polar_size
 
 
 def test_the_presets_are_the_published_protocols() -> None:

@@ -9,6 +9,7 @@ from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, S
 from s2s_ray.data.schema import Source, Split
 from s2s_ray.errors import InputError
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.uri import Uri
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -33,7 +34,9 @@ def open_source(config: SourceConfig) -> Source:
 
 def published_geometry(kind: str, height: int, width: int) -> ViewGeometry:
     """Return how the images of a published data set are treated by default. Raises `InputError` for another kind."""
-    sources: dict[str, SourceConfig] = {"cvusa": CvusaSourceConfig(uri=""), "cvact": CvactSourceConfig(uri="")}
+    # Their images are treated in the same way wherever they are, and no file is read here.
+    cvusa, cvact = CvusaSourceConfig(uri=Uri("cvusa")), CvactSourceConfig(uri=Uri("cvact"))
+    sources: dict[str, SourceConfig] = {"cvusa": cvusa, "cvact": cvact}
     if kind not in sources:
         raise InputError(f"{kind!r} is not a published data set: expected {' or '.join(sources)}")
     return open_source(sources[kind]).views(height, width)
