@@ -81,7 +81,8 @@ class CacheFolder:
     deleted; nothing else is touched, and nothing beside the folder is.
 
     The default `data.cache_dir` lies in the temporary directory, where other users could have made it first. So it is
-    created for its owner alone, and refused if it is somebody else's or others may write to it.
+    created for its owner alone, closed to others if an earlier version left it open, and refused if it is somebody
+    else's. What others put into it before is not used: the folder in it must be this user's own.
 
     All methods raise FileNotFoundError if the folder is deleted while it is used, and StorageError for other faults.
 
@@ -121,8 +122,7 @@ class CacheFolder:
     def locked(self, name: str = "cache") -> Iterator[None]:
         """Hold one of the folder's locks against the other processes of this node."""
         path = self.path / f"{name}.lock"
-        with open(self._open_lock(path), "rb") as file:
-            _lock(file.fileno(), fcntl.LOCK_EX, path)
+        with _exclusive(self._open_lock(path), path):
             yield
 
     def hold(self, path: Path) -> HeldFile | None:
@@ -161,10 +161,9 @@ class CacheFolder:
         assert named is not None, path
         lock = self.path / f"{named[1]}.lock"
         try:
-            with open(self._open_lock(lock), "rb") as guard:
-                _lock(guard.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, lock)
-                with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                    _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+            with _exclusive(self._open_lock(lock), lock, fcntl.LOCK_NB):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                with _exclusive(descriptor, path, fcntl.LOCK_NB):
                     path.unlink()
         except (OSError, StorageError):  # in use, gone already, or not to be deleted
             return False
@@ -187,12 +186,17 @@ class CacheFolder:
             fault = "is not a directory"
         elif info.st_uid != os.geteuid():
             fault = f"belongs to another user (uid {info.st_uid})"
-        elif info.st_mode & _OTHERS_MAY_WRITE:
-            fault = f"may be written by other users (mode {stat.S_IMODE(info.st_mode):o})"
         if fault is not None:
             raise StorageError(
                 f"the default shard cache {self.parent} {fault}, so its content cannot be trusted: delete it, or set "
                 "data.cache_dir to a directory of your own"
+            )
+        if info.st_mode & _OTHERS_MAY_WRITE:  # an earlier version made it as the umask said
+            self.parent.chmod(0o700)
+            log.warning(
+                "other users could write the default shard cache %s (mode %o): it is open to you alone now",
+                self.parent,
+                stat.S_IMODE(info.st_mode),
             )
 
     def _is_made(self) -> bool:
@@ -288,6 +292,20 @@ def _faults(path: Path) -> Iterator[None]:
     except OSError:
         with local_faults(str(path)):
             raise
+
+
+@contextmanager
+def _exclusive(descriptor: int, path: Path, how: int = 0) -> Iterator[None]:
+    """Hold the exclusive lock of an open file, and close it.
+
+    The lock is released explicitly, because a process that is forked meanwhile has a copy of the descriptor.
+    """
+    with open(descriptor, "rb"):
+        _lock(descriptor, fcntl.LOCK_EX | how, path)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _lock(descriptor: int, how: int, path: Path) -> None:

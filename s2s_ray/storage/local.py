@@ -128,13 +128,27 @@ def _locked(path: Path) -> Iterator[None]:
     while True:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_same(lock, descriptor):
-                yield
-                return
+            with _exclusive(descriptor):
+                if _is_same(lock, descriptor):
+                    yield
+                    return
             path.parent.mkdir(parents=True, exist_ok=True)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def _exclusive(descriptor: int) -> Iterator[None]:
+    """Hold an exclusive lock of an open file.
+
+    It is released explicitly: a process that is forked meanwhile has a copy of the descriptor, and would keep the lock
+    of a file that is only closed here.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

@@ -240,13 +240,17 @@ class TestTheDefaultDirectory:
         for path in (default_cache_dir(), default_cache_dir() / FOLDER):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
-    @pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
-    def test_one_that_others_may_write_is_refused(self, mode: int, remote: RemoteShards) -> None:
+    @pytest.mark.parametrize("mode", [0o770, 0o775, 0o702, 0o777])
+    def test_one_of_this_user_that_others_may_write_is_closed_to_them(
+        self, mode: int, remote: RemoteShards, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An earlier version made it as the umask said."""
         default_cache_dir().mkdir()
         default_cache_dir().chmod(mode)
-        with pytest.raises(StorageError, match=rf"may be written by other users \(mode {mode:o}\).*set data.cache_dir"):
+        for _ in range(2):
             remote.cache(None).table(remote.shards[0])
-        assert list(default_cache_dir().iterdir()) == []
+        assert stat.S_IMODE(default_cache_dir().stat().st_mode) == 0o700
+        assert caplog.text.count(f"(mode {mode:o}): it is open to you alone now") == 1
 
     def test_one_that_is_not_a_directory_of_this_user_is_refused(
         self, remote: RemoteShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -382,6 +386,29 @@ def test_a_directory_that_cannot_be_written_is_named(
     monkeypatch.setattr(os, call, refuse)
     with pytest.raises(kind, match=message):
         remote.cache(tmp_path / "cache").table(remote.shards[0])
+
+
+def test_a_forked_process_does_not_keep_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherited: list[int]
+) -> None:
+    folder = CacheFolder(tmp_path / "cache")
+    folder.claim()
+    shard = folder.path / LIKE_SHARDS[0]
+    shard.touch()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert not folder.evict(shard)
+    with folder.locked():
+        pass
+    names = {os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")) for descriptor in inherited}
+    assert names == {f"{DIGEST}.lock", shard.name, "cache.lock"}
+    for name in names:
+        with (folder.path / name).open("rb") as other:
+            fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_the_support_has_enough_shards_to_evict(remote: RemoteShards, tmp_path: Path) -> None:

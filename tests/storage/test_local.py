@@ -128,3 +128,11 @@ def test_a_lock_that_was_deleted_and_made_again_still_excludes(tmp_path: Path) -
     second.close()
     writer.join()
     assert path.read_bytes() == b"1"
+
+
+def test_a_forked_process_does_not_keep_a_lock(tmp_path: Path, inherited: list[int]) -> None:
+    conditional.write(str(tmp_path / "x"), b"1", None)
+    assert len(inherited) == 1
+    with (tmp_path / ".x.lock.tmp~").open("rb") as other:
+        assert os.path.samestat(os.fstat(inherited[0]), os.fstat(other.fileno()))
+        fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
