@@ -232,7 +232,7 @@ def test_a_place_without_room_beside_it_is_refused(build: Build) -> None:
 
 
 def test_a_place_that_holds_something_else_is_refused_before_anything_is_embedded(build: Build) -> None:
-    with pytest.raises(ReferenceIndexError, match=r"checkpoint holds meta\.json, .* which is no index"):
+    with pytest.raises(ReferenceIndexError, match=r"checkpoint holds meta\.json, .* which is not an index"):
         build_in_parts(dataclasses.replace(build, out=build.checkpoint), parallel=False)
     assert not storage.exists(f"{build.checkpoint}.parts")
 
