@@ -165,7 +165,10 @@ class CheckpointStore:
             save_state(model, meta, directory)
             torch.save(trainer, directory / TRAINER_FILE)
             self.require_lease()
-            storage.publish(directory, self.uri(step), replace=True)  # one that was damaged, before the run resumed
+            try:
+                storage.publish(directory, self.uri(step), replace=True)  # one from before the run resumed
+            finally:
+                self._forget(step)
         self._sound.add(step)
         self._committed = step
         self.stored_at = time.time()
@@ -197,6 +200,13 @@ class CheckpointStore:
                 self.require_lease()
                 storage.delete(storage.join(self.uri(step), storage.MANIFEST))
                 storage.delete(self.uri(step))
+                self._forget(step)
+
+    def _forget(self, step: int) -> None:
+        """Forget what is known of a checkpoint that was deleted or replaced, perhaps only in part."""
+        self._recalls.pop(step, None)
+        for steps in (self._sound, self._damaged, self._unknown, self._logged):
+            steps.discard(step)
 
     def _is_sound(self, step: int) -> bool:
         """Return whether a finished checkpoint passes its checksums. Raises StorageError if it cannot be read."""

@@ -237,6 +237,36 @@ def test_a_driver_that_lost_the_run_neither_stores_nor_deletes(model: S2S, tmp_p
     assert store.steps() == [1, 2][: 1 + lost_after]
 
 
+def test_a_step_that_is_written_again_has_the_recall_that_it_was_written_with(model: S2S, tmp_path: Path) -> None:
+    """A run resumed before a damaged checkpoint with a high recall, and comes to its step again."""
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step, recall in ((50, None), (100, 0.9)):
+        save(store, model, step, recall)
+    store.flush()
+    (tmp_path / "checkpoints" / "00000100" / "trainer.pt").write_bytes(b"torn")
+    resumed = CheckpointStore(store.root, keep=1)
+    saved = resumed.newest()
+    assert saved is not None
+    assert saved.meta["step"] == 50
+    for step, recall in ((75, None), (100, 0.35), (150, 0.8), (200, None)):
+        save(resumed, model, step, recall)
+    resumed.flush()
+    assert resumed.best() == 150
+    assert resumed.steps() == [150, 200]
+
+
+@pytest.mark.parametrize("recall", [0.1, 0.9])
+def test_the_recall_of_a_replaced_checkpoint_is_read_again(model: S2S, tmp_path: Path, recall: float) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=3)
+    for step, first in ((1, 0.5), (2, 0.4)):
+        save(store, model, step, first)
+    store.flush()
+    assert store.best() == 1
+    save(store, model, 2, recall)
+    store.flush()
+    assert store.best() == (2 if recall > 0.5 else 1)
+
+
 def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file is in the way")
     store = CheckpointStore(str(tmp_path / "checkpoints"))
