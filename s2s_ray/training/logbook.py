@@ -88,9 +88,14 @@ class Logbook:
         for tracker in self.trackers:
             tracker.epoch(entry)
 
-    def close(self, *, complete: bool = True) -> None:
-        """End this attempt; `complete` if the run is."""
-        for tracker in self.trackers:
+    def close(self, *, complete: bool = True, drives: bool = True) -> None:
+        """End this attempt.
+
+        Args:
+            complete: whether the run is.
+            drives: whether this process drives the run. If not, the trackers are left to the one that does.
+        """
+        for tracker in self.trackers if drives else ():
             tracker.close(complete=complete)
         self._events.close()
         self._local.cleanup()

@@ -21,7 +21,7 @@ from s2s_ray.data.dataset import Batch
 from s2s_ray.data.places import metres_rule, places_of
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
 from s2s_ray.data.schema import Metres
-from s2s_ray.errors import DivergedError, NotFiniteError
+from s2s_ray.errors import DivergedError, NotFiniteError, S2SError
 from s2s_ray.model.losses import allowed_negatives
 from s2s_ray.model.pretrained import initialise_street_encoder
 from s2s_ray.model.s2s import S2S
@@ -122,8 +122,16 @@ class Trainer:
             try:
                 self.store.flush()
             finally:
-                logbook.close(complete=self.epoch >= train.epochs)
+                logbook.close(complete=self.epoch >= train.epochs, drives=not trackers or self._drives())
         return self.history
+
+    def _drives(self) -> bool:
+        """Return whether this process is known to drive the run still."""
+        try:
+            self._check()
+        except S2SError:
+            return False
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything besides the model that the remainder of the run depends on."""

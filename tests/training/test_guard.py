@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from s2s_ray.config import Config
 from s2s_ray.errors import RunError
 from s2s_ray.storage import holder, lease
+from s2s_ray.training import loop
 from s2s_ray.training.guard import driving_run
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import run_uri
@@ -30,8 +31,23 @@ def written(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in kept if lease.DRIVER_FILE not in path.name}
 
 
-def test_a_second_trainer_of_a_run_is_refused(config: Config) -> None:
+class Tracker:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        self.calls.append(f"epoch {metrics['epoch']}")
+
+    def close(self, *, complete: bool) -> None:
+        self.calls.append("finished" if complete else "killed")
+
+
+def test_a_second_trainer_of_a_run_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Trainer(config), Trainer(config)
+    tracker = Tracker()
+    monkeypatch.setattr(loop, "open_trackers", lambda _config: [tracker])
     refused: list[str] = []
 
     def try_second() -> None:
@@ -43,6 +59,7 @@ def test_a_second_trainer_of_a_run_is_refused(config: Config) -> None:
 
     before_step(first, 1, try_second)
     assert len(first.fit()) == 2
+    assert tracker.calls == ["epoch 0", "epoch 1", "finished"]
     [message] = refused
     assert message.startswith("run 'run' at ")
     assert "is already run by PID" in message
@@ -72,6 +89,8 @@ def test_a_trainer_that_lost_its_run_writes_nothing_more(
     monkeypatch.setattr(lease, "clock", lambda: now[0])
     monkeypatch.setattr(lease, "pause", lambda seconds: now.__setitem__(0, now[0] + seconds))
     before: dict[str, bytes] = {}
+    tracker = Tracker()
+    monkeypatch.setattr(loop, "open_trackers", lambda _config: [tracker])
 
     def suspended(trainer: Trainer) -> Callable[[], None]:
         def act() -> None:
@@ -94,4 +113,5 @@ def test_a_trainer_that_lost_its_run_writes_nothing_more(
             trainer.fit(check=own.fence.check)
     assert before
     assert written(run) == before
+    assert tracker.calls == [], "the run of the tracker is that of the other process now"
     assert json.loads((run / lease.DRIVER_FILE).read_text())["epoch"] == 2
