@@ -11,10 +11,10 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from s2s_ray.errors import InputError
+from s2s_ray.secrets import masked_address
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-
-
+_MISTYPED = re.compile(r"(file|s3|gs|gcs|abfss?|hdfs|viewfs|https?):(?!//)", re.IGNORECASE)
 _FILE = re.compile(r"file://(?:localhost(?=/))?", re.IGNORECASE)
 
 
@@ -31,6 +31,20 @@ def _local_part(uri: str) -> str | None:
     return None if found is None or uri[found.end() : found.end() + 1] != "/" else uri[found.end() :]
 
 
+def _require_scheme(text: str) -> None:
+    """Refuse a mistyped scheme, for the text would be a path on this machine. Raises InputError."""
+    if found := _MISTYPED.match(text):
+        slashes = ":///" if found[1].lower() == "file" else "://"
+        meant = found[1] + slashes + text[found.end() :].lstrip("/\\")
+        raise InputError(
+            f"{found[0]} is not followed by //: expected {masked_address(meant)!r}, or a path on this machine that "
+            "begins with ./"
+        )
+    before, mark, _ = text.partition("://")
+    if mark and "/" not in before and not _SCHEME.match(text):
+        raise InputError(f"{masked_address(text)!r}: expected SCHEME://..., and {before!r} is not a scheme")
+
+
 class Uri(str):
     """A path on this machine, `file://PATH`, or `SCHEME://...` for anything else.
 
@@ -39,7 +53,8 @@ class Uri(str):
     needs them.
 
     Raises:
-        InputError: an empty text, a NUL, or `file://` with a host.
+        InputError: an empty text, a NUL, a character that is not of Unicode, a scheme without its two slashes or after
+            something else, or `file://` with a host or with escapes that are not UTF-8.
     """
 
     __slots__ = ()
@@ -47,15 +62,18 @@ class Uri(str):
     def __new__(cls, text: str) -> Self:
         if not text.strip():
             raise InputError(f"{text!r}: expected a path or a URI, found nothing")
-        if "\0" in text:
-            raise InputError(f"{text!r}: a path or a URI holds no NUL")
-        if _FILE.match(text) and _local_part(text) is None:
+        _require_scheme(text)
+        local = _local_part(text)
+        if _FILE.match(text) and local is None:
             raise InputError(f"{text!r}: expected file:///PATH, a path on this machine")
+        try:
+            text.encode()
+            path = text if local is None else unquote(local, errors="strict")
+        except UnicodeError:
+            raise InputError(f"{text!r}: a path or a URI is text in UTF-8, and this one is not; rename it") from None
+        if "\0" in path:
+            raise InputError(f"{text!r}: a path or a URI holds no NUL")
         return super().__new__(cls, text)
-
-    def __truediv__(self, part: str) -> Self:
-        """Return the URI of something below this one."""
-        return type(self)("/".join([without_slash(self), part.strip("/")]))
 
     @property
     def scheme(self) -> str:
@@ -85,7 +103,8 @@ class Uri(str):
         """The directory that holds it; the root of a file system and a bucket are their own."""
         found = _SCHEME.match(self)
         if found is None:
-            return type(self)(str(Path(self).parent))
+            above = str(Path(self).parent)
+            return type(self)(f"./{above}" if _MISTYPED.match(above) else above)
         above, slash, _ = self[found.end() :].rstrip("/").rpartition("/")
         return type(self)(found[0] + (above or "/")) if slash else self
 

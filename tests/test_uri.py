@@ -34,8 +34,8 @@ from s2s_ray.uri import Uri
 def test_above_and_below(uri: str, parent: str, name: str, below: str) -> None:
     assert Uri(uri).parent == parent == storage.parent(uri)
     assert Uri(uri).name == name == storage.name(uri)
-    assert Uri(uri) / "/x/" == below == storage.join(uri, "x")
-    assert type(Uri(uri).parent) is type(Uri(uri) / "x") is Uri
+    assert storage.join(uri, "/x/") == below
+    assert type(Uri(uri).parent) is Uri
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,52 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["", " ", "\t", "a\0b", "file://", "file://host/a", "file://localhost", "file://a"])
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(InputError):
+        Uri(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("s3:/bucket/x", "s3://bucket/x"),
+        ("s3:bucket/x", "s3://bucket/x"),
+        ("S3:\\\\bucket", "S3://bucket"),
+        ("gs:/bucket", "gs://bucket"),
+        ("gcs:b", "gcs://b"),
+        ("abfs:/c", "abfs://c"),
+        ("abfss:/c", "abfss://c"),
+        ("hdfs:/host/x", "hdfs://host/x"),
+        ("viewfs:/x", "viewfs://x"),
+        ("https:/host", "https://host"),
+        ("file:/tmp/x", "file:///tmp/x"),
+        ("file:x", "file:///x"),
+        ("https:/me:word@host/x", "https://***@host/x"),
+    ],
+)
+def test_a_mistyped_scheme_is_no_path(text: str, meant: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Uri(text)
+    assert f"expected {meant!r}, or a path on this machine" in str(raised.value)
+    place = Uri(f"./{text}/below")
+    assert place.is_local
+    assert place.parent.path == Path(text)
+
+
+@pytest.mark.parametrize("text", [" s3://bucket", "'s3://bucket'", "1s3://bucket", "s_3://bucket", "://bucket"])
+def test_a_scheme_after_something_else_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="expected SCHEME://"):
+        Uri(text)
+
+
+@pytest.mark.parametrize("text", ["s3", "s3x:/a", "a:b", "a/s3:/b", "/file:/b", "runs: second", "s3/x"])
+def test_a_colon_may_be_in_a_name(text: str) -> None:
+    assert Uri(text).path == Path(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["file:///a%00b", "file:///a%ffb", "a\udcffb", "s3://bucket/a\udcffb", "file:///\udcff"]
+)
+def test_characters_that_no_file_or_document_holds_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"holds no NUL|is text in UTF-8"):
         Uri(text)
 
 

@@ -21,7 +21,7 @@ from s2s_ray.uri import Uri
 CHUNK = 8 << 20
 """Bytes that are copied at a time."""
 _TEMPORARY = ".tmp~"
-"""How the names of unfinished and of lock files end; they are not listed."""
+"""The end of the names of unfinished files and of lock files; they are not listed."""
 
 
 class LocalStore:
@@ -61,7 +61,7 @@ class LocalStore:
                     entries = [Entry(child.name, "folder" if child.is_dir() else "file") for child in children]
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        return sorted((entry for entry in entries if not entry.name.endswith(_TEMPORARY)), key=lambda entry: entry.name)
+        return sorted((entry for entry in entries if _is_listed(entry.name)), key=lambda entry: entry.name)
 
     def delete(self, uri: Uri) -> None:
         path = uri.path
@@ -81,6 +81,11 @@ class LocalStore:
     def open(self, uri: Uri) -> BinaryIO:
         with local_faults(uri):
             return uri.path.open("rb")
+
+
+def _is_listed(name: str) -> bool:
+    """Return whether a name belongs to a file that can have been written here: no URI holds what is not UTF-8."""
+    return not name.endswith(_TEMPORARY) and name.encode(errors="ignore").decode() == name
 
 
 @contextmanager

@@ -97,6 +97,14 @@ def test_characters_with_a_meaning_elsewhere_belong_to_the_name_of_a_local_file(
     assert storage.read_bytes(str(tmp_path / name)) == b"1"
 
 
+def test_names_that_are_not_utf8_are_not_listed(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))).mkdir()
+    assert storage.list_names(str(tmp_path)) == storage.list_folders(str(tmp_path)) == ["x"]
+    storage.delete(str(tmp_path))
+    assert not tmp_path.exists()
+
+
 def test_a_write_whose_file_was_deleted_meanwhile_is_a_conflict(tmp_path: Path) -> None:
     uri = str(tmp_path / "x")
     conditional.write(uri, b"1", None)
