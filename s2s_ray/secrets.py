@@ -17,11 +17,19 @@ REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 """`${env:NAME}`, which stands for the value of an environment variable."""
 
 _WORDS = re.compile(
-    "accesskey|accountkey|apikey|auth|credentials?|key|pass|passphrase|passwd|password|pwd|sas|secret|secretkey|"
-    "sharedkey|sig|signature|token"
+    "accesskey|accesstoken|accountkey|apikey|auth|authtoken|credentials?|jwt|key|pass|passphrase|passwd|password|pw|"
+    "pwd|sas|sastoken|secret|secretkey|sharedkey|sig|signature|token"
 )
-_VARIABLE = re.compile(r"(?:^|_)(?:APIKEY|CREDENTIAL|KEY|PASSPHRASE|PASSWD|PASSWORD|SECRET|SIGNATURE|TOKEN)$")
-_OTHER_VARIABLES = ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_CONNECTION_STRING")
+"""Words in the name of a parameter of an address whose value is a secret."""
+_LAST_WORD = re.compile(
+    r"(?:.*_)?(?:access_?key(?:_id)?|account_?key|api_?key|(?:private|secret|shared|storage|subscription)_?key|jwt|"
+    r"pwd|sastoken|secret|\w*token|\w*(?:passphrase|passwd|password))"
+)
+"""Names, in words that underscores separate, of secrets outside addresses, where `key=3` is none."""
+_VARIABLE = re.compile(
+    r"(?:APIKEY|PASSPHRASE|PASSWD|PASSWORD|SECRET|TOKEN)$|(?:^|_)(?:CREDENTIAL|KEY|SIGNATURE)$|_(?:PW|PWD)$"
+)
+_OTHER_VARIABLES = ("AWS_ACCESS_KEY_ID", "AZURE_STORAGE_CONNECTION_STRING", "REDISCLI_AUTH")
 _SHORTEST = 8
 """Characters of the shortest value of an environment variable that is masked wherever it appears: the value of
 RAY_AUTH_MODE, for example, is a common word."""
@@ -38,7 +46,7 @@ def masked(text: str) -> str:
     """Return a message without the secrets in it: each is replaced by `***`."""
     for value in _values():
         text = text.replace(value, MASK)
-    return _ASSIGNMENT.sub(_without_value, _IN_TEXT.masked(text))
+    return _without_assignments(_IN_TEXT.masked(text))
 
 
 def holds_secret(text: str) -> bool:
@@ -77,44 +85,96 @@ class _Patterns:
         # limited, because callers of the service choose a part of some messages.
         self._login = re.compile(
             rf"(?P<start>\b(?P<scheme>{_STORAGE})://)(?P<login>[^/?#{end}]{{0,500}})@"
-            rf"|(?P<start2>\b(?!(?:{_STORAGE}):)[a-z][a-z0-9+.-]{{0,40}}://)"
-            rf"(?P<login2>[^:/?#@{end}]{{0,200}}:[^{end}]{{0,500}})@",
+            rf"|(?P<start2>\b(?!(?:{_STORAGE}):)[a-z][a-z0-9+._-]{{0,40}}://)"
+            # Not a port, as in redis://h:6379/0?user=a@b.
+            rf"(?P<login2>[^:/?#@{end}]{{0,200}}:(?!\d{{1,5}}(?:/[^@?#{end}]{{0,200}})?[?#])[^{end}]{{0,500}})@",
             re.IGNORECASE,
         )
-        self._parameter = re.compile(rf"(?P<start>[?&;](?P<name>[\w.%-]+)=)(?P<value>[^&;#{end}]+)")
+        self._parameter = re.compile(rf"(?P<start>[?&;#](?P<name>[\w.%-]+)=)(?P<value>[^&;#{end}]+)")
 
-    def masked(self, text: str) -> str:
+    def masked(self, text: str, inner: bool = False) -> str:
+        """Return a text without the secrets in it; one that is not `inner` has other texts as values."""
         if "://" in text and "@" in text:
             text = self._login.sub(_without_login, text)
-        return self._parameter.sub(_without_value, text)
+        return self._parameter.sub(lambda found: self._without_value(found, inner), text)
+
+    def _without_value(self, found: re.Match[str], inner: bool) -> str:
+        """Mask the value of a secret parameter, and a value that contains a secret itself, such as `PWD%3Dpw`."""
+        value = ";" + unquote(found["value"])
+        names_secret = any(map(_WORDS.fullmatch, _words(unquote(found["name"]))))
+        secret = names_secret and not _is_harmless(found["value"])
+        if not secret and not inner:
+            secret = _without_assignments(self.masked(value, inner=True)) != value
+        return f"{found['start']}{MASK}" if secret else found[0]
 
 
 _IN_TEXT = _Patterns(r"\s'\"<>")
 _ALONE = _Patterns(r"\0")
-_ASSIGNMENT = re.compile(
-    r"\b(?P<start>(?P<name>(?:\w+[_-])?(?:password|passwd|passphrase|secret|secret_access_key))=)"
-    r"(?P<value>[^\s&;,'\"]+)",
+_NAME = re.compile(
+    r"""(?<![\w.-])(?P<name>[\w.-]++)"""
+    r"""(?P<sign>[ \t]{0,3}=[ \t]{0,3}|\\?['"]\s{0,3}[:=]\s{0,3}(?=\\?['"])|:[ ])"""
+)
+_VALUE = re.compile(
+    r"""\\?(?P<quote>['"])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\(?!['"][\s,;}\])]).){0,500})\\?(?P=quote)"""
+    r"""|['"]?(?P<bare>[^\s&;,'"]+)"""
+)
+"""A name and a value, as the clients of databases write them (`password='a b'`), JSON, and headers of HTTP."""
+_AUTHORIZATION = re.compile(
+    r"""(?P<start>\bauthorization\\?['"]?[ \t]{0,3}[:=][ \t]{0,3}\\?['"]?(?:[a-z0-9-]{1,20}[ ]{1,3})?)"""
+    r"""(?P<value>[^\s'",\\]+)""",
     re.IGNORECASE,
 )
-"""The way in which the clients of databases name a password."""
+
+
+def _without_assignments(text: str) -> str:
+    """Return a text without the secrets that are named in it outside addresses."""
+    text = _AUTHORIZATION.sub(_without_authorization, text)
+    parts, position = [], 0
+    while name := _NAME.search(text, position):
+        parts.append(text[position : name.end()])
+        position = name.end()
+        if _names_secret(name["name"], name["sign"]) and (value := _VALUE.match(text, position)):
+            content = value["quoted"] or value["bare"] or ""
+            # PWD=/home/me is the shell's name of the working directory.
+            harmless = _is_harmless(content) or (name["name"] == "PWD" and content.startswith("/"))
+            parts.append(value[0] if harmless else MASK)
+            position = value.end()
+    return "".join([*parts, text[position:]])
+
+
+def _without_authorization(found: re.Match[str]) -> str:
+    value = found["value"].rstrip(".")
+    explains = value.isalpha() and value.isupper()  # "Authorization: Bearer TOKEN"
+    return found[0] if explains or _is_harmless(value) else f"{found['start']}{MASK}"
+
+
+def _names_secret(name: str, sign: str) -> bool:
+    if sign == ": " and not name.lower().startswith("x-"):
+        return False  # a sentence, such as "password: expected text", and no header
+    return _LAST_WORD.fullmatch("_".join(_words(name[-100:]))) is not None  # limited, because the time is quadratic
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in lower case: `X-Amz-Token`, `accessKey` and `ACCESS_KEY` have several."""
+    return re.split(r"[^a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+
+
+_USER = re.compile(r"(?P<user>(?:\$\{env:\w+\}|[^:])*)(?::(?P<password>.*))?", re.DOTALL)
+"""The user before the first colon that is not part of a reference, and the password."""
 
 
 def _without_login(found: re.Match[str]) -> str:
     scheme = (found["scheme"] or "").lower()
     start, login = found["start"] or found["start2"], found["login"] or found["login2"] or ""
-    user, colon, password = login.partition(":")
-    if not colon:
+    found_login = _USER.match(login)
+    assert found_login is not None  # it matches every text
+    user, password = found_login["user"], found_login["password"]
+    if password is None:
         known = scheme in _TOKEN_SCHEMES and not _is_harmless(login)
         return f"{start}{MASK}@" if known else found[0]
     if _is_harmless(password) and (scheme not in _TOKEN_SCHEMES or _is_harmless(user) or not password):
         return found[0]
     return f"{start}{MASK}@" if scheme in _TOKEN_SCHEMES else f"{start}{user}:{MASK}@"
-
-
-def _without_value(found: re.Match[str]) -> str:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", unquote(found["name"])).lower())
-    secret = any(map(_WORDS.fullmatch, words)) and not _is_harmless(found["value"])
-    return f"{found['start']}{MASK}" if secret else found[0]
 
 
 def _is_harmless(text: str) -> bool:
@@ -127,7 +187,7 @@ def _values() -> list[str]:
     found = set()
     for name, value in os.environ.items():
         known = name in _referenced or (
-            (_VARIABLE.search(name) or name in _OTHER_VARIABLES) and len(value) >= _SHORTEST
+            (_VARIABLE.search(name.upper()) or name in _OTHER_VARIABLES) and len(value) >= _SHORTEST
         )
         if known and value.strip():
             found |= {value.strip(), unquote(value.strip())}
