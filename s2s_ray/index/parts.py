@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from s2s_ray import storage
-from s2s_ray.errors import DamagedError, OptionError, S2SError
+from s2s_ray.errors import DamagedError, NotFoundError, OptionError, ReferenceIndexError, S2SError, StorageError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.index.build import BATCH, assemble, embed, rows_to_embed
 from s2s_ray.index.index import ReferenceIndex, require_place
@@ -135,8 +135,8 @@ def build_in_parts(
         The index, and one line for each tile that was left out because it cannot be read.
 
     Raises:
-        ReferenceIndexError: no tile can be read, an index to extend of another checkpoint, or `build.out` holds
-            something else than an index.
+        ReferenceIndexError: no tile can be read, an index to extend of another checkpoint, `build.out` holds
+            something else than an index, or another process has deleted the parts.
         OptionError: `build.out` cannot hold an index with its parts beside it.
         RegistryError, StorageError, CheckpointError, DatasetError, ManifestError: the checkpoint or the tiles cannot
             be read.
@@ -158,19 +158,63 @@ def build_in_parts(
     except KeyboardInterrupt:
         log.warning("interrupted; finished parts stay in %s, and the same command resumes", plan.folder)
         raise
+    try:
+        parts = (_read(plan.descriptors_file(part)) for part in range(len(plan)))
+        index, lines = assemble(build.source, plan.rows, parts, _faults(plan), dimension, checkpoint, extends)
+    except (NotFoundError, ReferenceIndexError):
+        present = set(storage.list_names(plan.folder))
+        if all(storage.name(plan.descriptors_file(part)) in present for part in range(len(plan))):
+            raise
+        return _built_by_another(build, plan, checkpoint, extends)
+    index.save(build.out, replace=True)
+    try:
+        storage.delete(plan.folder)
+    except StorageError as error:  # the index is complete all the same
+        log.warning("could not delete the parts of the finished index: %s", error)
+    if storage.is_local(build.out):
+        with suppress(OSError):  # parts of other builds are there, or nothing is
+            storage.local_path(folder).rmdir()
+    return index, lines
+
+
+def _faults(plan: Plan) -> dict[int, str]:
+    """Return the reason for each row whose tile cannot be read."""
     faults: dict[int, str] = {}
     for name in storage.list_names(plan.folder):
         if name.endswith(".faults.json"):
             tree = storage.read_json(storage.join(plan.folder, name))
             faults.update({int(row): str(reason) for row, reason in tree.items()})
-    parts = (_read(plan.descriptors_file(part)) for part in range(len(plan)))
-    index, lines = assemble(build.source, plan.rows, parts, faults, dimension, checkpoint, extends)
-    index.save(build.out, replace=True)
-    storage.delete(plan.folder)
-    if storage.is_local(build.out):
-        with suppress(OSError):  # parts of other builds are there, or nothing is
-            storage.local_path(folder).rmdir()
-    return index, lines
+    return faults
+
+
+def _built_by_another(
+    build: Build, plan: Plan, checkpoint: str, extends: ReferenceIndex | None
+) -> tuple[ReferenceIndex, list[str]]:
+    """Return the index at `build.out` after another process has built it from the same parts and deleted them.
+
+    Raises:
+        ReferenceIndexError: it is another index.
+        StorageError: it is missing or cannot be read.
+    """
+    error = ReferenceIndexError(
+        f"the parts of this index in {plan.folder} were deleted while it was built, as another process does that "
+        f"builds the same one, and {build.out} does not hold it: build it again, in one process at a time"
+    )
+    try:
+        index = ReferenceIndex.load(build.out)
+    except NotFoundError:
+        raise error from None
+    info, source, ids = index.info, build.source, index.ids()
+    added = {source.ids[row] for row in plan.rows}
+    before = frozenset[str]() if extends is None else extends.ids()
+    origin = (source.digest, source.split) if extends is None else (extends.info.dataset_digest, extends.info.split)
+    if (info.checkpoint, info.dataset_digest, info.split) != (
+        checkpoint,
+        *origin,
+    ) or not before <= ids <= before | added:
+        raise error
+    log.warning("another process has built the same index at %s meanwhile", build.out)
+    return index, [f"{id}: the process that built the index left it out" for id in sorted(added - ids)]
 
 
 def _parts_of(out: str) -> str:

@@ -18,9 +18,9 @@ from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import Split
 from s2s_ray.data.sources.manifest import ManifestSource
-from s2s_ray.errors import OptionError, ReferenceIndexError
+from s2s_ray.errors import OptionError, ReferenceIndexError, StorageError
 from s2s_ray.geo.views import ViewGeometry
-from s2s_ray.index import ReferenceIndex, vectors
+from s2s_ray.index import ReferenceIndex, parts, vectors
 from s2s_ray.index.build import assemble, build_index
 from s2s_ray.index.build import build as build_at_once
 from s2s_ray.index.parts import Build, PartWriter, Plan, build_in_parts
@@ -48,6 +48,14 @@ def build(pairs: PairFolder, tmp_path: Path) -> Build:
     storage.publish(tmp_path / "local", str(tmp_path / "checkpoint"))
     source = DatasetTiles(PairDataset(str(tmp_path / "data"), "test"), "test")
     return Build(str(tmp_path / "checkpoint"), source, str(tmp_path / "index"), batch=2, part=3)
+
+
+class First(DatasetTiles):
+    """The first three tiles."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return super().ids[:3]
 
 
 def content(folder: str | Path) -> dict[str, bytes]:
@@ -87,11 +95,6 @@ def test_a_manifest_is_indexed_in_parts_as_at_once(build: Build, pairs: PairFold
 
 
 def test_an_index_is_extended_in_parts_as_at_once(build: Build, tmp_path: Path) -> None:
-    class First(DatasetTiles):
-        @property
-        def ids(self) -> Sequence[str]:
-            return super().ids[:3]
-
     dataset = PairDataset(str(tmp_path / "data"), "test")
     first = dataclasses.replace(build, source=First(dataset, "test"), out=str(tmp_path / "first"))
     shorter = build_in_parts(first, parallel=False)[0]
@@ -207,6 +210,63 @@ def test_only_the_parts_of_the_finished_build_are_deleted(build: Build, tmp_path
     assert storage.list_folders(f"{build.out}.parts") == [storage.name(folder)]
     build_in_parts(others, parallel=False)
     assert not storage.exists(f"{build.out}.parts")
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_another_process_may_build_the_same_index_first(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extended: bool
+) -> None:
+    """It deletes the parts when it has finished, before this process has read them."""
+    if extended:
+        first = dataclasses.replace(
+            build, source=First(PairDataset(str(tmp_path / "data"), "test"), "test"), out=str(tmp_path / "first")
+        )
+        build_in_parts(first, parallel=False)
+        build = dataclasses.replace(build, extends=first.out)
+    faster(build, monkeypatch)
+    index, left_out = build_in_parts(build, parallel=False)
+    assert (index.ids(), left_out) == (frozenset(build.source.ids), [])
+    assert len(ReferenceIndex.load(build.out)) == TILES
+
+
+def test_parts_that_disappear_without_the_index_are_named(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = DatasetTiles(PairDataset(str(tmp_path / "data"), "train"), "train")
+    for meanwhile in (lambda: None, lambda: build_in_parts(dataclasses.replace(build, source=train), parallel=False)):
+        faster(build, monkeypatch, meanwhile)
+        with pytest.raises(
+            ReferenceIndexError, match=r"were deleted while it was built.* does not hold it: build it again"
+        ):
+            build_in_parts(build, parallel=False)
+
+
+def faster(build: Build, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object] | None = None) -> None:
+    """Let another process finish the same build, or do something else, right before this one reads its parts."""
+    real = parts._faults
+
+    def after_another(plan: Plan) -> dict[int, str]:
+        monkeypatch.setattr(parts, "_faults", real)
+        meanwhile() if meanwhile else build_in_parts(build, parallel=False)
+        storage.delete(plan.folder)
+        return real(plan)
+
+    monkeypatch.setattr(parts, "_faults", after_another)
+
+
+def test_parts_that_cannot_be_deleted_do_not_fail_the_build(
+    build: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delete = storage.delete
+
+    def busy(uri: str) -> None:
+        if uri.startswith(f"{build.out}.parts/") and not uri.endswith(".json"):
+            raise StorageError(f"{uri}: Directory not empty")
+        delete(uri)
+
+    monkeypatch.setattr(storage, "delete", busy)
+    assert len(build_in_parts(build, parallel=False)[0]) == TILES
+    assert "could not delete the parts of the finished index" in caplog.text
 
 
 @pytest.mark.parametrize("slashes", ["/", "//"])

@@ -98,7 +98,7 @@ def test_something_else_is_not_replaced_by_an_index(tmp_path: Path) -> None:
     (tmp_path / "local" / "model.safetensors").write_bytes(b"weights")
     checkpoint = str(tmp_path / "checkpoint")
     storage.publish(tmp_path / "local", checkpoint)
-    with pytest.raises(ReferenceIndexError, match=r"checkpoint holds model\.safetensors, which is not an index: choose"):
+    with pytest.raises(ReferenceIndexError, match=r"checkpoint holds model\.safetensors, which is not an index"):
         index_of("abc", pictures=False).save(checkpoint, replace=True)
     storage.check(checkpoint)
     (tmp_path / "local" / "manifest.json").write_text('{"name": "a web page"}')
