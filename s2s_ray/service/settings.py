@@ -145,6 +145,11 @@ class ServeArgs(Section):
             raise ValueError("give registry=URI and name=NAME, or checkpoint=URI and index=URI")
         if self.ingress.min_replicas < 1:
             raise ValueError("ingress.min_replicas=0: expected at least 1, since the ingress receives every request")
+        if self.max_upload_mb > self.max_pending_mb:
+            raise ValueError(
+                f"max_upload_mb={self.max_upload_mb:g} is above max_pending_mb={self.max_pending_mb:g}: expected at "
+                "most that, or the largest bodies could never be held"
+            )
         names = [token.name for token in self.tokens]
         if len(set(names)) < len(names):
             raise ValueError(f"tokens: {', '.join(names)}: every token needs a different name")

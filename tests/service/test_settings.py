@@ -30,6 +30,11 @@ def test_arguments_from_the_command_line_are_parsed() -> None:
         ({"registry": "r", "name": "n", "devise": "cpu"}, "devise"),
         ({"registry": "r", "name": "n", "street": {"max_batch": 64}}, "max_batch=64"),
         ({"registry": "r", "name": "n", "search": {"min_replicas": 3}}, "min_replicas=3"),
+        (
+            {"registry": "r", "name": "n", "max_upload_mb": 300},
+            r"max_upload_mb=300 is above max_pending_mb=256: expected at most that",
+        ),
+        ({"registry": "r", "name": "n", "max_pending_mb": 16}, "max_upload_mb=32 is above max_pending_mb=16"),
         ({"registry": "r", "name": "n", "ingress": {"min_replicas": 0}}, "ingress.min_replicas=0"),
         ({"registry": "r", "name": "n", "tokens": [{"name": "a", "sha256": "secret"}]}, "sha256"),
         ({"registry": "r", "name": "n", "tokens": [TOKEN, TOKEN]}, "a different name"),

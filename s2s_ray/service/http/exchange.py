@@ -96,12 +96,21 @@ class Exchange:
         return self.stamp
 
     def hold(self, count: int) -> None:
-        """Account for bytes of the body. Raises RequestError (503) if all requests together hold too many."""
+        """Account for bytes of the body.
+
+        Raises:
+            RequestError: 503 if all requests together hold too many; 413 if this one does alone.
+        """
+        limit = round(self.service.args.max_pending_mb * 1e6)
         with self.service.lock:
             self.held_bytes += count
             self.service.held_bytes += count
-            full = self.service.held_bytes > self.service.args.max_pending_mb * 1e6
+            full = self.service.held_bytes > limit
         if full and count > 0:
+            if self.held_bytes > limit:
+                raise RequestError(
+                    413, f"The body takes more than the {limit:,} bytes that the service can hold; make it smaller."
+                )
             raise self.service.overloaded("The service holds as many images as it can; try again later.")
 
     def close(self) -> None:
