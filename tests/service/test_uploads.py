@@ -19,7 +19,7 @@ from s2s_ray.geo.images import encode
 from s2s_ray.service.http.application import create_api
 from s2s_ray.service.http.form import Form
 from tests.support.fake_service import GEOMETRY, Fakes, flat
-from tests.support.http_requests import form, post, request, sentence
+from tests.support.http_requests import form, request, sentence
 
 
 @pytest.mark.parametrize("path", ["/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", "/v1/localize"])
