@@ -15,6 +15,7 @@ from s2s_ray.errors import ConfigError, DamagedError, DatasetError, DiskFullErro
 from s2s_ray.storage import files
 from s2s_ray.storage.cache_folder import CachedFile, CacheFolder, HeldFile
 from s2s_ray.storage.filesystem import is_local, local_faults, local_path
+from s2s_ray.storage.verified import Verified, mark_of
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,14 @@ class ShardCache:
 
     Local data sets are mapped where they are. Shards of other data sets are downloaded once per node, by the process
     that needs them first, and kept under their checksum in a `CacheFolder`. The checksum of a shard is verified when a
-    process first opens it; a cached shard that fails is downloaded again. To make room, the least recently used shards
-    that no process has open are evicted. A process keeps `2 * window` shards open, all that an epoch's order needs at a
-    time, so no shard of the current window is evicted. If other runs' open shards fill the folder, it grows beyond its
-    limit with a warning, because waiting for them could take for ever. If the disk fills up before the limit is
-    reached, shards are evicted as well.
+    process, or one that it forked, first opens it; a cached shard that fails is downloaded again. To make room, the
+    least recently used shards that no process has open are evicted. A process keeps `2 * window` shards open, all that
+    an epoch's order needs at a time, so no shard of the current window is evicted. If other runs' open shards fill the
+    folder, it grows beyond its limit with a warning, because waiting for them could take for ever. If the disk fills up
+    before the limit is reached, shards are evicted as well.
 
-    Pickling and forking: open shards are not carried into another process.
+    Pickling and forking: open shards are not carried into another process. What was verified is shared with forked
+    ones.
 
     Args:
         uri: the data set.
@@ -78,14 +80,14 @@ class ShardCache:
                 f"data.cache_gb={max_bytes / 1e9:g} is less than two windows of shards, which need {needed / 1e9:.3g} "
                 f"GB with data.window={window}: raise data.cache_gb or lower data.window"
             )
+        self._verified = Verified([shard.name for shard in shards])
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict(), "_checked": {}, "_pid": 0}
+        return self.__dict__ | {"_open": OrderedDict(), "_pid": 0}
 
     def _forget(self) -> None:
         self._open: OrderedDict[str, _OpenShard] = OrderedDict()
-        self._checked: dict[str, int] = {}  # the inodes of the files whose checksums this process has verified
         self._pid = os.getpid()
 
     def table(self, shard: Shard) -> pa.Table:
@@ -111,11 +113,12 @@ class ShardCache:
     def _in_place(self, shard: Shard) -> _OpenShard:
         path = local_path(files.join(self.uri, shard.name))
         with local_faults(str(path)):
-            if shard.name not in self._checked:
+            mark = mark_of(path.stat())
+            if not self._verified.holds(shard.name, mark):
                 fault = _fault(path, shard)
                 if fault is not None:
                     raise DamagedError(_damaged(str(path), fault))
-                self._checked[shard.name] = path.stat().st_ino
+                self._verified.add(shard.name, mark)
             return _OpenShard(_map(path, shard))
 
     def _cached(self, shard: Shard) -> _OpenShard:
@@ -136,13 +139,14 @@ class ShardCache:
     def _from_folder(self, shard: Shard) -> _OpenShard:
         path = self.folder.path / f"{shard.sha256}-{shard.name}"
         held = self._held(shard, path)
-        if self._checked.get(shard.name) != held.inode:
+        # by its inode alone: its modification time is that of its last use
+        if not self._verified.holds(shard.name, held.inode):
             found = held.sha256()  # not under the lock, so that many processes may do it at once
             if found != shard.sha256:
                 log.warning("the cached shard %s is damaged (sha256 %s): downloading it again", path, found)
                 held.close()
                 held = self._held(shard, path, damaged=held.inode)
-            self._checked[shard.name] = held.inode
+            self._verified.add(shard.name, held.inode)
         with local_faults(str(path)):
             return _OpenShard(_map(path, shard), held)
 
@@ -167,7 +171,7 @@ class ShardCache:
                 held = self.folder.hold(path)
                 if held is None:
                     raise FileNotFoundError(path)
-                self._checked[shard.name] = held.inode
+                self._verified.add(shard.name, held.inode)
             return held
 
     def _fetch(self, shard: Shard, path: Path) -> None:

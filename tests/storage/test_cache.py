@@ -190,6 +190,51 @@ def test_a_cached_shard_is_hashed_once_in_a_process(
     assert len(hashed) == SHARDS
 
 
+@pytest.mark.parametrize("local", [False, True])
+def test_a_shard_is_hashed_once_by_all_workers_that_a_process_forks(
+    make: Callable[..., ShardCache],
+    shards: list[Info],
+    remote: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    local: bool,
+) -> None:
+    """The workers of a data loader are forked anew for every epoch."""
+    read_all(make(), shards)
+    hashed = tmp_path / "hashed"
+    hashed.touch()
+    sha256, of_held = files.sha256, HeldFile.sha256
+
+    def noted(content: Path) -> str:
+        with hashed.open("a") as file:
+            file.write("x")
+        return sha256(content)
+
+    def noted_held(held: HeldFile) -> str:
+        with hashed.open("a") as file:
+            file.write("x")
+        return of_held(held)
+
+    monkeypatch.setattr(files, "sha256", noted)
+    monkeypatch.setattr(HeldFile, "sha256", noted_held)
+    cache = ShardCache(str(remote), shards, folder=folder, max_bytes=1, window=1) if local else make()
+    cache.table(shards[0])
+    for _ in range(2):
+        worker = multiprocessing.get_context("fork").Process(target=read_all, args=(cache, shards))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+    read_all(cache, shards)
+    assert len(hashed.read_text()) == SHARDS
+    read_all(pickle.loads(pickle.dumps(cache)), shards)
+    assert len(hashed.read_text()) == 2 * SHARDS
+    if local:
+        flip(remote / shards[3].name)
+        with pytest.raises(DamagedError, match="fails its checksum"):
+            read_all(cache, shards)
+
+
 @pytest.mark.parametrize("fault", ["flipped", "short"])
 def test_a_shard_that_is_damaged_at_the_source_is_named(
     make: Callable[..., ShardCache],
