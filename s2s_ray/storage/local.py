@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -22,6 +23,8 @@ CHUNK = 8 << 20
 """Bytes that are copied at a time."""
 _TEMPORARY = ".tmp~"
 """The end of the names of unfinished files and of lock files; they are not listed."""
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""What some file systems (CIFS, FUSE) reply where directories cannot be synced."""
 
 
 class LocalStore:
@@ -65,11 +68,17 @@ class LocalStore:
 
     def delete(self, uri: Uri) -> None:
         path = uri.path
-        with local_faults(uri), suppress(FileNotFoundError, NotADirectoryError):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        with local_faults(uri):
+            while True:
+                try:
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink()
+                    return
+                except (FileNotFoundError, NotADirectoryError):
+                    if not os.path.lexists(path):
+                        return  # otherwise another process deletes it at the same time, and has left the rest
 
     def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         with self.open(uri) as source, local_faults(str(path)), replacing(path) as target:
@@ -104,6 +113,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(folder)
 

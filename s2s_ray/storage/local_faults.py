@@ -29,6 +29,7 @@ _ADVICE = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "this machine has too many open files",
     errno.ENOLCK: "this file system has no locks; mount it with locking, or use another one",
+    errno.ENOSYS: "this file system has no locks; mount it with them (Lustre: -o flock), or use another one",
     errno.EOPNOTSUPP: "this file system cannot do it (locks, perhaps); use another one",
 }
 

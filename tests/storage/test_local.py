@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import stat
 import threading
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +37,7 @@ KINDS = [
     (errno.EIO, StorageError, "the disk or its connection fails"),
     (errno.EMFILE, StorageError, "raise the limit of open files"),
     (errno.ENOLCK, StorageError, "this file system has no locks"),
+    (errno.ENOSYS, StorageError, "this file system has no locks; mount it with them"),
 ]
 
 
@@ -95,6 +98,46 @@ def test_characters_with_a_meaning_elsewhere_belong_to_the_name_of_a_local_file(
     storage.write_bytes(f"file://{tmp_path}/{name}", b"1")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert storage.read_bytes(str(tmp_path / name)) == b"1"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_directories_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    storage.write_bytes(str(tmp_path / "x"), b"1")
+    assert storage.read_bytes(str(tmp_path / "x")) == b"1"
+
+
+@pytest.mark.parametrize("call", ["unlink", "rmdir", "open"])
+def test_a_folder_that_another_process_deletes_at_the_same_time_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    folder = tmp_path / "run"
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        (folder / name / "file").write_bytes(b"")
+    real, deleted = getattr(os, call), list[str]()
+
+    def after_another(name: str, *args: int, dir_fd: int | None = None) -> int | None:
+        if call == "open" and name in ("a", "b"):
+            shutil.rmtree(folder / name)
+        elif call != "open" and not deleted:
+            deleted.append(name)
+            real(name, dir_fd=dir_fd)
+        found: int | None = real(name, *args, dir_fd=dir_fd)
+        return found
+
+    monkeypatch.setattr(os, call, after_another)
+    storage.delete(str(folder))
+    assert not folder.exists()
 
 
 def test_names_that_are_not_utf8_are_not_listed(tmp_path: Path) -> None:
