@@ -28,6 +28,7 @@ from s2s_ray.model.s2s import S2S
 from s2s_ray.references import resolved
 from s2s_ray.runtime.cluster import log_plainly
 from s2s_ray.secrets import holds_secret, masked
+from s2s_ray.service.rollout.served_release import resolve
 from s2s_ray.service.settings import ServeArgs
 from s2s_ray.sweep.study import read_records
 from s2s_ray.training.run import config_of, load_run_config, save_config
@@ -263,6 +264,11 @@ def test_a_release_with_an_old_index_has_no_secret(old: Path, old_index: str, tm
     assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
     assert whole.index_uri is not None
     assert ReferenceIndex.load(whole.index_uri).info.dataset == "s3://***@bucket/runs"
+
+
+def test_the_service_shows_no_secret_of_an_old_index(old: Path, old_index: str) -> None:
+    served = resolve(ServeArgs.parse({"checkpoint": f"{old}/checkpoints/00000004", "index": old_index}))
+    assert served.description.index.dataset == "s3://***@bucket/runs"
 
 
 def test_an_index_that_extends_an_old_one_has_no_secret(old_index: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from s2s_ray.config import Config
 from s2s_ray.evaluation.evaluate import EvaluationReport
 from s2s_ray.evaluation.page import render
 from s2s_ray.model.checkpoint_meta import read_meta
-from s2s_ray.secrets import masked
+from s2s_ray.secrets import masked, masked_address
 
 _HEADINGS = {
     "curves": "Training",
@@ -47,9 +47,9 @@ def report_page(
     return render(
         "run.html",
         name=meta.get("run", "run"),
-        checkpoint=checkpoint,
+        checkpoint=masked_address(checkpoint),
         step=meta.get("step"),
-        data=config.data.uri,
+        data=masked_address(config.data.uri),  # earlier versions accepted a password in it
         measured=measured,
         labels=_LABELS,
         both={"street → satellite": measured.street_to_satellite, "satellite → street": measured.satellite_to_street},

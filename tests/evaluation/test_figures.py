@@ -136,3 +136,8 @@ def test_the_page_of_a_run_is_self_contained(config: Config, tmp_path: Path, abl
     assert config.to_yaml() in reader.text
     assert re.search(r"Of a gallery of 9; R@1 by chance\s+11.111%", reader.text)
     assert ("The model synthesises no street views." in reader.text) == (ablation == "retrieval_only")
+    tree = {**config.model_dump(mode="json"), "data": {"uri": "abfs://:pl4nted-pw@account/data"}}
+    old = Config.from_stored(tree, "config.yaml")
+    page = report_page(str(tmp_path / "checkpoint"), measured, {}, old, HISTORY).decode()
+    assert "abfs://:***@account/data" in page
+    assert "pl4nted-pw" not in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.secrets import masked_address
 from s2s_ray.service.rollout.releases import ReleaseKey, locate
 from s2s_ray.service.schemas import IndexDescription, ModelInfo, finite
 from s2s_ray.service.settings import ServeArgs
@@ -27,6 +28,7 @@ def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
     """Return the release that the settings name, or another release of the same name. Raises what `locate` raises."""
     key, meta, config, info = locate(args, release)
     geometry = ViewGeometry.of_checkpoint(config, meta, key.checkpoint_uri)
+    dataset = masked_address(info.dataset)  # earlier versions accepted a password in it
     description = ModelInfo(
         release=key.id,
         run=meta.get("run"),
@@ -38,6 +40,6 @@ def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
         descriptor_size=config.descriptor_size,
         synthesizes=config.synthesizes,
         panorama_rows=geometry.panorama_rows,
-        index=IndexDescription(kind=info.kind, count=info.count, dataset=info.dataset, split=info.split),
+        index=IndexDescription(kind=info.kind, count=info.count, dataset=dataset, split=info.split),
     )
     return ServedRelease(key, geometry, description)
