@@ -74,14 +74,13 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps of the finished checkpoints, oldest first."""
-        return [step for step in self._started() if storage.is_complete(self.uri(step))]
+        return self._finished(self._started())
 
     def best(self) -> int | None:
         """Return the sound step with the highest validation recall (the later if equal), None if none has a recall."""
         while True:
             steps = self.steps()
-            scored = [(recall, step) for step in steps if (recall := self._recall(step)) is not None]
-            best = next((step for _, step in sorted(scored, reverse=True) if self._is_sound(step)), None)
+            best = self._best_of(steps)
             # A run that goes on may have replaced all of them while they were read.
             if best is not None or set(self.steps()) <= set(steps):
                 return best
@@ -147,13 +146,18 @@ class CheckpointStore:
 
     def keep_best(self) -> None:
         """Delete all checkpoints but the best, once the run is complete; the newest sound one if none was validated."""
-        self._damaged.clear()
-        best = self.best()
-        self._delete_all_but(self._newest_sound(1) if best is None else {best})
+        self._keep(newest=0)
 
     def _started(self) -> list[int]:
         """Return the steps of all checkpoints, finished or not, oldest first."""
         return sorted(int(name) for name in storage.list_names(self.root) if name.isdigit())
+
+    def _finished(self, steps: list[int]) -> list[int]:
+        return [step for step in steps if storage.is_complete(self.uri(step))]
+
+    def _best_of(self, steps: list[int]) -> int | None:
+        scored = [(recall, step) for step in steps if (recall := self._recall(step)) is not None]
+        return next((step for _, step in sorted(scored, reverse=True) if self._is_sound(step)), None)
 
     def _write(self, step: int, model: dict[str, Tensor], trainer: dict[str, Any], meta: dict[str, Any]) -> None:
         import torch
@@ -172,35 +176,35 @@ class CheckpointStore:
         self._sound.add(step)
         self._committed = step
         self.stored_at = time.time()
-        self._prune()
+        self._keep(self.keep)
 
-    def _prune(self) -> None:
-        """Keep the newest sound checkpoints and the best. A damaged one never displaces a usable one."""
-        self._damaged.clear()
-        best = self.best()
-        self._delete_all_but(self._newest_sound(self.keep) | ({best} if best is not None else set()))
+    def _keep(self, newest: int) -> None:
+        """Keep the best checkpoint and the newest sound ones, at least one in all, and delete the others.
 
-    def _newest_sound(self, count: int) -> set[int]:
-        """Return the newest `count` sound checkpoints that this version can read, or all if they are fewer."""
-        found: set[int] = set()
-        for step in reversed(self.steps()):
-            if len(found) < count and self._is_sound(step) and step not in self._unknown:
-                found.add(step)
-        return found
-
-    def _delete_all_but(self, kept: set[int]) -> None:
-        """Delete the other checkpoints, and what a killed upload left before the newest that is kept.
-
-        Without a sound checkpoint to keep, nothing is deleted. The manifest is deleted first, so that a checkpoint that
-        is partly deleted does not count as finished.
+        Deleted is also what a killed upload left before the newest that is kept. A damaged checkpoint never displaces a
+        usable one, and without a sound one to keep, nothing is deleted. The manifest is deleted first, so that a
+        checkpoint that is partly deleted does not count as finished.
         """
-        finished = self.steps()
-        for step in self._started():
+        self._damaged.clear()
+        started = self._started()
+        finished = self._finished(started)
+        best = self._best_of(finished)
+        kept = self._newest_sound(max(newest, 1) if best is None else newest, finished)
+        kept |= set() if best is None else {best}
+        for step in started:
             if kept and step not in kept | self._unknown and (step in finished or step < max(kept)):
                 self.require_lease()
                 storage.delete(storage.join(self.uri(step), storage.MANIFEST))
                 storage.delete(self.uri(step))
                 self._forget(step)
+
+    def _newest_sound(self, count: int, steps: list[int]) -> set[int]:
+        """Return the newest `count` of the sound steps that this version can read, or all if they are fewer."""
+        found: set[int] = set()
+        for step in reversed(steps):
+            if len(found) < count and self._is_sound(step) and step not in self._unknown:
+                found.add(step)
+        return found
 
     def _forget(self, step: int) -> None:
         """Forget what is known of a checkpoint that was deleted or replaced, perhaps only in part."""

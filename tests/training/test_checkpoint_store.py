@@ -15,6 +15,7 @@ from s2s_ray import S2S, storage
 from s2s_ray.errors import CheckpointError, DamagedError, RunError, StorageError
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.run import find_checkpoint
+from tests.support.memory_store import memory_store
 from tests.support.models import tiny_model
 
 SMALL = tiny_model(residual_blocks=6)
@@ -265,6 +266,24 @@ def test_the_recall_of_a_replaced_checkpoint_is_read_again(model: S2S, tmp_path:
     save(store, model, 2, recall)
     store.flush()
     assert store.best() == (2 if recall > 0.5 else 1)
+
+
+def test_checkpoints_are_listed_once_to_prune_them(model: S2S) -> None:
+    used: list[str] = []
+    with memory_store() as memory:
+        store = CheckpointStore("memory://runs/r/checkpoints", keep=2)
+        for step, recall in ((1, 0.9), (2, 0.1), (3, 0.2)):
+            save(store, model, step, recall)
+        store.flush()
+        memory.shared = lambda uri: not used.append(uri)  # type: ignore[func-returns-value]
+        save(store, model, 4, 0.3)
+        store.flush()
+        assert used.count(store.root) == 1
+        assert [uri for uri in used if uri.startswith((store.uri(1), store.uri(3)))] == [
+            f"{store.uri(1)}/manifest.json",
+            f"{store.uri(3)}/manifest.json",
+        ]
+        assert store.steps() == [1, 3, 4]
 
 
 def test_a_failed_write_is_raised(model: S2S, tmp_path: Path) -> None:
