@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -137,14 +138,22 @@ class MaskingFormatter(logging.Formatter):
 
 
 def log_plainly() -> None:
-    """Write this library's log lines to standard error without a prefix; Ray's workers call this when they start."""
+    """Write this library's log lines to standard error without a prefix; Ray's workers call this when they start.
+
+    `S2S_LOG_LEVEL` is the lowest level that is written, a name in any case or a number; INFO by default.
+    """
     logger = logging.getLogger("s2s_ray")
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(MaskingFormatter("%(message)s"))
         logger.addHandler(handler)
-        logger.setLevel(os.environ.get("S2S_LOG_LEVEL", "INFO"))
         logger.propagate = False
+        given = os.environ.get("S2S_LOG_LEVEL", "").strip()
+        levels = logging.getLevelNamesMapping()
+        level = int(given) if re.fullmatch(r"[0-9]{1,3}", given) else levels.get(given.upper() or "INFO")
+        logger.setLevel(logging.INFO if level is None else level)
+        if level is None:
+            logger.warning("S2S_LOG_LEVEL=%r: expected one of %s; INFO is used", given, ", ".join(levels))
 
 
 def auth_token() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -14,7 +15,32 @@ from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from s2s_ray.errors import ClusterError, DatasetError, RequestError, RunError, S2SError, ServiceError
-from s2s_ray.runtime.cluster import auth_token, in_thread, original_error, ray_cluster
+from s2s_ray.runtime.cluster import auth_token, in_thread, log_plainly, original_error, ray_cluster
+
+
+@pytest.mark.parametrize(
+    ("given", "level", "warned"),
+    [
+        (None, 20, False), ("", 20, False), ("debug", 10, False), ("Warning", 30, False), (" ERROR ", 40, False),
+        ("15", 15, False), ("verbose", 20, True), ("1e3", 20, True), ("²", 20, True), ("-1", 20, True),
+    ],
+)  # fmt: skip
+def test_any_log_level_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str | None, level: int, warned: bool
+) -> None:
+    logger = logging.Logger("s2s_ray")
+    if given is None:
+        monkeypatch.delenv("S2S_LOG_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("S2S_LOG_LEVEL", given)
+    with monkeypatch.context() as patch:
+        patch.setattr(logging, "getLogger", lambda _name: logger)
+        log_plainly()
+        log_plainly()
+    assert logger.level == level
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == warned
+    assert all(line.startswith(f"S2S_LOG_LEVEL={given!r}: expected one of CRITICAL, ") for line in lines)
 
 
 def test_a_stopped_job_is_an_interrupted_one() -> None:
