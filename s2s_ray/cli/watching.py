@@ -11,6 +11,8 @@ from s2s_ray.errors import OptionError
 
 app = typer.Typer()
 
+_LONGEST_S = 604_800  # a wait for much longer overflows
+
 
 @app.command()
 def status(
@@ -46,7 +48,7 @@ def exporter(
     roots: Annotated[list[str], typer.Argument(help="Roots of runs, sweeps and registries.")],
     host: Annotated[str, typer.Option(help="Address to listen on; the port is unauthenticated.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 9105,
-    every_s: Annotated[float, typer.Option(help="Scan interval in seconds.", min=1.0)] = 30.0,
+    every_s: Annotated[float, typer.Option(help="Scan interval in seconds.")] = 30.0,
 ) -> None:
     """Serve metrics of runs, sweeps, releases and checkpoints to Prometheus until Ctrl-C."""
     import signal
@@ -56,6 +58,8 @@ def exporter(
     from s2s_ray.monitoring.exporter import exporting
     from s2s_ray.runtime.addresses import http_url
 
+    if not 1 <= every_s <= _LONGEST_S:
+        raise OptionError(f"--every-s {every_s:g}: expected seconds, from 1 to {_LONGEST_S}, a week")
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
