@@ -11,9 +11,11 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from s2s_ray.config import notation
 from s2s_ray.config.ablate import AblateConfig
+from s2s_ray.config.annotations import alternatives
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.explain import explain, without_kind
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.keys import Place, assign, find
 from s2s_ray.config.losses import LossConfig, MiningConfig
 from s2s_ray.config.model import ModelConfig
@@ -21,7 +23,8 @@ from s2s_ray.config.section import STORED, Section
 from s2s_ray.config.sources import SourceConfig, SyntheticSourceConfig
 from s2s_ray.config.training import TrainConfig
 from s2s_ray.config.tune import TuneConfig
-from s2s_ray.errors import ConfigError, StateError
+from s2s_ray.errors import ConfigError, InputError, StateError
+from s2s_ray.uri import Uri
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +118,29 @@ class Config(Section):
         except ValidationError as error:
             raise ConfigError(f"{uri}: {explain(error, cls)}") from None
 
+    def located(self) -> Self:
+        """Return the same settings with absolute paths, also where a sweep or a study tries several."""
+        located = super().located()
+        known = {"source": {"kind": located.source.kind}}
+        space = {
+            key: parameter.model_copy(
+                update={
+                    "choices": _located(known, key, parameter.choices),
+                    "when": FrozenDict(
+                        {parent: _located(known, parent, values) for parent, values in parameter.when.items()}
+                    ),
+                }
+            )
+            for key, parameter in located.tune.space.items()
+        }
+        differences = {
+            name: FrozenDict({key: _located(known, key, value) for key, value in values.items()})
+            for name, values in located.ablate.differences.items()
+        }
+        tune = located.tune.model_copy(update={"space": FrozenDict(space)})
+        ablate = located.ablate.model_copy(update={"differences": FrozenDict(differences)})
+        return located.model_copy(update={"tune": tune, "ablate": ablate})
+
     def check_storable(self) -> None:
         """Raise ConfigError if it holds a secret, as one that an earlier version stored may."""
         Config.from_tree(self.model_dump(mode="json"))
@@ -149,6 +175,18 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     for key, value in values.items():
         assign(tree, _known(tree, key), value, key)
     return Config.from_tree(tree)
+
+
+def _located(tree: Mapping[str, Any], key: str, value: Any) -> Any:
+    """Return a value, or several, of a dotted key with absolute paths."""
+    if isinstance(value, tuple):
+        return tuple(_located(tree, key, item) for item in value)
+    try:
+        kinds = alternatives(find(Config, tree, key).annotation) if isinstance(value, str) else []
+        place = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Uri)), None)
+        return value if place is None else str(place(value).absolute)
+    except InputError:  # an unknown key, or no path: it is refused where the value is used
+        return value
 
 
 def _known(tree: dict[str, Any], key: str) -> Place:

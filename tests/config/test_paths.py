@@ -13,8 +13,10 @@ from pydantic import BaseModel
 
 from s2s_ray.config import Config, load_config
 from s2s_ray.config.annotations import alternatives, element, entry, is_text
+from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.tune import DatabaseUrl
 from s2s_ray.service.settings import ServeArgs
+from s2s_ray.sweep.space import Space
 from s2s_ray.uri import Uri
 
 PATHS = {
@@ -77,6 +79,38 @@ def test_all_of_them_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert tree[section][field] == str(tmp_path / f"place {k}")
     assert located.located() == located
     assert set(relative(config)) == set(keys), "the configuration itself was changed"
+
+
+def test_the_places_that_a_sweep_or_a_study_tries_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = f"{tmp_path}/a.pt"
+    choices = ["a.pt", "random", "s3://b/c.pt"]
+    space = {
+        "model.street_weights": {"choices": choices},
+        "loss.alpha": {"low": 3, "high": 20, "when": {"model.street_weights": ["a.pt"]}},
+        "train.no_such_key": {"choices": ["a.pt", ""]},
+        "mining.start": {"choices": ["never", "plateau"]},
+    }
+    differences = {
+        "a": {"model.street_weights": "a.pt", "train.name": "a", "source.tiles": None, "data.nothing.a": "a"}
+    }
+    model = {"street_weights": "a.pt", "channels": 32, "street_blocks": [3, 4, 6]}
+    located = Config.from_tree(
+        {"model": model, "tune": {"space": space}, "ablate": {"differences": differences}}
+    ).located()
+    searched = located.tune.space
+    assert searched["model.street_weights"].choices == (weights, "random", "s3://b/c.pt")
+    assert searched["loss.alpha"].when == {"model.street_weights": (weights,)}
+    assert searched["loss.alpha"].low == 3
+    assert searched["train.no_such_key"].choices == ("a.pt", "")
+    assert searched["mining.start"].choices == ("never", "plateau")
+    assert located.ablate.differences["a"] == {**differences["a"], "model.street_weights": weights}
+    assert Config.from_tree(located.model_dump(mode="json")) == located
+    only = {key: searched[key] for key in ("model.street_weights", "loss.alpha")}
+    tune = located.tune.model_copy(update={"space": FrozenDict(only)})
+    assert Space(located.model_copy(update={"tune": tune})).start()["model.street_weights"] == weights
 
 
 def test_addresses_and_names_of_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
