@@ -178,7 +178,10 @@ class _Download:
         try:
             with reading(self.uri, to):
                 response, part = get_range(to, self.uri, self.bucket, self.key, f"bytes={offset}-", **condition)
-                if part.start != offset or part.start + part.length != part.total:
+                if part.start != offset:  # from the start, if the server does not know ranges
+                    self._start_again()
+                    raise UnreachableError(f"{self.uri}: {to.server} sent another part than the requested one")
+                if part.start + part.length != part.total:
                     raise ended(self.uri, part.length, part.total - offset)
                 self.etag = etag_of(self.uri, response)
                 while chunk := response["Body"].read(CHUNK):

@@ -61,10 +61,20 @@ def get_range(
 
 def put_object(to: Connection, uri: Uri, bucket: str, key: str, content: bytes, **condition: str) -> str:
     """Write an object with one request, and return its ETag. Raises StorageError."""
+    from botocore.exceptions import ClientError
+
     with s3_faults(uri, to):
-        response = to.client.put_object(
-            Bucket=bucket, Key=key, Body=content, **upload_digest(to.endpoint, content), **condition
-        )
+        try:
+            response = to.client.put_object(
+                Bucket=bucket, Key=key, Body=content, **upload_digest(to.endpoint, content), **condition
+            )
+        except ClientError as error:
+            if condition and status_of(error) == 501:
+                raise StorageError(
+                    f"{uri}: {to.server} has no conditional writes, which runs, sweeps and the registry need; "
+                    "upgrade it, or use another storage"
+                ) from error
+            raise
         return etag_of(uri, response)
 
 

@@ -170,6 +170,15 @@ def test_a_conditional_write_that_does_not_hold_is_a_conflict(server: Server, st
 
 
 @pytest.mark.parametrize("version", ["v1", None])
+def test_a_server_without_conditional_writes_is_named(server: Server, version: str | None) -> None:
+    server.respond = lambda method, path: (501, "NotImplemented", {})
+    with pytest.raises(StorageError, match=rf"^{URI}: {server.url} has no conditional writes, which runs"):
+        conditional.write(URI, b"new", version)
+    with pytest.raises(StorageError, match="NotImplemented"):
+        storage.write_bytes(URI, b"new")
+
+
+@pytest.mark.parametrize("version", ["v1", None])
 def test_a_conditional_write_whose_response_is_lost_is_not_sent_again(server: Server, version: str | None) -> None:
     server.respond = lambda method, path: None
     with pytest.raises(UnreachableError, match=rf"^{URI}: "):
@@ -207,6 +216,21 @@ class TestADownloadThatBreaksOff:
         storage.download(URI, tmp_path / "x")
         assert (tmp_path / "x").read_bytes() == b"abcdefg"
         assert server.ranges == [("bytes=0-", None), ("bytes=4-", "one-2"), ("bytes=0-", None)]
+
+    def test_a_server_that_does_not_know_ranges_sends_all_of_it_again(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retries, "ATTEMPTS", 3)
+        monkeypatch.setattr(retries, "PATIENT_ATTEMPTS", 3)
+        headers = {"ETag": '"' + hashlib.md5(b"0123456789", usedforsecurity=False).hexdigest() + '"'}
+        responses: list[Response] = [
+            (200, b"0123456789", {**headers, "Cut": "4"}),
+            (200, b"0123456789", headers),
+            (200, b"0123456789", headers),
+        ]
+        server.respond = lambda method, path: responses.pop(0)
+        storage.download(URI, tmp_path / "x")
+        assert (tmp_path / "x").read_bytes() == b"0123456789"
 
     def test_a_reader_never_mixes_two_versions(self, server: Server) -> None:
         content = bytes(3_000_000)
