@@ -122,21 +122,11 @@ class Config(Section):
         """Return the same settings with absolute paths, also where a sweep or a study tries several."""
         located = super().located()
         known = {"source": {"kind": located.source.kind}}
-        space = {
-            key: parameter.model_copy(
-                update={
-                    "choices": _located(known, key, parameter.choices),
-                    "when": FrozenDict(
-                        {parent: _located(known, parent, values) for parent, values in parameter.when.items()}
-                    ),
-                }
-            )
-            for key, parameter in located.tune.space.items()
-        }
-        differences = {
-            name: FrozenDict({key: _located(known, key, value) for key, value in values.items()})
-            for name, values in located.ablate.differences.items()
-        }
+        space = {}
+        for key, parameter in located.tune.space.items():
+            own = {"choices": _located(known, key, parameter.choices), "when": _each_located(known, parameter.when)}
+            space[key] = parameter.model_copy(update=own)
+        differences = {name: _each_located(known, values) for name, values in located.ablate.differences.items()}
         tune = located.tune.model_copy(update={"space": FrozenDict(space)})
         ablate = located.ablate.model_copy(update={"differences": FrozenDict(differences)})
         return located.model_copy(update={"tune": tune, "ablate": ablate})
@@ -187,6 +177,11 @@ def _located(tree: Mapping[str, Any], key: str, value: Any) -> Any:
         return value if place is None else str(place(value).absolute)
     except InputError:  # an unknown key, or no path: it is refused where the value is used
         return value
+
+
+def _each_located(tree: Mapping[str, Any], values: Mapping[str, Any]) -> FrozenDict[str, Any]:
+    """Return values by dotted key with absolute paths."""
+    return FrozenDict({key: _located(tree, key, value) for key, value in values.items()})
 
 
 def _known(tree: dict[str, Any], key: str) -> Place:

@@ -93,20 +93,19 @@ def test_the_places_that_a_sweep_or_a_study_tries_become_absolute(
         "train.no_such_key": {"choices": ["a.pt", ""]},
         "mining.start": {"choices": ["never", "plateau"]},
     }
-    differences = {
-        "a": {"model.street_weights": "a.pt", "train.name": "a", "source.tiles": None, "data.nothing.a": "a"}
-    }
+    given = {"train.name": "a", "source.tiles": None, "data.nothing.a": "a"}
+    differences = {"a": {**given, "model.street_weights": "a.pt", "source.uri": "a.pt"}}
     model = {"street_weights": "a.pt", "channels": 32, "street_blocks": [3, 4, 6]}
-    located = Config.from_tree(
-        {"model": model, "tune": {"space": space}, "ablate": {"differences": differences}}
-    ).located()
+    source = {"kind": "cvusa", "uri": "a"}
+    tree = {"model": model, "source": source, "tune": {"space": space}, "ablate": {"differences": differences}}
+    located = Config.from_tree(tree).located()
     searched = located.tune.space
     assert searched["model.street_weights"].choices == (weights, "random", "s3://b/c.pt")
     assert searched["loss.alpha"].when == {"model.street_weights": (weights,)}
     assert searched["loss.alpha"].low == 3
     assert searched["train.no_such_key"].choices == ("a.pt", "")
     assert searched["mining.start"].choices == ("never", "plateau")
-    assert located.ablate.differences["a"] == {**differences["a"], "model.street_weights": weights}
+    assert located.ablate.differences["a"] == {**given, "model.street_weights": weights, "source.uri": weights}
     assert Config.from_tree(located.model_dump(mode="json")) == located
     only = {key: searched[key] for key in ("model.street_weights", "loss.alpha")}
     tune = located.tune.model_copy(update={"space": FrozenDict(only)})
