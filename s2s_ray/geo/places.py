@@ -34,9 +34,11 @@ class Places:
     @classmethod
     def on_ellipsoid(cls, latlon: NDArray[np.float64]) -> Places:
         """Return the places of latitudes and longitudes in degrees, N 2; NaN if unknown."""
-        latitudes, longitudes = np.radians(latlon).T
+        # The date line has two longitudes and a pole has all of them: each is one place, to the last bit.
+        one_date_line = np.where(latlon[:, 1] == -180, 180.0, latlon[:, 1])
+        latitudes, longitudes = np.radians(latlon[:, 0]), np.radians(one_date_line)
         across = _EQUATOR_M / np.sqrt(1 - _ECCENTRICITY2 * np.sin(latitudes) ** 2)
-        flat = across * np.cos(latitudes)
+        flat = across * np.where(np.abs(latlon[:, 0]) == 90, 0.0, np.cos(latitudes))
         columns = (
             flat * np.cos(longitudes),
             flat * np.sin(longitudes),

@@ -51,6 +51,20 @@ def test_whole_earths_and_no_distance_are_within_their_radius() -> None:
     assert places[:1].metres_to(places[1:2]) == pytest.approx(20_003_931, abs=10)  # half of a meridian's ellipse
 
 
+@pytest.mark.parametrize(
+    "names",
+    [[(0, 180), (0, -180)], [(48.1, -180), (48.1, 180)], [(90, 0), (90, 50), (90, -180)], [(-90, 7), (-90, -171.3)]],
+)
+def test_a_place_with_several_coordinates_is_one_place(names: list[tuple[float, float]]) -> None:
+    places = Places.on_ellipsoid(np.array(names, float))
+    assert places.within(places, 0.0).all()
+    assert not places.metres_to(places[np.zeros(len(names), np.int64)]).any()
+
+
+def test_a_pole_without_a_longitude_is_unknown() -> None:
+    assert Places.on_ellipsoid(np.array([[90.0, np.nan], [np.nan, 180.0]])).frames.tolist() == [0, 0]
+
+
 def test_unknown_places_are_near_nothing() -> None:
     places = Places.on_ellipsoid(np.array([[48.0, 11.0], [np.nan, np.nan], [48.0, np.nan]]))
     assert places.within(places, 1e9).tolist() == [[True, False, False], [False] * 3, [False] * 3]
