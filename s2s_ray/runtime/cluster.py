@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from s2s_ray.errors import ClusterError, S2SError
-from s2s_ray.runtime.ray_settings import set_private_defaults
+from s2s_ray.runtime.ray_settings import forbid_auto_start, set_private_defaults
 from s2s_ray.secrets import masked
 
 T = TypeVar("T")
@@ -40,7 +40,8 @@ def ray_cluster(cpus: int | None = None) -> Iterator[None]:
     private = not os.environ.get("RAY_ADDRESS")
     if private:
         _require_token()
-    import ray  # after the environment is set: Ray reads RAY_AUTH_MODE once, when it is imported
+    forbid_auto_start()
+    import ray  # after the environment is set: Ray reads these variables once, when it is imported
 
     if ray.is_initialized():
         yield
@@ -75,7 +76,8 @@ def in_thread(work: Callable[[], T], watch: Callable[[], None] | None = None) ->
         watch: called every second while the work lasts; what it raises is raised here.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM (`ray job stop`); the work continues until Ray is shut down.
+        KeyboardInterrupt: Ctrl-C or SIGTERM (`ray job stop`); the work continues until Ray is shut down, and then
+            fails at its next call of Ray (`ray_settings.forbid_auto_start`).
         S2SError: what a task or a worker raised, as it was raised there.
         BaseException: whatever else `work` or `watch` raises; in the second case the work continues.
     """

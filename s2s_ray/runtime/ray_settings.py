@@ -11,6 +11,7 @@ actors; there is no parameter for them. Each applies only where the user has not
 | `RAY_AIR_NEW_OUTPUT` | 0, sweeps and studies | the new output prints a table even with `verbose=0` |
 | `TUNE_DISABLE_AUTO_CALLBACK_LOGGERS` | 1, sweeps and studies | the runs write their own logs |
 | `TUNE_DISABLE_STRICT_METRIC_CHECKING` | 1, sweeps and studies | a failed trial has no metric |
+| `RAY_ENABLE_AUTO_CONNECT` | 0 | work that goes on after Ctrl-C would start a second cluster |
 | `RAY_AUTH_MODE`, `RAY_AUTH_TOKEN` | see `cluster.ray_cluster` | a private cluster is closed to other users |
 """
 
@@ -25,6 +26,11 @@ def set_train_defaults(*, elastic: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
+
+
+def forbid_auto_start() -> None:
+    """Keep Ray from starting a cluster when it is called without one, before Ray is imported."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 
 def set_private_defaults() -> None:

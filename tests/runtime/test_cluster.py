@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -85,6 +87,31 @@ def test_work_ends_with_the_error_as_it_was_raised_in_a_task() -> None:
 
     with pytest.raises(TimeoutError, match="a library's own"):
         in_thread(time_out, lambda: None)
+
+
+def test_work_that_goes_on_after_the_cluster_is_closed_starts_no_other() -> None:
+    """As a sweep's thread does after Ctrl-C: Ray would connect by itself. Its switch is read when it is imported."""
+    program = """
+import os
+from s2s_ray.errors import ClusterError
+from s2s_ray.runtime.cluster import ray_cluster
+os.environ["RAY_ADDRESS"] = "no address"
+try:
+    with ray_cluster():
+        raise AssertionError
+except ClusterError:
+    pass
+import ray
+ray.init = lambda *_, **__: print("a second cluster")
+try:
+    ray.put(1)
+except ray.exceptions.RaySystemError as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert "Ray has not been started yet" in done.stdout
+    assert "a second cluster" not in done.stdout
 
 
 def task_error(cause: Exception) -> RayTaskError:
