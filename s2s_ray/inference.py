@@ -6,7 +6,7 @@ elsewhere, such as the service, pass views (uint8 B 3 H W) to `embed_street`, `e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s2s_ray.errors import InputError, ViewError
 from s2s_ray.geo.images import Descriptors, Layout, Pixels
-from s2s_ray.geo.numbers import finite, is_number, whole
+from s2s_ray.geo.numbers import elements, finite, whole
 from s2s_ray.geo.prior import Prior
 from s2s_ray.geo.views import BEARING, ViewGeometry, to_pixels
 from s2s_ray.index import Match, ReferenceIndex
@@ -119,8 +119,9 @@ class _Inference:
 
 def _headings(heading: float | Sequence[float], count: int) -> list[float]:
     """Return the heading of each of `count` panoramas. Raises ViewError."""
-    if isinstance(heading, Iterable) and not is_number(heading) and not isinstance(heading, str | bytes):
-        return [finite("heading", one, ViewError, BEARING) for one in heading]
+    several = elements(heading)
+    if several is not None:
+        return [finite("heading", one, ViewError, BEARING) for one in several]
     return [finite("heading", heading, ViewError, BEARING)] * count
 
 

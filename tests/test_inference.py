@@ -108,7 +108,10 @@ def test_headings_are_numbers_of_any_kind(model: S2S, heading: Any) -> None:
     assert np.array_equal(Embedder(model).street([panorama], heading), expected)
 
 
-@pytest.mark.parametrize("heading", [True, "90", None, math.nan, np.float32("inf"), [True], ["90"], b"90"])
+ODD = [np.array("90"), np.array(True), np.array(None), {90: 1}, {90}, bytearray(b"9")]
+
+
+@pytest.mark.parametrize("heading", [True, "90", None, math.nan, np.float32("inf"), [True], ["90"], b"90", *ODD])
 def test_headings_that_are_no_numbers_are_refused(model: S2S, heading: Any) -> None:
     with pytest.raises(ViewError, match=r"^heading=.*: expected a"):
         Embedder(model).street([noise(40, 100)], heading)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from numbers import Integral, Real
 from typing import SupportsFloat, TypeGuard
 
@@ -46,10 +46,20 @@ def whole(name: str, value: object, expected: str = "a whole number") -> int:
 
 def pair(name: str, value: object, error: type[InputError] = InputError) -> tuple[float, float]:
     """Return two finite numbers. Raises `error`."""
-    numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else []
-    if len(numbers) != 2:
+    numbers = elements(value)
+    if numbers is None or len(numbers) != 2:
         raise error(f"{name}={_shown(value)}: expected two numbers")
     return finite(f"{name}[0]", numbers[0], error), finite(f"{name}[1]", numbers[1], error)
+
+
+def elements(value: object) -> list[object] | None:
+    """Return the elements of a list, tuple, array or the like; None for anything else, such as a text or a mapping."""
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping | Set):
+        return None
+    try:
+        return list(value)
+    except TypeError:  # an array without dimensions
+        return None
 
 
 def _shown(value: object) -> str:

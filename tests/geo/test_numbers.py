@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from s2s_ray.errors import InputError, PriorError, ViewError
 from s2s_ray.geo.numbers import finite, pair, real, whole
@@ -73,7 +74,19 @@ def test_two_numbers(value: Any) -> None:
     assert ViewGeometry(32, 72).street(panorama, np.float32(0), value).equal(expected)
 
 
-@pytest.mark.parametrize("value", ["ab", 1.0, (1.0,), (1.0, 2.0, 3.0), (0.0, True), None, ("0", "1")])
+ODD = [
+    np.array(3.0),
+    np.array("ab"),
+    np.array(None),
+    torch.tensor(3.0),
+    {0.25: 0.5, 0.75: 1.0},
+    {0.25, 0.75},
+    bytearray(2),
+]
+"""Things that look as if they had elements in an order, and have none."""
+
+
+@pytest.mark.parametrize("value", ["ab", 1.0, (1.0,), (1.0, 2.0, 3.0), (0.0, True), None, ("0", "1"), *ODD])
 def test_what_is_not_two_numbers_is_refused(value: Any) -> None:
     with pytest.raises(ViewError, match=r"^rows"):
         pair("rows", value, ViewError)
