@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from s2s_ray.errors import ConflictError, NotFoundError, RefusedError, StorageError, UnreachableError
 from s2s_ray.references import resolved
@@ -19,6 +19,7 @@ from s2s_ray.secrets import masked
 from s2s_ray.storage import retries
 from s2s_ray.storage.local import CHUNK, replacing
 from s2s_ray.storage.local_faults import local_faults
+from s2s_ray.storage.range_reader import RangeReader
 from s2s_ray.storage.store import Create, Entry, Info, Mode, Overwrite, Stored
 from s2s_ray.uri import Uri
 
@@ -113,11 +114,11 @@ class ArrowStore:
 
     def download(self, uri: Uri, path: Path, *, checked: bool = False) -> None:
         def copy(system: fs.FileSystem, remote: str) -> None:
-            with system.open_input_file(remote) as source:
-                with local_faults(str(path)), replacing(path) as target:
-                    shutil.copyfileobj(source, target, CHUNK)
-                    read = target.tell()
-                _require_whole(read, source.size())
+            with system.open_input_file(remote) as source, local_faults(str(path)), replacing(path) as target:
+                while chunk := self._read(uri, source):
+                    target.write(chunk)
+                with self._faults(uri):
+                    _require_whole(target.tell(), source.size())
 
         self._patiently(uri, copy)
 
@@ -130,7 +131,25 @@ class ArrowStore:
         self._patiently(uri, lambda system, remote: _put(system, remote, content))
 
     def open(self, uri: Uri) -> BinaryIO:
-        return cast(BinaryIO, self._patiently(uri, lambda system, path: system.open_input_file(path)))
+        file, size = self._patiently(uri, _open)
+
+        def fetch(start: int, stop: int) -> bytes:
+            def read() -> bytes:
+                with self._faults(uri):
+                    file.seek(start)
+                    content: bytes = file.read(stop - start)
+                    _require_whole(len(content), stop - start)
+                    return content
+
+            return retries.patiently(uri, self._scheme, read)
+
+        return io.BufferedReader(RangeReader(fetch, size), CHUNK)
+
+    def _read(self, uri: Uri, source: Any) -> bytes:
+        """Return the next bytes of an open file; its errors are those of the URI, not of where they are copied to."""
+        with self._faults(uri):
+            content: bytes = source.read(CHUNK)
+            return content
 
     def _patiently(self, uri: Uri, operation: Callable[[fs.FileSystem, str], T]) -> T:
         def attempt() -> T:
@@ -170,6 +189,12 @@ def _file_system(uri: Uri) -> tuple[fs.FileSystem, str]:
         return _systems[key], path
     system, path = fs.FileSystem.from_uri(resolved(uri))
     return system, path
+
+
+def _open(system: fs.FileSystem, path: str) -> tuple[Any, int]:
+    """Return an open file and its size."""
+    file = system.open_input_file(path)
+    return file, int(file.size())
 
 
 def _kind_of(error: Exception) -> type[StorageError]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -145,7 +146,7 @@ def sha256(content: Path | bytes | memoryview) -> str:
 def size_and_sha256(uri: str) -> tuple[int, str]:
     """Return the size and the sha256 of a file, read piece by piece."""
     hasher, length = hashlib.sha256(), 0
-    with open_input(uri) as file, local_faults(uri):
+    with open_input(uri) as file, local_faults(uri) if Uri(uri).is_local else nullcontext():
         while chunk := file.read(CHUNK):
             hasher.update(chunk)
             length += len(chunk)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedError, UnreachableError
 from s2s_ray.storage.local import replacing
 from s2s_ray.storage.local_faults import local_faults
+from s2s_ray.storage.range_reader import RangeReader
 from s2s_ray.storage.s3_client import Connection, connection
 from s2s_ray.storage.s3_faults import s3_faults
 from s2s_ray.storage.s3_requests import (
@@ -155,7 +155,7 @@ class S3Store:
         first, total, etag = send(uri, begin)
         if len(first) == total:
             return io.BytesIO(first)
-        return io.BufferedReader(_Reader(fetch, total), CHUNK)
+        return io.BufferedReader(RangeReader(fetch, total), CHUNK)
 
 
 class _Download:
@@ -199,43 +199,3 @@ class _Download:
         except DamagedError:
             self._start_again()
             raise
-
-
-class _Reader(io.RawIOBase):
-    """Reads an object by ranges; all of them are of one version."""
-
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        super().__init__()
-        self._fetch, self._size, self._position = fetch, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative seek position {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self._position + len(buffer), self._size)
-        if stop <= self._position:
-            return 0
-        content = self._fetch(self._position, stop)
-        buffer[: len(content)] = content
-        self._position = stop
-        return len(content)
-
-    def readall(self) -> bytes:
-        if self._position >= self._size:
-            return b""
-        content = self._fetch(self._position, self._size)
-        self._position = self._size
-        return content

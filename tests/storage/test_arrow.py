@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import fs
 
 from s2s_ray import storage
-from s2s_ray.errors import ConflictError, NotFoundError, RefusedError, StorageError, UnreachableError
-from s2s_ray.storage import arrow, conditional, retries
+from s2s_ray.errors import ConflictError, DiskFullError, NotFoundError, RefusedError, StorageError, UnreachableError
+from s2s_ray.storage import arrow, conditional, files, retries
 from s2s_ray.storage.filesystem import open_filesystem
 from tests.support.folder_store import serve_folder
 
@@ -46,6 +50,89 @@ def test_files_are_written_read_listed_and_deleted(bucket: str, tmp_path: Path) 
     assert not storage.exists(f"{bucket}/sub")
     with pytest.raises(NotFoundError, match=r"^gs://bucket/none does not exist"):
         storage.read_bytes(f"{bucket}/none")
+
+
+class BreakingFile:
+    """A file of pyarrow whose reads fail with the errors that are left."""
+
+    def __init__(self, file: Any, errors: list[Exception]) -> None:
+        self._file, self._errors = file, errors
+
+    def __enter__(self) -> BreakingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int | None = None) -> bytes:
+        if self._errors:
+            raise self._errors.pop(0)
+        content: bytes = self._file.read(size)
+        return content
+
+
+class TestReadsThatBreakOff:
+    @pytest.fixture
+    def errors(self, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+        """The errors of the next reads from the bucket."""
+        left: list[Exception] = []
+        system = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+
+        class Breaking:
+            type_name = "local"
+
+            def open_input_file(self, path: str) -> BreakingFile:
+                return BreakingFile(system.open_input_file(path), left)
+
+        storage.write_bytes(f"{bucket}/x", b"content")
+        monkeypatch.setattr(arrow, "_file_system", lambda uri: (Breaking(), uri.partition("://")[2]))
+        return left
+
+    ATTEMPTS = pytest.mark.parametrize("call", ["download", "size_and_sha256", "read_bytes"])
+
+    def attempt(self, call: str, path: Path) -> None:
+        if call == "download":
+            storage.download("gs://bucket/x", path)
+            assert path.read_bytes() == b"content"
+        elif call == "size_and_sha256":
+            assert files.size_and_sha256("gs://bucket/x") == (7, hashlib.sha256(b"content").hexdigest())
+        else:
+            assert storage.read_bytes("gs://bucket/x") == b"content"
+
+    @ATTEMPTS
+    def test_they_are_retried(self, errors: list[Exception], tmp_path: Path, call: str) -> None:
+        errors += [OSError("google::cloud::Status(UNAVAILABLE: try again"), ConnectionResetError("reset")]
+        self.attempt(call, tmp_path / "copy")
+        assert errors == []
+
+    @ATTEMPTS
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (PermissionError(errno.EACCES, "PERMISSION_DENIED"), RefusedError),
+            (FileNotFoundError(errno.ENOENT, "gone"), NotFoundError),
+            (OSError(errno.EIO, "remote disk"), StorageError),
+        ],
+    )
+    def test_the_remote_file_is_blamed(
+        self, errors: list[Exception], tmp_path: Path, call: str, error: Exception, kind: type[StorageError]
+    ) -> None:
+        errors.append(error)
+        with pytest.raises(StorageError, match=r"^gs://bucket/x\b") as raised:
+            self.attempt(call, tmp_path / "copy")
+        assert type(raised.value) is kind
+
+    @pytest.mark.usefixtures("errors")
+    def test_the_local_disk_is_blamed_for_its_own_faults(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError, match=rf"^{tmp_path}/copy: "):
+            storage.download("gs://bucket/x", tmp_path / "copy")
 
 
 def test_conditional_writes_compare_before_they_write_and_say_so(bucket: str, caplog: pytest.LogCaptureFixture) -> None:
