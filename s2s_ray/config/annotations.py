@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -64,6 +65,15 @@ def holds_misplaced_bool(annotation: Any, value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(holds_misplaced_bool(element(annotation, k), item) for k, item in enumerate(value))
     return False
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether every number in a value of plain types is finite."""
+    if isinstance(value, Mapping):
+        return all(is_finite(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def texts(value: Any) -> Iterator[str]:

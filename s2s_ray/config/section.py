@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from s2s_ray.config.annotations import holds_misplaced_bool, texts
+from s2s_ray.config.annotations import holds_misplaced_bool, is_finite, texts
 from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.references import ADVICE
 from s2s_ray.secrets import REFERENCE, holds_secret
@@ -59,6 +59,8 @@ class Section(BaseModel):
         for text in texts(value):
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError("expected Unicode text")
+        if not (info.context or {}).get("stored") and not is_finite(value):
+            raise ValueError("expected finite numbers; quote text that looks like a number")
         if info.field_name not in cls.PUBLIC and not (info.context or {}).get("stored"):
             for text in texts(value):
                 if holds_secret(text):

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from s2s_ray.config import notation
 from s2s_ray.config.ablate import AblateConfig
-from s2s_ray.config.annotations import alternatives
+from s2s_ray.config.annotations import alternatives, is_text
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.explain import explain, without_kind
@@ -67,6 +67,20 @@ class Config(Section):
                     raise ValueError(
                         f"{key} measures synthesised views, and model.ablation={self.model.ablation!r} makes none"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _text_for_keys_that_take_text(self, info: ValidationInfo) -> Self:
+        if (info.context or {}).get("stored"):
+            return self
+        tried = [(f"tune.space.{key}.choices", key, entry.choices or ()) for key, entry in self.tune.space.items()]
+        for name, arm in self.ablate.differences.items():
+            tried += [(f"ablate.differences.{name}.{key}", key, (value,)) for key, value in arm.items()]
+        for place, key, values in tried:
+            annotation = _annotation({"source": {"kind": self.source.kind}}, key)
+            for value in values:
+                if is_text(annotation) and not isinstance(value, str | None):
+                    raise ValueError(f"{place}: {value!r} is no text, and {key} takes text: put it in quotes")
         return self
 
     @field_validator("source", mode="before")
@@ -171,12 +185,20 @@ def _located(tree: Mapping[str, Any], key: str, value: Any) -> Any:
     """Return a value, or several, of a dotted key with absolute paths."""
     if isinstance(value, tuple):
         return tuple(_located(tree, key, item) for item in value)
+    kinds = alternatives(_annotation(tree, key)) if isinstance(value, str) else []
+    place = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Uri)), None)
     try:
-        kinds = alternatives(find(Config, tree, key).annotation) if isinstance(value, str) else []
-        place = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Uri)), None)
         return value if place is None else str(place(value).absolute)
-    except InputError:  # an unknown key, or no path: it is refused where the value is used
+    except InputError:  # no path: it is refused where the value is used
         return value
+
+
+def _annotation(tree: Mapping[str, Any], key: str) -> Any:
+    """Return the type of a dotted key; Any if it is unknown, which is refused where its value is used."""
+    try:
+        return find(Config, tree, key).annotation
+    except ConfigError:
+        return Any
 
 
 def _each_located(tree: Mapping[str, Any], values: Mapping[str, Any]) -> FrozenDict[str, Any]:

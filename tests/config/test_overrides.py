@@ -283,3 +283,41 @@ def test_a_key_that_a_file_has_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("train: {batch: 8}\nmodel: {masks: 3}\ntrain: {epochs: 2}\n")
     with pytest.raises(ConfigError, match="key 'train' appears twice"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "tune.space={mining.min_gain: {choices: [0.01, .inf]}}",
+            "tune.space.mining.min_gain.choices=.*: expected finite",
+        ),
+        ("tune.space.loss.alpha.when={mining.min_gain: [.nan]}", "tune.space.loss.alpha.when=.*: expected finite"),
+        ("tune.sampler_options={a: [{b: .inf}]}", "tune.sampler_options=.*: expected finite numbers"),
+        ("ablate.differences={a: {loss.alpha: -.inf}}", "ablate.differences=.*: expected finite numbers"),
+        ("tune.space={train.name: {choices: [007, 12e4567]}}", "tune.space.train.name.choices=.*: .*; quote text"),
+        ("tune.space={train.name: {choices: ['a', 007]}}", "tune.space.train.name.choices: 7 is no text.*in quotes"),
+        ("ablate.differences={a: {train.name: 1e3}}", "ablate.differences.a.train.name: 1000.0 is no text.*in quotes"),
+        ("ablate.differences={a: {model.ablation: false}}", "ablate.differences.a.model.ablation: False is no text"),
+    ],
+)
+def test_values_to_try_are_finite_and_text_where_text_is_taken(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", [override])
+
+
+def test_values_to_try_are_read_back_as_they_were() -> None:
+    config = load_config(
+        "tiny",
+        [
+            "tune.space={train.name: {choices: ['007', '12e4567', a]}, loss.alpha: {choices: [1, 2.5]}}",
+            "ablate.differences={a: {model.street_weights: random, data.cache_dir: ~, mining.discard.0: 7}}",
+        ],
+    )
+    assert config.tune.space["train.name"].choices == ("007", "12e4567", "a")
+    assert load_stored(config.to_yaml().encode(), "config.yaml") == config
+
+
+def test_numbers_of_an_old_configuration_may_be_infinite() -> None:
+    tree = {"tune": {"sampler_options": {"a": float("inf")}}, "ablate": {"differences": {"a": {"train.name": 7}}}}
+    assert Config.from_stored(tree, "config.yaml").tune.sampler_options["a"] == float("inf")
