@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterator
 
 from s2s_ray import storage
-from s2s_ray.data.description import DatasetInfo, FileInfo
+from s2s_ray.data.description import DatasetInfo, FileInfo, Quarantined
 from s2s_ray.data.shard import Plan, encode_records, encode_shard, write_file
 from s2s_ray.errors import DatasetError, NotFoundError
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 3  # pairs in a message
 
 
 def restore(plan: Plan, info: DatasetInfo) -> list[str]:
@@ -19,7 +21,8 @@ def restore(plan: Plan, info: DatasetInfo) -> list[str]:
     The source is read for them alone.
 
     Raises:
-        DatasetError: the source has changed, so that it gives other bytes. Nothing is written then.
+        DatasetError: the source or this version gives other bytes for a file than before. That file is not written; the
+            lost files before it are.
         StorageError: the source or the data set cannot be reached.
     """
     lost = [
@@ -27,11 +30,19 @@ def restore(plan: Plan, info: DatasetInfo) -> list[str]:
     ]
     for file in lost:
         log.warning("%s/%s is missing or cut short: writing it again", plan.uri, file.name)
-    for file, (found, data) in zip(lost, _encoded(plan, info, lost), strict=True):
+    known = {entry.id for entry in info.quarantine}
+    for file, (found, data, quarantine) in zip(lost, _encoded(plan, info, lost), strict=True):
         if found != file:
+            unreadable = [f"{entry.id}: {entry.reason}" for entry in quarantine if entry.id not in known]
+            reason = (
+                f"{len(unreadable)} of its pairs cannot be read any more ({'; '.join(unreadable[:_SHOWN])})"
+                if unreadable
+                else f"its images are not those from which {info.created_by} prepared it, or this version encodes "
+                "them differently"
+            )
             raise DatasetError(
-                f"{plan.uri}/{file.name} cannot be written again, because its images have changed since it was "
-                "prepared: restore the file, or delete the data set and prepare it again"
+                f"{plan.uri}/{file.name} cannot be written again, because {reason}: restore the images or "
+                "this file, or delete the data set and prepare it again"
             )
         write_file(storage.join(plan.uri, file.name), data)
     return [file.name for file in lost]
@@ -44,8 +55,10 @@ def _is_there(plan: Plan, file: FileInfo) -> bool:
         return False
 
 
-def _encoded(plan: Plan, info: DatasetInfo, lost: list[FileInfo]) -> Iterator[tuple[FileInfo | None, bytes]]:
-    """Yield what the plan gives for each file: its entry in `dataset.json`, and its content."""
+def _encoded(
+    plan: Plan, info: DatasetInfo, lost: list[FileInfo]
+) -> Iterator[tuple[FileInfo | None, bytes, tuple[Quarantined, ...]]]:
+    """Yield what the plan gives for each file: its entry in `dataset.json`, its content, and its unreadable pairs."""
     quarantined = {entry.id for entry in info.quarantine}
     numbers = {f"{shard.name}.arrow": k for k, shard in enumerate(plan.shards)}
     splits = {part.records.name: split for split, part in info.splits.items()}
@@ -53,9 +66,9 @@ def _encoded(plan: Plan, info: DatasetInfo, lost: list[FileInfo]) -> Iterator[tu
         if file.name in splits:
             members = [shard for shard in plan.shards if shard.split == splits[file.name]]
             records = [record for shard in members for record in shard.records if record.id not in quarantined]
-            yield encode_records(splits[file.name], records)
+            yield *encode_records(splits[file.name], records), ()
         elif file.name in numbers:
             data, report = encode_shard(plan, numbers[file.name])
-            yield report.file, data
+            yield report.file, data, report.quarantine
         else:
-            yield None, b""
+            yield None, b"", ()

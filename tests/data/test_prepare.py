@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,17 +245,28 @@ def test_files_that_a_complete_data_set_has_lost_are_written_again(
     assert caplog.text.count("is missing or cut short: writing it again") == 3
 
 
-def test_a_lost_shard_whose_images_have_changed_is_not_written(pairs: PairFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_lost_shard_whose_images_have_changed_is_not_written(pairs: PairFolder, tmp_path: Path, gone: bool) -> None:
+    """The files that were lost beside it are written again, as far as they come before it."""
     fill(pairs)
+    (pairs.path / "test1-satellite.png").unlink()
     config = pairs.config(tmp_path / "out", shard_mb=0.02)
     prepare(config)
     (tmp_path / "out" / "test-00000.arrow").unlink()
-    before = content(tmp_path / "out")
-    for image in pairs.path.glob("test0-*.png"):
-        image.unlink()
-    with pytest.raises(DatasetError, match=r"test-00000.arrow cannot be written again, because its images have chan"):
+    without = content(tmp_path / "out")
+    (tmp_path / "out" / "train-00000.arrow").unlink()
+    for column in ("satellite", "street"):
+        image = pairs.path / f"test0-{column}.png"
+        image.unlink() if gone else shutil.copy(pairs.path / f"train0-{column}.png", image)
+    reason = (
+        r"1 of its pairs cannot be read any more \(test0: satellite .*\): restore the images"
+        if gone
+        else r"its images are not those from which s2s-ray .* prepared it, or this version encodes them differently"
+    )
+    with pytest.raises(DatasetError, match=rf"test-00000.arrow cannot be written again, because {reason}") as caught:
         prepare(config)
-    assert content(tmp_path / "out") == before
+    assert "test1" not in str(caught.value)
+    assert content(tmp_path / "out") == without
 
 
 @pytest.mark.parametrize("name", ["train-00000.arrow", "train-00000.json", "train-records.arrow", "dataset.json"])
