@@ -56,12 +56,13 @@ _systems: dict[tuple[int, str], fs.FileSystem] = {}
 class ArrowStore:
     """The files of one scheme; the version of one is the digest of its content.
 
-    There are no conditional writes: the version is compared before the write, which leaves a moment between the two,
-    and a warning says so.
+    There are no conditional writes: the version is compared before the write, which leaves a moment between the two.
+    A warning says so once.
     """
 
     def __init__(self, scheme: str) -> None:
         self._scheme = scheme
+        self._has_warned = False
 
     def get(self, uri: Uri) -> Stored:
         def read(system: fs.FileSystem, path: str) -> bytes:
@@ -75,7 +76,7 @@ class ArrowStore:
 
     def put(self, uri: Uri, content: bytes, mode: Mode) -> str:
         if not isinstance(mode, Overwrite):
-            log.warning("%s: this storage has no conditional write; of two simultaneous changes one may be lost", uri)
+            self._warn(uri)
             try:
                 found = self.get(uri).version
             except NotFoundError:
@@ -144,6 +145,16 @@ class ArrowStore:
             return retries.patiently(uri, self._scheme, read)
 
         return io.BufferedReader(RangeReader(fetch, size), CHUNK)
+
+    def _warn(self, uri: Uri) -> None:
+        """Log once in this process that changes may be lost."""
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: %s:// has no conditional writes here, so of two simultaneous changes one may be lost",
+                uri,
+                self._scheme,
+            )
 
     def _read(self, uri: Uri, source: Any) -> bytes:
         """Return the next bytes of an open file; its errors are those of the URI, not of where they are copied to."""
