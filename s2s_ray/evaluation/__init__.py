@@ -1,1 +1,1 @@
-"""How good a model is: recall, image quality, and pictures to look at."""
+"""Measurements of how good a model is: recall, image quality, and pictures to look at."""

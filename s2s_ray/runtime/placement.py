@@ -1,4 +1,4 @@
-"""Whether a cluster can hold what a training, a sweep, a preparation or the building of an index asks it for.
+"""The check that a cluster can hold what a training, a sweep, a preparation or the building of an index needs.
 
 Ray waits without an end for resources that no node has. So the demand is compared with all nodes of the cluster, and
 with those that its autoscaler may add, before anything starts. Other work on the cluster does not count: it ends.

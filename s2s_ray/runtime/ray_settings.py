@@ -1,4 +1,4 @@
-"""What the library sets for Ray's libraries: environment variables and log levels.
+"""The library's settings of Ray: environment variables and log levels.
 
 Ray reads these variables from the environment of the process that starts the work, and passes them on to its own
 actors; there is no parameter for them. Each applies only where the user has not set it.

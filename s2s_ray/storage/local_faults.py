@@ -1,4 +1,4 @@
-"""What the errors of the operating system mean for a local file."""
+"""The errors of the operating system for a local file, translated into those of this library."""
 
 from __future__ import annotations
 

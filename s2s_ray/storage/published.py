@@ -10,6 +10,8 @@ from s2s_ray.storage import files
 from s2s_ray.storage.filesystem import is_local, local_path
 from s2s_ray.storage.manifest import MANIFEST, Manifest, PublishedFile, with_manifest
 
+_REPAIR = "restore the file from a copy, or make the whole folder again"
+
 
 def check(uri: str) -> None:
     """Read every file of a published folder where it is.
@@ -69,9 +71,9 @@ def local_copy(uri: str, manifest: Manifest, into: Path) -> Path:
     for relative, info in manifest.paths.items():
         path = local_path(uri) / relative
         if not path.is_file():
-            raise NotFoundError(f"{path} does not exist, though {uri}/{MANIFEST} lists it: publish {uri} again")
+            raise NotFoundError(f"{path} does not exist, though {uri}/{MANIFEST} lists it: {_REPAIR}")
         if not _is_whole(path, info):
-            raise DamagedError(f"{path} fails its checksum: it is damaged, publish {uri} again")
+            raise DamagedError(f"{path} fails its checksum, so it is damaged: {_REPAIR}")
     return local_path(uri) / manifest.folder
 
 
@@ -103,6 +105,4 @@ def _is_whole(path: Path, info: PublishedFile) -> bool:
 
 
 def _damaged(uri: str, found: str, info: PublishedFile) -> DamagedError:
-    return DamagedError(
-        f"{uri} fails its checksum (sha256 {found}, expected {info.sha256}): it is damaged, publish it again"
-    )
+    return DamagedError(f"{uri} fails its checksum (sha256 {found}, expected {info.sha256}): it is damaged; {_REPAIR}")

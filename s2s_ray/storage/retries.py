@@ -1,4 +1,4 @@
-"""How long a store that does not respond is waited for: one set of time-outs and retries for every remote storage."""
+"""Retries of operations on a store that does not respond: one set of time-outs and retries for every remote storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the errors of S3 and of the network mean, by status, error code and exception."""
+"""The errors of S3 and of the network, translated by status, error code and exception."""
 
 from __future__ import annotations
 
@@ -65,34 +65,34 @@ def no_bucket(uri: str, to: Connection) -> NotFoundError:
 
 def _of_response(uri: str, to: Connection, error: ClientError) -> StorageError:
     status, code = status_of(error), code_of(error)
-    told = _one_line(error)
+    reason = _one_line(error)
     if code == "NoSuchBucket":
         return no_bucket(uri, to)
     if code in _CHANGED or status == 412:
         return ConflictError(f"{uri} was changed by another process since it was read")
     if code in _FULL or status == 507:
-        return DiskFullError(f"{uri}: {to.server} has no room, or the quota is used up ({told})")
+        return DiskFullError(f"{uri}: {to.server} has no room, or the quota is used up ({reason})")
     if code in _EXPIRED:
-        return RefusedError(f"{uri}: the credentials for {to.server} have expired; renew them ({told})")
+        return RefusedError(f"{uri}: the credentials for {to.server} have expired; renew them ({reason})")
     if code in _SKEWED:
-        return RefusedError(f"{uri}: the clock of this machine and that of {to.server} differ; correct it ({told})")
+        return RefusedError(f"{uri}: the clock of this machine and that of {to.server} differ; correct it ({reason})")
     if code in _ELSEWHERE or status in (301, 307):
         region = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
         name = region or error.response.get("Error", {}).get("Region") or "another region"
-        return StorageError(f"{uri}: the bucket is in {name}; set AWS_REGION or region in ~/.aws/config ({told})")
+        return StorageError(f"{uri}: the bucket is in {name}; set AWS_REGION or region in ~/.aws/config ({reason})")
     if code in _AGAIN or status in (408, 429) or (status >= 500 and status != 501):
-        return UnreachableError(f"{uri}: {to.server} does not serve this request now ({status}, {told})")
+        return UnreachableError(f"{uri}: {to.server} does not serve this request now ({status}, {reason})")
     if status == 400 and code in ("", "400"):  # cut off on its way; real refusals have a name
-        return UnreachableError(f"{uri}: {to.server} did not understand the request ({told})")
+        return UnreachableError(f"{uri}: {to.server} did not understand the request ({reason})")
     if code == "NoSuchUpload":
         return StorageError(f"{uri}: the upload was aborted by another process or by a rule of the bucket")
     if status == 404:
         return NotFoundError(f"{uri} does not exist")
     if status in (401, 403):
         return RefusedError(
-            f"{uri}: {to.server} refuses these credentials; check them and the bucket's policy ({told})"
+            f"{uri}: {to.server} refuses these credentials; check them and the bucket's policy ({reason})"
         )
-    return StorageError(f"{uri}: {told}")
+    return StorageError(f"{uri}: {reason}")
 
 
 def _of_client(uri: str, to: Connection, error: BotoCoreError) -> StorageError:
@@ -107,11 +107,11 @@ def _of_client(uri: str, to: Connection, error: BotoCoreError) -> StorageError:
         exceptions.SSOError,
         exceptions.LoginError,
     )
-    told = _one_line(error)
+    reason = _one_line(error)
     if isinstance(error, exceptions.NoCredentialsError):
         return RefusedError(f"{uri}: no credentials for {to.server}: {_CREDENTIALS}")
     if isinstance(error, refused):
-        return RefusedError(f"{uri}: the credentials for {to.server} cannot be used ({told})")
+        return RefusedError(f"{uri}: the credentials for {to.server} cannot be used ({reason})")
     cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return StorageError(
@@ -120,16 +120,16 @@ def _of_client(uri: str, to: Connection, error: BotoCoreError) -> StorageError:
         )
     if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
         if isinstance(cause, socket.gaierror):
-            told = f"the host name cannot be resolved: {cause.strerror}"
+            reason = f"the host name cannot be resolved: {cause.strerror}"
         return UnreachableError(
             f"{uri}: {to.server} cannot be reached; check AWS_ENDPOINT_URL, endpoint_url in ~/.aws/config and the "
-            f"network ({told})"
+            f"network ({reason})"
         )
     if isinstance(error, (exceptions.IncompleteReadError, exceptions.ChecksumError, exceptions.FlexibleChecksumError)):
-        return UnreachableError(f"{uri}: the response of {to.server} was changed on its way ({told})")
+        return UnreachableError(f"{uri}: the response of {to.server} was changed on its way ({reason})")
     if type(error).__name__ == "ResponseParserError":  # of botocore.parsers
-        return UnreachableError(f"{uri}: the response of {to.server} was cut short or is not of S3 ({told})")
-    return StorageError(f"{uri}: {told}")
+        return UnreachableError(f"{uri}: the response of {to.server} was cut short or is not of S3 ({reason})")
+    return StorageError(f"{uri}: {reason}")
 
 
 def _cause(error: BaseException) -> BaseException:

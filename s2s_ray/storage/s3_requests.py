@@ -29,7 +29,7 @@ def bucket_and_key(uri: Uri) -> tuple[str, str]:
     """Return the bucket of a URI and the key in it, which is empty for the bucket itself. Raises StorageError."""
     bucket, _, key = uri[len("s3://") :].strip("/").partition("/")
     if not _BUCKET.fullmatch(bucket):
-        reason = f"; {bucket!r} is no name of a bucket" if bucket else ""
+        reason = f"; {bucket!r} is not a valid bucket name" if bucket else ""
         raise StorageError(f"{uri}: expected s3://BUCKET/KEY{reason}")
     return bucket, key
 

@@ -1,4 +1,4 @@
-"""What a response of S3 says about an object, and whether its content agrees."""
+"""The facts about an object in a response of S3, compared with the content that came with them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def range_of(uri: str, response: Any) -> Range:
         UnreachableError: it does not say so, or twice and differently, because its headers were changed on their way.
     """
     metadata = response["ResponseMetadata"]
-    length, told = response.get("ContentLength"), metadata["HTTPHeaders"].get("content-range")
+    length, content_range = response.get("ContentLength"), metadata["HTTPHeaders"].get("content-range")
     if length is None:
         raise _cut(uri, "it does not say how long it is")
-    if told is None:
+    if content_range is None:
         if metadata["HTTPStatusCode"] == 206:
             raise _cut(uri, "it does not say which part it is")
         return Range(0, length, length)  # a server that does not know ranges
-    found = _RANGE.fullmatch(told)
+    found = _RANGE.fullmatch(content_range)
     if found is None or int(found[2]) - int(found[1]) + 1 != length or int(found[2]) >= int(found[3]):
-        raise _cut(uri, f"{length} bytes do not agree with {told!r}")
+        raise _cut(uri, f"{length} bytes do not agree with {content_range!r}")
     return Range(int(found[1]), length, int(found[3]))
 
 

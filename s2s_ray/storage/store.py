@@ -1,4 +1,4 @@
-"""What every kind of storage can do. Each method is one operation: it takes place as a whole or not at all."""
+"""The operations of every kind of storage. Each method is one operation, which takes place as a whole or not at all."""
 
 from __future__ import annotations
 

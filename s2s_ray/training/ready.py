@@ -1,4 +1,4 @@
-"""Whether a run can start: its data set has the resolution of its model, and its checkpoints fit its settings."""
+"""The check that a run can start: its data set has its model's resolution, and its checkpoints fit its settings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What sweeps and ablation studies share: trials, their placement, and the claim on a study."""
+"""The common parts of sweeps and ablation studies: trials, their placement, and the claim on a study."""

@@ -338,7 +338,7 @@ def test_a_certificate_that_cannot_be_verified_is_not_retried(
     [
         ("s3://", r"expected s3://BUCKET/KEY"),
         ("s3://bucket", r"expected a file, s3://BUCKET/KEY"),
-        ("s3://no_such bucket!/x", r"expected s3://BUCKET/KEY; 'no_such bucket!' is no name of a bucket"),
+        ("s3://no_such bucket!/x", r"expected s3://BUCKET/KEY; 'no_such bucket!' is not a valid bucket name"),
     ],
 )
 def test_a_uri_that_names_no_object_is_refused(server: Server, uri: str, message: str) -> None:
