@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -98,8 +97,10 @@ def parse_manifest(content: bytes, uri: str) -> Manifest:
     """Validate the content of a manifest. Raises the errors of `read_manifest`."""
     manifest = Manifest.from_bytes(content, uri)
     for path in manifest.paths:
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise StorageError(f"{uri} names {path!r}, which is outside of the directory")
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            raise StorageError(f"{uri} names {path!r}, which is not a file inside of the directory")
+    if MANIFEST in manifest.files:
+        raise StorageError(f"{uri} names a manifest among its files")
     return manifest
 
 

@@ -18,6 +18,8 @@ from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, RefusedEr
 from s2s_ray.storage import conditional, files
 from s2s_ray.storage.manifest import MANIFEST, Manifest, PublishedFile, parse_manifest
 from s2s_ray.storage.published import check_file
+from s2s_ray.storage.store import store_of
+from s2s_ray.uri import Uri
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
     except StorageError:
         _remove(files.join(uri, folder))
         raise
-    # Who has begun such a folder by now has seen the former manifest, and will fail to replace it.
+    # A process that has begun such a folder by now has seen the former manifest, and will fail to replace it.
     stale = _replacements(uri) - {folder}
     claim = _read_claim(uri)
 
@@ -145,8 +147,10 @@ def _replace(directory: Path, uri: str, mine: Manifest, before: bytes | None) ->
         _remove(files.join(uri, folder))
         return
     listed = [*_paths_in(before), *_paths_in(claim)]
-    for path in sorted({*stale, *(path for path in listed if not _REPLACEMENT.match(path))}):
-        _remove(files.join(uri, path))
+    for name in sorted(stale):
+        _remove(files.join(uri, name))
+    for path in sorted({path for path in listed if not _REPLACEMENT.match(path)}):
+        _remove_file(files.join(uri, path))
     if claim is not None:
         _remove(files.join(uri, CLAIM))
 
@@ -194,6 +198,19 @@ def _paths_in(content: bytes | None) -> Mapping[str, PublishedFile]:
         return {} if content is None else parse_manifest(content, MANIFEST).paths
     except StorageError:
         return {}
+
+
+def _remove_file(uri: str) -> None:
+    """Delete a file like `_remove`; a folder of its name is not what was published, so it stays."""
+    try:
+        info = store_of(uri).head(Uri(uri))
+    except StorageError as error:
+        log.warning("could not look at what is not needed any more: %s", error)
+        return
+    if info is not None and info.kind == "file":
+        _remove(uri)
+    elif info is not None:
+        log.warning("%s is a directory, though the former manifest names it as a file: it is not deleted", uri)
 
 
 def _remove(uri: str) -> None:

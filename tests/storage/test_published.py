@@ -372,11 +372,45 @@ def test_fetch_names_a_damaged_or_missing_file(release: Path, tmp_path: Path) ->
         storage.fetch(uri, into)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
-def test_fetch_refuses_names_outside_of_the_directory(tmp_path: Path, name: str) -> None:
-    storage.write_json(str(tmp_path / "manifest.json"), {"files": {name: {"bytes": 0, "sha256": ""}}})
-    with pytest.raises(StorageError, match="outside of the directory"):
+NO_FILE_IN_IT = ["../x", "/etc/x", "a/../../x", "", ".", "/", "./x", "a//b", "a/", "a/./b", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", NO_FILE_IN_IT)
+def test_names_that_are_no_file_in_the_directory_are_refused(release: Path, tmp_path: Path, name: str) -> None:
+    store = tmp_path / "store"
+    storage.publish(release, str(store))
+    (store / "keep.txt").write_bytes(b"of the user")
+    tree = {"files": {name: {"bytes": 0, "sha256": ""}}}
+    storage.write_json(str(store / "manifest.json"), tree)
+    message = "not a file inside of the directory|a manifest among its files"
+    with pytest.raises(StorageError, match=message):
+        storage.fetch(str(store), tmp_path / "into")
+    with pytest.raises(StorageError, match=message):
+        storage.publish(release, str(store), replace=True)
+    assert storage.read_json(str(store / "manifest.json")) == tree
+    assert (store / "keep.txt").exists()
+
+
+def test_a_manifest_in_the_folder_of_a_replacement_is_refused(tmp_path: Path) -> None:
+    folder = f"files-{'0' * 32}"
+    tree = {"format": 2, "folder": folder, "files": {f"{folder}/manifest.json": {"bytes": 0, "sha256": ""}}}
+    storage.write_json(str(tmp_path / "manifest.json"), tree)
+    with pytest.raises(StorageError, match="names a manifest among its files"):
         storage.fetch(str(tmp_path), tmp_path / "into")
+
+
+def test_a_folder_with_the_name_of_a_former_file_is_not_deleted(
+    release: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    storage.publish(release, str(store))
+    (store / "a.bin").unlink()
+    (store / "a.bin").mkdir()
+    (store / "a.bin" / "keep.txt").write_bytes(b"of the user")
+    storage.publish(folder_with(tmp_path / "new", b=b"new"), str(store), replace=True)
+    assert (store / "a.bin" / "keep.txt").exists()
+    assert not (store / "sub" / "b.bin").exists()
+    assert "a.bin is a directory, though the former manifest names it as a file" in caplog.text
 
 
 def test_nothing_to_publish(tmp_path: Path) -> None:
