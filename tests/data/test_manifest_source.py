@@ -82,6 +82,23 @@ def test_a_number_that_is_not_available_is_unknown(tmp_path: Path, unknown: str)
     assert records(tmp_path, text) == [Record("NA", "train")]
 
 
+def test_arrow_reads_a_parquet_file_without_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Arrow that still holds a Python file at the end of the process aborts it, now and then."""
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({name: ["train"] for name in HEADER.split(",")}), path)
+    read, given = pq.read_table, []
+
+    def spied(source: object) -> pa.Table:
+        given.append(source)
+        return read(source)
+
+    monkeypatch.setattr(pq, "read_table", spied)
+    assert len(ManifestSource(ManifestSourceConfig(uri=str(path))).records()) == 1
+    [source] = given
+    assert isinstance(source, pa.NativeFile)
+    assert not isinstance(source, pa.PythonFile)
+
+
 def test_nan_in_parquet_is_unknown(tmp_path: Path) -> None:
     nan = float("nan")
     rows = {"id": ["a", "b"], "satellite": ["s", "s"], "street": ["p", "p"], "split": ["test", "test"]}

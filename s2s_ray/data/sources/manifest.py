@@ -193,7 +193,8 @@ def _csv(uri: str, data: bytes, required: tuple[str, ...]) -> tuple[list[str], l
 
 def _parquet(uri: str, data: bytes) -> tuple[list[str], list[dict[str, str]]]:
     try:
-        table = pq.read_table(io.BytesIO(data))
+        # No Python file: a thread of Arrow that still holds one while the process ends aborts it (exit code 134).
+        table = pq.read_table(pa.BufferReader(data))
         rows = [
             {column: "" if value is None or _is_nan(value) else str(value).strip() for column, value in row.items()}
             for row in table.to_pylist()
