@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
 
+from s2s_ray.geo.images import encode
 from s2s_ray.service.http import responses
 from s2s_ray.service.http.negotiation import negotiate
 from tests.support.fake_service import Fakes, flat
@@ -96,6 +98,57 @@ def test_unknown_and_repeated_parameters_are_named(fakes: Fakes, query: str, wor
     assert words in sentence(response)
     assert len(response.content) < 300
     assert not fakes.street.calls
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(("POST", f"{LOCALIZE}?{name}={LONG}") for name in ("rows", "near", "bbox", "true", "heading", "k")),
+        ("POST", f"{LOCALIZE}?rows=0.8{'0' * 5000},0.2"),
+        ("POST", f"{LOCALIZE}?near=91{'0' * 200},0,1"),
+        ("POST", f"{LOCALIZE}?k={'9' * 4000}"),
+        ("POST", f"/v1/embed/satellite?layout={LONG}"),
+        ("GET", f"/v1/thumbnail?id={LONG}"),
+        ("GET", f"/v1/examples/{'9' * 4000}/tile"),
+        ("GET", f"/v1/examples/0/{LONG}"),
+        ("GET", f"/v1/{LONG}"),
+        ("POST", f"/v1/releases/{LONG}/promote"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_long_texts_of_a_caller_are_not_repeated(fakes: Fakes, tmp_path: Path, method: str, path: str) -> None:
+    token = {"name": "ops", "sha256": hashlib.sha256(b"t").hexdigest(), "admin": True}
+    registry = {"registry": str(tmp_path), "name": "n", "checkpoint": None, "index": None}
+    fakes.settings = {"tokens": [token]} | (registry if "releases" in path else {})
+    response = request(
+        fakes,
+        method,
+        path,
+        content=b"x" * (method == "POST" and "releases" not in path),
+        headers={"authorization": "Bearer t"},
+    )
+    assert response.status_code in (400, 404)
+    assert len(sentence(response)) < 400
+
+
+@pytest.mark.parametrize(
+    ("header", "status", "value"),
+    [("content-type", 415, LONG), ("s2s-timeout", 400, LONG), ("accept", 406, f"image/{LONG}")],
+    ids=["content-type", "s2s-timeout", "accept"],
+)
+def test_long_headers_are_not_repeated(fakes: Fakes, header: str, status: int, value: str) -> None:
+    response = post(fakes, "/v1/synthesize", flat(50, 50), headers={header: value})
+    assert (response.status_code, len(sentence(response)) < 400) == (status, True)
+
+
+def test_the_long_name_of_an_image_is_not_repeated_in_an_error(fakes: Fakes) -> None:
+    files = [("image", ("a.png", encode(flat(40, 100), "png"))), ("image", (f"{LONG}.png", b"no image"))]
+    response = request(fakes, "POST", LOCALIZE, files=files)
+    assert response.status_code == 400
+    assert len(sentence(response)) < 400
 
 
 def test_the_value_of_an_unknown_parameter_is_not_repeated(fakes: Fakes) -> None:

@@ -22,6 +22,7 @@ from s2s_ray.service.http import description, inference, page, probes, releases
 from s2s_ray.service.http.exchange import Service
 from s2s_ray.service.http.middleware import ExchangeMiddleware
 from s2s_ray.service.http.openapi import remove_validation_errors
+from s2s_ray.service.http.parameters import shown
 from s2s_ray.version import code_version
 
 
@@ -73,7 +74,7 @@ async def _request_error(_request: Request, error: Exception) -> Response:
 
 async def _invalid_parameters(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = (f"{fault['loc'][-1]}={fault.get('input')!r}: {fault['msg']}" for fault in error.errors())
+    faults = (f"{fault['loc'][-1]}={shown(str(fault.get('input')))}: {fault['msg']}" for fault in error.errors())
     return _error(400, f"{'; '.join(faults)}.")
 
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Response
 
 from s2s_ray.errors import RequestError
 from s2s_ray.service.http import openapi
+from s2s_ray.service.http.parameters import shown
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
 from s2s_ray.service.schemas import Examples, ModelInfo
@@ -56,7 +57,7 @@ async def example(
     """Return the panorama or the tile of an example, the panorama as the model receives it (`rows=0,1`)."""
     found = await api.call("search", "search", method="examples")
     if place >= len(found):
-        raise RequestError(404, f"There is no example {place}; there are {len(found)}.")
+        raise RequestError(404, f"There is no example {shown(str(place))}; there are {len(found)}.")
     return Response(found[place][view], media_type="image/jpeg")
 
 
@@ -66,6 +67,6 @@ async def thumbnail(api: Api, id: Annotated[str, Query(description="Id of a tile
     image = await api.call("search", "search", id, method="thumbnail")
     if image is None:
         raise RequestError(
-            404, f"There is no image of {id!r}: the tile does not exist, or the index was built without pictures."
+            404, f"There is no image of {shown(id)}: the tile does not exist, or the index was built without pictures."
         )
     return Response(image, media_type="image/jpeg")

@@ -9,7 +9,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from s2s_ray.errors import RequestError
 from s2s_ray.service.http.holding import Buffer, Image
-from s2s_ray.service.http.route import shown
+from s2s_ray.service.http.parameters import shown
 
 FIELD = "image"
 """Name of all parts."""

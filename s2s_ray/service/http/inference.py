@@ -25,6 +25,7 @@ from s2s_ray.service.http.parameters import (
     Rows,
     TileLayout,
     TruePosition,
+    shown,
 )
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
@@ -150,7 +151,7 @@ async def _views(api: Exchange, body: Uploads, prepare: Callable[[Pixels], Tenso
     several = len(body.images) > 1
 
     def decode_and_prepare(number: int, image: Image) -> Pixels:
-        subject = f"Image {number} ({image.name!r})" if several else "The image"
+        subject = f"Image {number} ({shown(image.name or '')})" if several else "The image"
         try:
             started = time.perf_counter()
             pixels = decode(image.content, api.service.max_pixels)

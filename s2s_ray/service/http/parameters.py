@@ -13,6 +13,12 @@ from s2s_ray.geo.prior import Box, Circle, Prior, check_position
 
 MAX_K = 100
 DEFAULT_K = 10
+_LONGEST_SHOWN = 40
+
+
+def shown(text: str) -> str:
+    """Return what a caller has sent, quoted and cut to a length that fits a sentence."""
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}...")
 
 
 def _numbers(text: str, name: str, count: int, example: str) -> tuple[float, ...]:
@@ -21,7 +27,7 @@ def _numbers(text: str, name: str, count: int, example: str) -> tuple[float, ...
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise RequestError(400, f"{name}={text!r}: expected {count} numbers such as {example}.")
+        raise RequestError(400, f"{name}={shown(text)}: expected {count} numbers such as {example}.")
     return numbers
 
 
@@ -40,7 +46,7 @@ async def _rows(
         return None
     first, last = _numbers(rows, "rows", 2, "0.25,0.75")
     if not 0 <= first < last <= 1:
-        raise RequestError(400, f"rows={rows!r}: expected 0 <= first < last <= 1.")
+        raise RequestError(400, f"rows={shown(rows)}: expected 0 <= first < last <= 1.")
     return first, last
 
 

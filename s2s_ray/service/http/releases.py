@@ -13,6 +13,7 @@ from s2s_ray import registry, storage
 from s2s_ray.errors import RequestError, S2SError, StorageError
 from s2s_ray.service.http import openapi
 from s2s_ray.service.http.exchange import PERHAPS_CHANGED, Exchange
+from s2s_ray.service.http.parameters import shown
 from s2s_ray.service.http.responses import as_sentence
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, administrator, authorized
@@ -22,6 +23,7 @@ T = TypeVar("T")
 log = logging.getLogger("s2s_ray.service")
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute)
+_LONGEST_ID = 255  # a release is a folder of this name
 _CHANGES = openapi.errors(
     openapi.UNAUTHORIZED,
     {
@@ -73,6 +75,8 @@ async def releases(api: Api) -> Releases:
 )
 async def promote(api: Api, release: str) -> Promotion:
     """Make a release the current one; the service switches to it once it is loaded everywhere."""
+    if len(release) > _LONGEST_ID:
+        raise RequestError(404, f"The registry has no release {shown(release)}.")
     return await _change(api, lambda root, name: registry.promote(root, name, release))
 
 

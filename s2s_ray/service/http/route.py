@@ -15,9 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from s2s_ray.errors import RequestError
 from s2s_ray.service.http import openapi
-from s2s_ray.service.http.parameters import deadline
+from s2s_ray.service.http.parameters import deadline, shown
 
-_LONGEST_SHOWN = 40
 _LARGEST_STRAY_BODY = 4096  # enough to name the keys of a JSON object that was sent to a route without a body
 
 
@@ -55,11 +54,6 @@ class StrictRoute(APIRoute):
             responses=openapi.errors(openapi.NOT_UNDERSTOOD) | (responses or {}),
             **options,
         )
-
-
-def shown(name: str) -> str:
-    """Return a name that a caller has sent, quoted and cut to a length that fits a sentence."""
-    return repr(name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}...")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from s2s_ray.errors import RequestError
 from s2s_ray.service.http.exchange import Exchange
 from s2s_ray.service.http.form import FIELD, Form
 from s2s_ray.service.http.holding import Buffer, Image
+from s2s_ray.service.http.parameters import shown
 
 _IMAGES = ("image/jpeg", "image/png", "image/webp", "image/tiff")
 _UNSPECIFIC = (b"application/octet-stream", b"application/x-www-form-urlencoded")  # the latter is curl's default
@@ -48,8 +49,9 @@ async def _uploads(request: Request) -> Uploads:
     if kind and not form and not kind.startswith(b"image/") and kind not in _UNSPECIFIC:
         raise RequestError(
             415,
-            f"Unsupported Content-Type {kind.decode('latin-1')!r}: send one image as the raw body with image/jpeg, "
-            "image/png, image/webp, image/tiff or application/octet-stream, or several as multipart/form-data.",
+            f"Unsupported Content-Type {shown(kind.decode('latin-1'))}: send one image as the raw body with "
+            "image/jpeg, image/png, image/webp, image/tiff or application/octet-stream, or several as "
+            "multipart/form-data.",
         )
     exchange: Exchange = request.state.exchange
     if form:
