@@ -160,8 +160,8 @@ def _numbers(text: str, option: str, count: int) -> list[float]:
 
 
 def _heading(degrees: float) -> float:
-    if not math.isfinite(degrees):
-        raise OptionError(f"--heading {degrees}: expected a compass bearing in degrees")
+    if not -360 <= degrees <= 360:
+        raise OptionError(f"--heading {degrees:g}: expected a compass bearing in degrees, from -360 to 360")
     return degrees
 
 

@@ -60,6 +60,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["localize", "nothing.png", *MODEL, *INDEX], "nothing.png does not exist"),
         (["localize", "tile.png", *MODEL, *INDEX], "the panorama is 40 x 40 pixels"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "nan"], "--heading nan: expected a compass bearing"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "400"], "--heading 400: expected a compass bearing"),
+        (["embed", "street", "panorama.png", *MODEL, "--out", "o", "--heading", "-361"], "--heading -361: expected a"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--rows", "0.5,0.2"], "--rows 0.5,0.2: expected two increasing"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--near", "91,0,9"], "--near 91,0,9: latitude 91"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--bbox", "1,2,3,nan"], "--bbox 1,2,3,nan: expected 4 numbers"),
