@@ -41,16 +41,19 @@ class StorageCollector(Collector):
     def scan(self) -> None:
         """Scan every root. One that cannot be read keeps its previous results, with the time of their scan."""
         for root in self._roots:
-            started = time.monotonic()
             try:
-                inventory = take_inventory(root)
+                self.scan_root(root)
             except StorageError as error:
                 logger.warning("%s", error)
-                continue
-            for fault in inventory.faults:
-                logger.warning("%s", fault)
-            with self._lock:
-                self._scanned[root] = (inventory, time.monotonic() - started, time.time())
+
+    def scan_root(self, root: str) -> None:
+        """Scan one root. Raises StorageError if it cannot be read."""
+        started = time.monotonic()
+        inventory = take_inventory(root)
+        for fault in inventory.faults:
+            logger.warning("%s", fault)
+        with self._lock:
+            self._scanned[root] = (inventory, time.monotonic() - started, time.time())
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Return all gauges of `metrics.STORAGE`."""
@@ -75,10 +78,9 @@ def exporting(roots: Sequence[str], host: str, port: int) -> Iterator[StorageCol
         StorageError: a root cannot be read.
         OSError: the port is in use, or the host is not an address of this machine.
     """
-    for root in roots:
-        take_inventory(root)
     collector = StorageCollector(roots)
-    collector.scan()
+    for root in roots:
+        collector.scan_root(root)
     registry = CollectorRegistry()
     registry.register(collector)
     server, thread = start_http_server(port, host, registry)

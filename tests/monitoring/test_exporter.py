@@ -12,8 +12,9 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from s2s_ray.errors import NotFoundError
 from s2s_ray.monitoring.exporter import StorageCollector, exporting
-from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus
+from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, take_inventory
 from s2s_ray.runtime.metrics import STORAGE
 from tests.support.ports import free_port
 
@@ -48,6 +49,26 @@ def test_the_exporter_serves_the_inventory(root: Path) -> None:
         collector.scan()
         page = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert re.search(r's2s_run_checkpoint_timestamp_seconds\{.*run="complete"\} 2000\.0', page)
+
+
+def test_every_root_is_scanned_once_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[str] = []
+
+    def take(root: str) -> Inventory:
+        scanned.append(root)
+        return take_inventory(root)
+
+    monkeypatch.setattr("s2s_ray.monitoring.exporter.take_inventory", take)
+    roots = [str(tmp_path / name) for name in "ab"]
+    for root in roots:
+        Path(root).mkdir()
+    with exporting(roots, "127.0.0.1", free_port()) as collector:
+        assert scanned == roots
+        Path(roots[0]).rmdir()
+        collector.scan()
+        assert {sample.labels["root"] for family in collector.collect() for sample in family.samples} == set(roots)
+    with pytest.raises(NotFoundError), exporting(roots, "127.0.0.1", free_port()):
+        pass
 
 
 def test_runs_sweeps_and_names_in_several_folders_are_series_of_their_own() -> None:
