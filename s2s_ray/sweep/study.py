@@ -12,7 +12,8 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import create_engine, inspect, make_url
 
 from s2s_ray import storage
 from s2s_ray.config import TuneConfig
@@ -103,10 +105,16 @@ class SweepStudy:
         Returns:
             The number of finished trials.
         """
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._close(trial)
-            self.study.enqueue_trial(trial.params, user_attrs={"resumes": trial.number})
-        if not self.study.get_trials(deepcopy=False):
+        trials = self.study.get_trials(deepcopy=False)
+        resumed = {trial.user_attrs.get("resumes") for trial in trials}
+        for trial in trials:
+            # Enqueued before the old one is closed: a start that is killed in between must not lose it.
+            if trial.number not in resumed and (trial.state == TrialState.RUNNING or _is_interrupted(trial)):
+                params = trial.system_attrs.get("fixed_params", {}) | trial.params  # perhaps not all were suggested yet
+                self.study.enqueue_trial(params, user_attrs={"resumes": trial.number})
+            if trial.state == TrialState.RUNNING:
+                self._close(trial)
+        if not trials:
             self.study.enqueue_trial(space.start())
         self.save()
         return sum(record.state in ("complete", "failed") for record in self.records())
@@ -169,6 +177,8 @@ def read_records(config: TuneConfig, root: str, name: str | None = None) -> list
             cut_torn_tail(copy, storage.join(root, JOURNAL))  # a running driver may be writing it
             opened: BaseStorage = open_journal(copy, storage.join(root, JOURNAL))
         else:
+            if not _has_studies(config.study):
+                return []
             opened = _database(config.study)
         try:
             study = optuna.load_study(study_name=name or config.name, storage=opened)
@@ -186,8 +196,12 @@ def _records(study: optuna.Study, objectives: Sequence[str]) -> list[TrialRecord
     return [
         _record(trial, objectives)
         for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.WAITING and "interrupted" not in trial.user_attrs
+        if trial.state != TrialState.WAITING and not _is_interrupted(trial)
     ]
+
+
+def _is_interrupted(trial: FrozenTrial) -> bool:
+    return "interrupted" in trial.user_attrs
 
 
 def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
@@ -208,9 +222,30 @@ def _record(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRecord:
 
 
 def _database(url: str) -> BaseStorage:
+    with _opening(url) as address:
+        return RDBStorage(address)
+
+
+def _has_studies(url: str) -> bool:
+    """Return whether a database has Optuna's tables. Optuna would create them, and SQLite the file."""
+    with _opening(url) as address:
+        parsed = make_url(address)
+        is_path = parsed.get_backend_name() == "sqlite" and "uri" not in parsed.query
+        if is_path and not Path(parsed.database or "").exists():
+            return False
+        engine = create_engine(parsed)
+        try:
+            return inspect(engine).has_table("studies")
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[str]:
+    """Yield the address of a database. Raises ConfigError if the block cannot open it."""
     address = resolved(url)
     try:
-        return RDBStorage(address)
+        yield address
     except Exception as error:  # each database driver has its own classes
         raise ConfigError(f"tune.study={url!r} cannot be opened: {error}") from None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pyarrow.parquet as pq
 import pytest
+from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 from ray import cloudpickle
 
@@ -86,6 +88,49 @@ def test_a_new_start_continues_interrupted_trials(tmp_path: Path) -> None:
     assert study.study.get_trials()[2].user_attrs["resumes"] == 1
 
 
+class Killed(BaseException):
+    """Ends a start as a kill does."""
+
+
+@pytest.mark.parametrize("suggested", [True, False])
+@pytest.mark.parametrize("writes", range(6))
+def test_a_trial_is_not_lost_if_the_start_that_resumes_it_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int, suggested: bool
+) -> None:
+    """The first trial has the configuration's own values, which no sampler would propose again."""
+    before, study = search(config(), tmp_path)
+    if suggested:
+        before.suggest("a")
+    else:
+        study.study.ask()  # killed before any value was suggested
+    left = [writes]
+
+    def write(lost: Any, operation: Any, record: Any) -> None:
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        original(lost, operation, record)
+
+    original = JournalStorage._write_log
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(JournalStorage, "_write_log", write)
+        SweepStudy(config().tune, str(tmp_path)).prepare(Space(config()))
+    after, study = search(config(), tmp_path)
+    assert after.suggest("b") == {"loss.alpha": 10.0, "mining.start": "plateau"}
+    assert after.suggest("c") != {"loss.alpha": 10.0, "mining.start": "plateau"}
+    assert [record.state for record in study.records()] == ["running"] * 2
+
+
+def test_a_trial_that_an_earlier_version_lost_is_resumed(tmp_path: Path) -> None:
+    """Its start was killed after it had closed the interrupted trial and before it had enqueued the next."""
+    before, study = search(config(), tmp_path)
+    lost = before.suggest("a")
+    study._close(study.study.get_trials()[0])
+    after, _ = search(config(), tmp_path)
+    assert after.suggest("b") == lost
+    assert after.suggest("c") != lost
+
+
 def test_a_later_start_does_not_repeat_proposals(tmp_path: Path) -> None:
     before, _ = search(config(), tmp_path)
     proposed = [run(before, f"a{k}", 0.1)["loss.alpha"] for k in range(4)]
@@ -110,6 +155,27 @@ def test_the_study_may_be_a_database(tmp_path: Path) -> None:
     assert optuna.load_study(study_name="sweep", storage=url).best_value == 0.25
     with pytest.raises(ConfigError, match=r"tune\.study='nonsense' cannot be opened"):
         SweepStudy(config(study="nonsense").tune, str(tmp_path))
+
+
+def test_to_read_a_sweep_creates_nothing_in_a_database(tmp_path: Path) -> None:
+    database = tmp_path / "study.db"
+    settings = config(study=f"sqlite:///{database}")
+    assert read_records(settings.tune, str(tmp_path)) == []
+    assert not database.exists()
+    database.touch()  # a database without any table
+    assert read_records(settings.tune, str(tmp_path)) == []
+    assert database.read_bytes() == b""
+
+
+@pytest.mark.parametrize("read", [SweepStudy, read_records])
+@pytest.mark.parametrize("url", ["nonsense", "unheard+of://host/db", "sqlite:///{folder}/nowhere/study.db"])
+def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path, read: Any, url: str) -> None:
+    tune = config(study=url.format(folder=tmp_path)).tune
+    if read is read_records and "sqlite" in url:
+        assert read(tune, str(tmp_path)) == []
+    else:
+        with pytest.raises(ConfigError, match=r"tune\.study='.*' cannot be opened"):
+            read(tune, str(tmp_path))
 
 
 def test_sweeps_of_one_name_share_a_database_but_no_trial(tmp_path: Path) -> None:
