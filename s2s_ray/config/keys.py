@@ -75,18 +75,19 @@ def assign(tree: dict[str, Any], place: Place, value: Any, key: str) -> None:
     Another kind of source shares no keys with the one it replaces.
 
     Raises:
-        ConfigError: the tree has a single value where the key needs a section.
+        ConfigError: the tree has something else where the key needs a section or a list.
     """
     node: Any = tree
-    *parents, leaf = place.steps
-    for depth, step in enumerate(parents, start=1):
-        if isinstance(node, dict):
-            child = node.setdefault(step, list(place.lists[depth]) if depth in place.lists else {})
-        else:
-            child = node[step]
-        if not isinstance(child, dict | list):
-            raise ConfigError(f"{key}={value!r}: {step!r} is not a section")
-        node = child
+    *_, leaf = place.steps
+    for depth, step in enumerate(place.steps):
+        above = ".".join(map(str, place.steps[:depth]))
+        if isinstance(step, int) and not (isinstance(node, list) and step < len(node)):
+            raise ConfigError(f"{key}={value!r}: {above} is not a list with a position {step}")
+        if isinstance(step, str) and not isinstance(node, dict):
+            raise ConfigError(f"{key}={value!r}: {above} is not a section")
+        if depth + 1 < len(place.steps):
+            child = list(place.lists[depth + 1]) if depth + 1 in place.lists else {}
+            node = node.setdefault(step, child) if isinstance(node, dict) else node[step]
     if place.steps == ["source", "kind"] and node.get("kind", "synthetic") != value:
         node.clear()
     node[leaf] = value
@@ -117,9 +118,12 @@ def _descend(root: type[BaseModel], tree: Mapping[str, Any], place: Place, parts
 
 
 def _into_list(root: type[BaseModel], tree: Mapping[str, Any], place: Place, parts: list[str], key: str) -> list[str]:
-    values = list(place.node or ())
     at = ".".join(map(str, place.steps))
-    if not (parts[0].isascii() and parts[0].isdigit() and int(parts[0]) < len(values)):
+    if not isinstance(place.node, list | tuple | None):
+        raise ConfigError(f"{key}: {at} is not a list")
+    values = list(place.node or ())
+    is_position = parts[0].isascii() and parts[0].isdigit() and len(parts[0]) < 10
+    if not (is_position and int(parts[0]) < len(values)):
         positions = f"{parts[0]!r} is none of 0 to {len(values) - 1}, the" if values else "it has no"
         raise ConfigError(f"{key}: unknown key; {positions} positions of the {len(values)} values in {at}")
     position = int(parts[0])

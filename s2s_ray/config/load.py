@@ -7,12 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from s2s_ray.config import notation
 from s2s_ray.config.keys import assign, find
 from s2s_ray.config.tree import Config
-from s2s_ray.errors import ConfigError, DamagedError
+from s2s_ray.errors import ConfigError
 from s2s_ray.references import refuse_secret
 
 _PRESETS = resources.files("s2s_ray.config") / "presets"
@@ -61,11 +59,7 @@ def load_stored(content: bytes, uri: str) -> Config:
         StateError: a newer version whose files this one cannot read wrote it.
         ConfigError: it is not a configuration.
     """
-    try:
-        tree = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
-    return Config.from_stored(tree, uri)
+    return Config.from_stored(notation.parse_stored(content, uri), uri)
 
 
 def _overridden(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

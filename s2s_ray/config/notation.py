@@ -7,13 +7,14 @@ from typing import Any
 
 import yaml
 
-from s2s_ray.errors import ConfigError
+from s2s_ray.errors import ConfigError, DamagedError
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
 _TAG = "tag:yaml.org,2002:"
+_DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,10 +72,36 @@ def parse(text: str, name: str, error: type[Exception] = ConfigError) -> Any:
         name: of the text, which begins the message of an error.
         error: class of the error that is raised if the text is not YAML.
     """
+    return _load(text, name, _Loader, error)
+
+
+def parse_stored(content: bytes, uri: str) -> Any:
+    """Return the value of a YAML file that some version of this program wrote. Raises DamagedError."""
+    return _load(content, uri, yaml.SafeLoader, DamagedError)
+
+
+def _load(content: str | bytes, name: str, loader: type[yaml.SafeLoader], error: type[Exception]) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as fault:  # ValueError: an integer of thousands of digits
-        raise error(f"{name} is not YAML: {' '.join(str(fault).split())}") from None
+        value = yaml.load(content, loader)
+        _require_tree(value, set(), set())
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as fault:
+        # PyYAML raises all of them, for `!!bool x` and `!!timestamp x`, for example.
+        reason = repr(fault) if isinstance(fault, LookupError | AttributeError | TypeError) else str(fault)
+        raise error(f"{name} is not YAML: {' '.join(reason.split())}") from None
+    return value
+
+
+def _require_tree(value: Any, above: set[int], seen: set[int]) -> None:
+    """Raise ValueError for a value that contains itself, or is nested too deeply."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return
+    if id(value) in above:
+        raise ValueError("an anchor contains itself")
+    if len(above) >= _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    for item in value.values() if isinstance(value, dict) else value:
+        _require_tree(item, above | {id(value)}, seen)
+    seen.add(id(value))
 
 
 def dump(tree: Any) -> str:

@@ -9,8 +9,7 @@ from uuid import uuid4
 import yaml
 
 from s2s_ray import storage
-from s2s_ray.config import Config
-from s2s_ray.errors import DamagedError
+from s2s_ray.config import Config, notation
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
 
@@ -62,10 +61,7 @@ class Origin(Document):
     @classmethod
     def from_yaml(cls, content: bytes, uri: str) -> Self:
         """Validate the content of the file. Raises the errors of `at`."""
-        try:
-            return cls.parse(yaml.safe_load(content), uri)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date; nested too deeply
-            raise DamagedError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
+        return cls.parse(notation.parse_stored(content, uri), uri)
 
     def configuration(self, root: str) -> Config:
         """Return the configuration; keys of a newer version are logged and left out. Raises ConfigError."""

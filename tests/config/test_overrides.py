@@ -17,9 +17,10 @@ from pydantic.fields import FieldInfo
 from s2s_ray.config import Config, load_config, load_stored, value_at, with_overrides, with_values
 from s2s_ray.config.annotations import alternatives, is_optional, is_text
 from s2s_ray.config.section import NAME
-from s2s_ray.errors import ConfigError
+from s2s_ray.errors import ConfigError, DamagedError
 from s2s_ray.secrets import REFERENCE, holds_secret
 from s2s_ray.service.settings import ServeArgs
+from s2s_ray.sweep.origin import SweepOrigin
 
 FREE_TEXT = [
     "runs #1 ü?x", "&a b", "*a", "12:30:45", "a: b", '"quoted"', "'quoted'", " both ends ", "~/x", "[1, 2]", "{a: b}",
@@ -321,3 +322,54 @@ def test_values_to_try_are_read_back_as_they_were() -> None:
 def test_numbers_of_an_old_configuration_may_be_infinite() -> None:
     tree = {"tune": {"sampler_options": {"a": float("inf")}}, "ablate": {"differences": {"a": {"train.name": 7}}}}
     assert Config.from_stored(tree, "config.yaml").tune.sampler_options["a"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "message"),
+    [
+        ("train: [1]", "train.batch=3", "train.batch=3: train is not a section"),
+        ("train: 5", "train.batch=3", "train.batch=3: train is not a section"),
+        (
+            "tune: {space: [5]}",
+            "tune.space.loss.alpha.low=3",
+            "tune.space.loss.alpha.low=3: tune.space is not a section",
+        ),
+        ("source: [1]", "source.kind=manifest", "source.kind='manifest': source is not a section"),
+        ("mining: {discard: 5}", "mining.discard.0=80", "mining.discard.0: mining.discard is not a list"),
+        ("mining: {discard: {a: 5}}", "mining.discard.0=80", "mining.discard.0: mining.discard is not a list"),
+        ("mining: {discard: abc}", "mining.discard.0=80", "mining.discard.0: mining.discard is not a list"),
+        ("tune: {sampler_options: [1]}", "tune.sampler_options.0=3", "tune.sampler_options is not a section"),
+        ("ablate: {differences: {a: [1]}}", "ablate.differences.a.loss.alpha=3", "differences.a is not a section"),
+        ("{}", f"mining.discard.{'9' * 5000}=3", "is none of 0 to 2, the positions"),
+    ],
+)
+def test_a_file_with_something_else_on_the_way_to_a_key_is_refused(
+    text: str, override: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!bool x", "!!bool [1]", "!!timestamp x", "!!map x", "&a [*a]", "&a {a: [*a]}", "!!int 0b", "[" * 60 + "]" * 60],
+)
+def test_yaml_that_stands_for_no_value_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for key in ("train.batch", "tune.sampler_options.a", "source"):
+        for attempt in (load_config, lambda _, given: with_overrides(load_config("tiny"), given)):
+            with pytest.raises(ConfigError, match=f"--set .*{key}=.*: the value is not YAML"):
+                attempt("tiny", [f"{key}={text}"])
+        path.write_text(f"{key}: {text}")
+        with pytest.raises(ConfigError, match=r"mine\.yaml is not YAML"):
+            load_config(path)
+        for read in (load_stored, SweepOrigin.from_yaml):
+            with pytest.raises(DamagedError, match=r"a\.yaml is not YAML"):
+                read(path.read_bytes(), "a.yaml")
+
+
+def test_an_anchor_may_be_used_twice(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("tune: {sampler_options: {a: &a [1], b: *a, c: {d: *a}}}")
+    assert load_config(tmp_path / "mine.yaml").tune.sampler_options == {"a": [1], "b": [1], "c": {"d": [1]}}
