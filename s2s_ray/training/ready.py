@@ -5,7 +5,7 @@ from __future__ import annotations
 from s2s_ray.config import Config
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
-from s2s_ray.errors import RunError
+from s2s_ray.errors import DamagedError, NotFoundError, RunError
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import check_resumable, checkpoint_store
 from s2s_ray.training.trackers import check_installed
@@ -18,7 +18,7 @@ def check_ready(config: Config) -> None:
         ConfigError: a tracker that is not installed, too small a cache, or a secret in the configuration.
         DatasetError: no data set, or an empty split.
         RunError: another resolution, or a run that was started with incompatible settings.
-        CheckpointError: a checkpoint of another model.
+        CheckpointError: a checkpoint of another model, or all checkpoints are damaged.
         StorageError: a file cannot be read.
     """
     config.check_storable()
@@ -26,9 +26,15 @@ def check_ready(config: Config) -> None:
     data = open_split(config, "train", flip=0.0).info
     open_split(config, "val", flip=0.0)
     store = checkpoint_store(config)
-    if steps := store.steps():
-        uri = store.uri(steps[-1])
-        check_resumable(uri, read_meta(uri), config, data.digest)
+    for uri in map(store.uri, reversed(store.steps())):
+        try:
+            meta = read_meta(uri)
+        except (DamagedError, NotFoundError):
+            continue  # as the workers do, which log it
+        check_resumable(uri, meta, config, data.digest)
+        break
+    else:
+        store.newest()  # says so if all are damaged
 
 
 def open_split(config: Config, split: Split, flip: float) -> PairDataset:

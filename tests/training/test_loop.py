@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +154,20 @@ def test_resuming_with_settings_that_change_the_position_is_refused(
     Trainer(configured(base, tmp_path, epochs=1)).fit()
     with pytest.raises(RunError, match=rf"'run' was started with train\.{key}="):
         check_ready(configured(base, tmp_path, **{key: value}))
+
+
+def test_a_run_is_ready_to_resume_from_the_newest_checkpoint_that_is_sound(base: Config, tmp_path: Path) -> None:
+    config = configured(base, tmp_path, epochs=1)
+    Trainer(config).fit()
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-2:]
+    (newest / "meta.json").write_bytes(b"torn")
+    check_ready(config)
+    with pytest.raises(RunError, match=r"'run' was started with train\.seed="):
+        check_ready(configured(base, tmp_path, seed=9))
+    shutil.rmtree(newest)
+    (older / "manifest.json").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=rf"all checkpoints below .* are damaged \({older.name}\)"):
+        check_ready(config)
 
 
 def test_resuming_another_model_is_refused(base: Config, tmp_path: Path) -> None:
