@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from s2s_ray.config.annotations import alternatives, element, entry
 from s2s_ray.config.sources import SOURCE_KINDS
 from s2s_ray.secrets import masked, masked_address
 
@@ -17,10 +18,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     for fault in error.errors():
         key = ".".join(map(str, without_kind(fault["loc"])))
         if fault["type"] == "extra_forbidden":
-            allowed = ", ".join(_fields(model, [str(part) for part in fault["loc"][:-1]]))
+            allowed = ", ".join(_fields(model, fault["loc"][:-1]))
             lines.append(f"{key}={_short(fault['input'])}: unknown key; valid keys: {allowed}")
         elif fault["type"] == "missing":
             lines.append(f"{key} is missing: it has no default")
+        elif fault["type"] == "invalid_key" or fault["loc"][-1:] == ("[key]",):
+            key = key.removesuffix(".[key]")
+            lines.append(f"{key}: expected a name as the key, in quotes if it looks like a number")
         else:
             reason = fault["msg"].removeprefix("Value error, ").removeprefix(f"{fault['input']!r}: ")
             # A fault of the whole tree names its keys itself.
@@ -41,12 +45,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+def _fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Return the fields of the section at a path, below mappings and lists as well."""
+    annotation: Any = model
     for part in path:
-        if part in SOURCE_KINDS:
-            model = SOURCE_KINDS[part]
-        elif part in model.model_fields:
-            inner = model.model_fields[part].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                model = inner
-    return list(model.model_fields)
+        kinds = alternatives(annotation)
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(sections) > 1:
+            annotation = SOURCE_KINDS[str(part)]  # pydantic names the kind of the source here
+        elif sections:
+            annotation = sections[0].model_fields[str(part)].annotation
+        else:
+            annotation = entry(annotation) if isinstance(part, str) else element(annotation, part)
+    return list(alternatives(annotation)[0].model_fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from s2s_ray.config import (
     preset_names,
 )
 from s2s_ray.errors import ConfigError
+from s2s_ray.service.settings import ServeArgs
 
 PAPER = {
     "model.height": 112,
@@ -264,3 +266,23 @@ def test_a_file_that_is_no_configuration_is_named(text: str, shown: str, tmp_pat
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     assert shown in error_of(config=path)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"tune": {"space": {"loss.alpha": {"lo": 3, "high": 5}}}}, "unknown key; valid keys: low, high, log"),
+        ({"source": {"kind": "cvusa", "uri": "a", "x": 2}}, "unknown key; valid keys: kind, uri, polar_contrast"),
+        ({"source": {"x": 2}}, "unknown key; valid keys: kind, seed"),
+        ({1: 2}, "^1: expected a name as the key, in quotes if"),
+        ({"tune": {"sampler_options": {1: 2}}}, r"^tune\.sampler_options\.1: expected a name as the key"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_those_of_its_section(tree: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_tree(tree)
+
+
+def test_an_unknown_key_in_a_list_is_refused_with_those_of_its_section() -> None:
+    with pytest.raises(ConfigError, match=r"tokens\.0\.nme='x': unknown key; valid keys: name, sha256, admin"):
+        ServeArgs.parse({"registry": "a", "name": "b", "tokens": [{"nme": "x"}]})
