@@ -44,7 +44,20 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     for override in overrides:
         key, _, text = override.partition("=")
         refuse_secret(text, key)
-    return Config.from_tree(_overridden(config.model_dump(mode="json"), overrides), stored=True)
+    changed = Config.from_tree(_overridden(config.model_dump(mode="json"), overrides), stored=True)
+    known = _faults(config)  # of an earlier version, which accepted them
+    if added := [fault for fault in _faults(changed) if fault not in known]:
+        raise ConfigError("\n".join(added))
+    return changed
+
+
+def _faults(config: Config) -> list[str]:
+    """Return why a configuration may not be stored, one line for each fault."""
+    try:
+        Config.from_tree(config.model_dump())  # not as JSON, in which an infinite number is null
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def load_stored(content: bytes, uri: str) -> Config:

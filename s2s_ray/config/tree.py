@@ -7,11 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator, model_validator
 
 from s2s_ray.config import notation
 from s2s_ray.config.ablate import AblateConfig
-from s2s_ray.config.annotations import alternatives, is_text
+from s2s_ray.config.annotations import alternatives, is_optional, is_text
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.explain import explain, without_kind
@@ -115,6 +115,7 @@ class Config(Section):
         if not isinstance(tree, Mapping):
             raise ConfigError(f"{uri} holds {type(tree).__name__}, expected a mapping of sections")
         known = copy.deepcopy(dict(tree))
+        _drop_empty_paths(cls, known)
         version = known.pop("format", FORMAT)
         if version != FORMAT:
             raise StateError(f"{uri} has format {version!r}, this version reads {FORMAT}: upgrade s2s-ray")
@@ -211,6 +212,17 @@ def _known(tree: dict[str, Any], key: str) -> Place:
     if place.unknown is not None:
         raise ConfigError(place.unknown)
     return place
+
+
+def _drop_empty_paths(model: type[BaseModel], tree: dict[str, Any]) -> None:
+    """Set paths that may be missing to None where earlier versions accepted an empty text."""
+    for name, field in model.model_fields.items():
+        kinds = [kind for kind in alternatives(field.annotation) if isinstance(kind, type)]
+        if isinstance(tree.get(name), dict):
+            for section in (kind for kind in kinds if issubclass(kind, BaseModel)):
+                _drop_empty_paths(section, tree[name])
+        elif tree.get(name) == "" and is_optional(field.annotation) and any(issubclass(kind, Uri) for kind in kinds):
+            tree[name] = None
 
 
 def _remove(tree: dict[str, Any], path: list[Any]) -> None:

@@ -89,3 +89,25 @@ def test_overrides_change_a_stored_configuration() -> None:
     assert changed.source == ManifestSourceConfig(uri="b.csv")
     assert changed.model == config.model
     assert yaml.safe_load(with_overrides(config, []).to_yaml()) == yaml.safe_load(config.to_yaml())
+
+
+def test_an_empty_path_that_an_earlier_version_stored_is_none() -> None:
+    tree = stored("source.kind=manifest", "source.uri=a.csv")
+    tree["evaluation"]["weights"] = tree["data"]["cache_dir"] = tree["source"]["tiles"] = tree["tune"]["study"] = ""
+    config = Config.from_stored(tree, URI)
+    assert config == load_config("tiny", ["source.kind=manifest", "source.uri=a.csv"])
+    tree["data"]["uri"] = ""
+    with pytest.raises(ConfigError, match=r"data\.uri=''"):
+        Config.from_stored(tree, URI)
+
+
+@pytest.mark.parametrize(
+    "override", ["data.uri=${env:X}/d", "data={uri: '${env:X}/d'}", "tune.sampler_options={a: .inf}"]
+)
+def test_an_override_of_a_stored_configuration_is_as_strict_as_any(override: str) -> None:
+    for attempt in (lambda: load_config("tiny", [override]), lambda: with_overrides(load_config("tiny"), [override])):
+        with pytest.raises(ConfigError, match=r"not in a path|finite"):
+            attempt()
+    tree = stored()
+    tree["evaluation"]["weights"] = "${env:X}/old"
+    assert with_overrides(Config.from_stored(tree, URI), ["train.batch=3"]).train.batch == 3
