@@ -271,6 +271,17 @@ def test_the_service_shows_no_secret_of_an_old_index(old: Path, old_index: str) 
     assert served.description.index.dataset == "s3://***@bucket/runs"
 
 
+def test_a_release_that_an_earlier_version_made_of_an_old_index_stays(
+    old: Path, old_index: str, tmp_path: Path
+) -> None:
+    place, checkpoint = str(tmp_path / "registry"), f"{old}/checkpoints/00000004"
+    released = registry.publish(place, "city", checkpoint)
+    storage.publish(storage.fetch(old_index, tmp_path / "copy"), f"{released.uri}/index")
+    again = registry.publish(place, "city", checkpoint, old_index)
+    assert again.index_uri == f"{released.uri}/index"
+    assert registry.attach_index(place, "city", released.id, old_index) == again
+
+
 def test_an_index_that_extends_an_old_one_has_no_secret(old_index: str, tmp_path: Path) -> None:
     index = ReferenceIndex.load(old_index)
     assert index.info.dataset == ADDRESSES[5]

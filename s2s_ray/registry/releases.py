@@ -255,11 +255,15 @@ def _copy_index(registry: str, release: Release, index_uri: str) -> None:
     """Copy an index into a release that has none, or the same one, and verify its checksums on the way."""
     with tempfile.TemporaryDirectory() as folder:
         local = storage.fetch(index_uri, Path(folder))
+        unmasked = storage.read_manifest(str(local)).files
         _require_index_of(index_uri, release.fingerprint, local)  # it may have been replaced since the first look
         _mask(local / INFO_FILE)
+        target = storage.join(release.uri, "index")
         try:
-            storage.publish(local, storage.join(release.uri, "index"))
+            storage.publish(local, target)
         except ConflictError as error:
+            if storage.is_complete(target) and storage.read_manifest(target).files == unmasked:
+                return  # an earlier version released the same index
             raise RegistryError(
                 f"registry {registry}: release {release.id!r} of {release.name!r} already has another index, or one is "
                 "being attached, and a release does not change: publish the checkpoint under another release id with "
