@@ -169,7 +169,9 @@ def test_a_reference_is_stored_and_its_value_is_used(tmp_path: Path, monkeypatch
         read_records(config.tune, str(tmp_path / "sweep"))
     monkeypatch.setenv("S2S_STUDY", f"sqlite:///{database}")
     assert read_records(config.tune, str(tmp_path / "sweep")) == []
-    assert database.exists()
+    database.write_bytes(b"not a database" * 100)
+    with pytest.raises(ConfigError, match=r"tune\.study='\$\{env:S2S_STUDY\}' cannot be opened"):
+        read_records(config.tune, str(tmp_path / "sweep"))
     monkeypatch.setenv("S2S_STUDY", f"nothing://u:{PLANTED}@h/db")
     with pytest.raises(ConfigError, match=r"tune\.study='\$\{env:S2S_STUDY\}' cannot be opened") as refused:
         read_records(config.tune, str(tmp_path / "sweep"))
