@@ -251,9 +251,9 @@ class CheckpointStore:
         return self._recalls[step]
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        """Keep a checkpoint that a newer version wrote."""
+        """Keep a checkpoint whose metadata cannot be read: a newer version wrote it, or it is damaged."""
         if step not in self._unknown:
-            logger.warning("checkpoint %s cannot be read by this version, and is kept: %s", self.uri(step), error)
+            logger.warning("checkpoint %s is kept, but not used: %s", self.uri(step), error)
         self._unknown.add(step)
 
     def _log_damaged(self, step: int, error: Exception) -> None:

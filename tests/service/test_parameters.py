@@ -84,6 +84,7 @@ BODIES = ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", LOCALIZE)
         ("headin=9&k=2", "'headin': the nearest known one is 'heading'"),
         ("zoom=18", "this path takes bbox, heading, k, near, rows, true"),
         ("row=0.1,0.6", "the nearest known one is 'rows'"),
+        ("fov=180", "Unknown query parameter 'fov': this path takes bbox"),
         ("=5", "Unknown query parameter ''"),
         ("k%00=5", r"Unknown query parameter 'k\x00'"),
         (f"{'x' * 5000}=1", "..."),

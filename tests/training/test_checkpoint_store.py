@@ -391,7 +391,7 @@ def test_a_checkpoint_of_a_newer_version_is_never_deleted(
         save(again, model, step, 0.1)
     again.flush()
     assert again.steps() == [1, 3, 4]
-    assert "00000001 cannot be read by this version, and is kept" in caplog.text
+    assert "00000001 is kept, but not used" in caplog.text
     again.keep_best()
     assert again.steps() == [1, 4]
 

@@ -17,6 +17,7 @@ from s2s_ray.errors import RequestError
 from s2s_ray.service.http import openapi
 from s2s_ray.service.http.parameters import deadline, shown
 
+_ALIKE = 0.4  # likeness of two names, from 0 to 1, below which neither is meant for the other
 _LARGEST_STRAY_BODY = 4096  # enough to name the keys of a JSON object that was sent to a route without a body
 
 
@@ -56,20 +57,21 @@ class StrictRoute(APIRoute):
         )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that looks most like another one, whatever its case."""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that looks most like another one, whatever its case; None if none looks like it."""
 
-    def likeness(candidate: str) -> tuple[bool, float]:
-        one, other = name.casefold(), candidate.casefold()
-        return one == other, SequenceMatcher(None, one, other).ratio()
+    def likeness(candidate: str) -> float:
+        return SequenceMatcher(None, name.casefold(), candidate.casefold()).ratio()
 
-    return max(known, key=likeness)
+    found = max(known, key=likeness)
+    return found if likeness(found) >= _ALIKE else None
 
 
 def _instead(name: str, known: Sequence[str]) -> str:
     if not known:
         return "this path takes none"
-    return f"the nearest known one is {nearest(name, known)!r}; this path takes {', '.join(sorted(known))}"
+    found, takes = nearest(name, known), f"this path takes {', '.join(sorted(known))}"
+    return takes if found is None else f"the nearest known one is {found!r}; {takes}"
 
 
 async def _require_no_body(request: Request) -> None:
