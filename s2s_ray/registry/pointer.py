@@ -60,7 +60,7 @@ def promote(registry: str, name: str, release: str) -> Release:
 
     Raises:
         RegistryError: no such release, or one without an index (NoIndexError).
-        ConflictError: other processes change the pointer all the time.
+        ConflictError: other processes keep changing the pointer.
         StorageError: the registry cannot be read or written.
     """
     chosen = read_release(registry, name, release)
@@ -103,7 +103,7 @@ def rollback(registry: str, name: str) -> Release:
 
     Raises:
         RegistryError: there is no earlier release.
-        ConflictError: other processes change the pointer all the time.
+        ConflictError: other processes keep changing the pointer.
         StorageError: the registry cannot be read or written.
     """
     chosen: list[Release] = []
@@ -168,7 +168,7 @@ def _change_pointer(registry: str, name: str, change: Callable[[Pointer], Pointe
         The pointer as this change made it.
 
     Raises:
-        ConflictError: other processes change it all the time.
+        ConflictError: other processes keep changing it.
         UnreachableError: the storage does not respond; the message says if the change may have been made.
     """
     uri, mark = _uri(registry, name), uuid4().hex

@@ -108,11 +108,10 @@ def publish(
             ) from None
         # If it has the same weights with other metadata, the release keeps what it was published with.
         _require_same(registry, existing, digest)
-    index: str | None = storage.join(uri, "index")
+    place = storage.join(uri, "index")
     if index_uri is not None:
         _copy_index(registry, record, index_uri)
-    elif not storage.is_complete(index):
-        index = None
+    index = place if index_uri is not None or storage.is_complete(place) else None
     # Nothing is read after the last write: a read that fails would report the failure of what was done.
     if known is None:
         known = _parse_record(conditional.write_once(storage.join(uri, RELEASE_FILE), record.to_bytes()), uri, index)

@@ -144,6 +144,7 @@ def test_a_template_of_map_tiles_stays_one(tmp_path: Path, monkeypatch: pytest.M
         ("sqlite://", "sqlite://"),
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("postgresql://h/db", "postgresql://h/db"),
+        ("oracle+cx_oracle://h/db", "oracle+cx_oracle://h/db"),
         ("${env:STUDY}", "${env:STUDY}"),
     ],
 )
