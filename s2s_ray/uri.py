@@ -13,7 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from s2s_ray.errors import InputError
 from s2s_ray.secrets import masked_address
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*)://")  # drivers of SQLAlchemy have underscores
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9.-]*(?:\+[\w.-]+)*)://")  # drivers of SQLAlchemy have underscores
 _MISTYPED = re.compile(r"(file|s3|gs|gcs|abfss?|hdfs|viewfs|https?):(?!//)", re.IGNORECASE)
 _FILE = re.compile(r"file://(?:localhost(?=/))?", re.IGNORECASE)
 
