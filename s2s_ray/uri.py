@@ -75,6 +75,10 @@ class Uri(str):
             raise InputError(f"{text!r}: a path or a URI holds no NUL")
         return super().__new__(cls, text)
 
+    def __truediv__(self, part: str) -> Self:
+        """Return the URI of something below this one."""
+        return type(self)(f"{without_slash(self)}/{part.strip('/')}")
+
     @property
     def scheme(self) -> str:
         """The scheme in lower case; `file` for a path."""

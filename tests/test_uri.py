@@ -34,8 +34,9 @@ from s2s_ray.uri import Uri
 def test_above_and_below(uri: str, parent: str, name: str, below: str) -> None:
     assert Uri(uri).parent == parent == storage.parent(uri)
     assert Uri(uri).name == name == storage.name(uri)
-    assert storage.join(uri, "/x/") == below
-    assert type(Uri(uri).parent) is Uri
+    assert Uri(uri) / "/x/" == below == storage.join(uri, "/x/")
+    assert type(Uri(uri).parent) is type(Uri(uri) / "x") is Uri
+    assert type(storage.join(uri, "x")) is str
 
 
 @pytest.mark.parametrize(

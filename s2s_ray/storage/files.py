@@ -30,7 +30,7 @@ def absolute(uri: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """Return the URI of something below `uri`. Raises InputError if `uri` is none, such as an empty text."""
-    return "/".join([without_slash(Uri(uri)), *(part.strip("/") for part in parts)]) if parts else uri
+    return str(Uri(uri) / "/".join(part.strip("/") for part in parts)) if parts else uri
 
 
 def parent(uri: str) -> str:
