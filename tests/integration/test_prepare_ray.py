@@ -85,7 +85,7 @@ def test_ray_resumes_a_stopped_run(filled: PairFolder, tmp_path: Path) -> None:
 def test_an_error_in_a_task_keeps_its_class_and_message(filled: PairFolder, tmp_path: Path) -> None:
     """The target fails while shards are being written: a directory has the name of one."""
     (tmp_path / "set" / "train-00001.arrow").mkdir(parents=True)
-    with pytest.raises(StorageError, match=r"^.*train-00001.arrow: Is a directory$") as caught:
+    with pytest.raises(StorageError, match=r"^.*train-00001.arrow: Is a directory; expected a file$") as caught:
         prepare(filled.config(tmp_path / "set", shard_mb=0.02, parallel=True))
     assert type(caught.value) is StorageError
     assert not (tmp_path / "set" / "dataset.json").exists()
