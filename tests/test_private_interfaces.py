@@ -87,6 +87,7 @@ def test_signatures_of_ray() -> None:
 def test_what_the_autoscaler_reports() -> None:
     assert parameters(imported("ray._private.state.state").get_cluster_config) == []
     assert parameters(imported("ray.experimental.internal_kv._internal_kv_get"))[0] == "key"
+    assert parameters(imported("ray.autoscaler.v2.utils.is_autoscaler_v2"))[0] == "fetch_from_server"
     group = importlib.import_module("ray.core.generated.autoscaler_pb2").ClusterConfig().node_group_configs.add()
     assert {"name", "resources", "max_count"} <= {field.name for field in group.DESCRIPTOR.fields}
     constants = importlib.import_module("ray._private.ray_constants")

@@ -114,8 +114,9 @@ def node_groups() -> list[NodeGroup] | None:
 def may_scale(nodes: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether an autoscaler manages the cluster; without the interface, whether its nodes say so.
 
-    The second version of the autoscaler and KubeRay label their nodes. The first one reports types of nodes with names;
-    a cluster without autoscaler has `node_ID` there.
+    KubeRay labels its nodes. A cluster with the second version of the autoscaler counts as one that scales, because
+    that version reports its nodes late or not at all. The first version reports types of nodes with names; a cluster
+    without autoscaler has `node_ID` there.
 
     Args:
         nodes: the live nodes, as `ray.nodes` returns them.
@@ -123,8 +124,11 @@ def may_scale(nodes: Sequence[Mapping[str, Any]]) -> bool:
     if any((node.get("Labels") or {}).get("ray.io/node-group") for node in nodes):
         return True
     try:
+        from ray.autoscaler.v2.utils import is_autoscaler_v2
         from ray.experimental.internal_kv import _internal_kv_get
 
+        if is_autoscaler_v2(fetch_from_server=True):  # what it keeps may be of another cluster
+            return True
         report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
         types = {*report.get("active_nodes", {}), *report.get("pending_launches", {})}
         return any(re.fullmatch("node_[0-9a-f]{20,}", name) is None for name in types)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import ray
 from ray._private.state import state
+from ray.autoscaler.v2 import utils
 from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 
@@ -24,8 +25,10 @@ class Cluster:
         self.nodes: list[dict[str, Any]] = []
         self.limits: Any = None
         self.report: dict[str, Any] = {}
+        self.second_version = False
         monkeypatch.setattr(ray, "nodes", lambda: self.nodes)
         monkeypatch.setattr(state, "get_cluster_config", lambda: self.limits)
+        monkeypatch.setattr(utils, "is_autoscaler_v2", lambda fetch_from_server: self.second_version)
         monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key: json.dumps({"autoscaler_report": self.report}))
 
     def add(self, alive: bool = True, group: str = "", **resources: float) -> None:
@@ -65,6 +68,12 @@ def test_what_all_nodes_together_have_is_not_enough(cluster: Cluster) -> None:
     assert "needs 2 CPU, 2 GPU (train.workers=2), but the cluster has 8 CPU, 1 GPU," in refused(demand(2, CPU=1, GPU=1))
     assert "needs 0.5 TPU (train.workers=2), but the cluster has 0 TPU," in refused(demand(1, TPU=0.5))
     assert "needs 3e+09 memory" in refused(demand(1, memory=3e9))
+
+
+def test_the_second_version_of_the_autoscaler_may_add_nodes(cluster: Cluster) -> None:
+    cluster.add(CPU=0)
+    cluster.second_version = True
+    assert require_room(demand(2, CPU=1, trainer=1)) is None
 
 
 def test_a_bundle_that_no_node_holds(cluster: Cluster) -> None:
