@@ -62,7 +62,8 @@ def test_a_checkpoint_whose_upload_was_interrupted_does_not_count(
     assert outcome.codes == [KILLED]
     store = checkpoint_store(config)
     assert store.steps()[-2:] == [3, 4]
-    assert (tmp_path / "run/checkpoints/00000005").exists() == bool(uploads)
+    begun = tmp_path / "run/checkpoints/00000005"
+    assert sum((begun / name).exists() for name in ("meta.json", "model.safetensors", "trainer.pt")) == uploads
     outcome = launch(config)
     assert outcome.done, outcome.log
     Ending.of(config).assert_same(undisturbed(1))
