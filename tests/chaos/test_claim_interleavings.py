@@ -184,8 +184,7 @@ def test_a_reader_of_the_best_checkpoint_while_others_are_deleted(
 
     def write_and_prune() -> None:
         checkpoint(f"{RUN}/{5:08d}", 5, recall=0.6)
-        store = CheckpointStore(RUN, keep=1)
-        store._prune()
+        CheckpointStore(RUN).keep_best()
 
     def read() -> tuple[int | None, bytes]:
         best = CheckpointStore(RUN).best()

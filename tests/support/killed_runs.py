@@ -55,7 +55,10 @@ class Outcome:
 
 def configured(settings: Sequence[str], storage: Path | str, **train: Any) -> Config:
     """The preset `tiny` with a test's settings and the run's storage; one worker, unless told otherwise."""
-    own = [f"train.{key}={json.dumps(value)}" for key, value in ({"workers": 1} | train).items()]
+    text = {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in ({"workers": 1} | train).items()
+    }
+    own = [f"train.{key}={value}" for key, value in text.items()]
     return load_config("tiny", [*settings, f"train.storage={storage}", *own])
 
 
