@@ -8,7 +8,7 @@
 A complete release never changes, except that an index may be added to one that has none. Checkpoint and index are
 published folders (`s2s_ray.storage.publication`): of several processes that publish different things under one id, one
 claims the folder before it writes, and the others are refused before they have written anything. Those that publish
-the same help each other, so whoever comes after one that was killed completes its release.
+the same help each other, so the next one after a publisher that was killed completes its release.
 """
 
 from __future__ import annotations

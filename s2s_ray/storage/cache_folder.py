@@ -209,7 +209,7 @@ class CacheFolder:
             raise self._refused("is a symbolic link")
         if not stat.S_ISDIR(info.st_mode):
             raise self._refused("is not a directory")
-        # whoever owns the directory above it could replace it anyway
+        # the owner of the directory above it could replace it anyway
         if info.st_uid not in (os.geteuid(), self.parent.stat().st_uid):
             raise self._refused(f"belongs to another user (uid {info.st_uid})")
         marker = self.path / MARKER
