@@ -10,7 +10,7 @@ import torch
 
 from s2s_ray.config import Config
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import RefusedError
+from s2s_ray.errors import NotFoundError, RefusedError
 from s2s_ray.training.loop import Trainer
 from tests.support.faulty_proxy import FaultyProxy
 from tests.support.killed_runs import Ending, before_step, configured, on_s3
@@ -91,7 +91,10 @@ def test_one_permission_taken_away(
     proxy: FaultyProxy,
     tmp_path: Path,
 ) -> None:
-    """Credentials that may only read, or only write, from some moment on."""
+    """Credentials that may only read, or only write, from some moment on.
+
+    Without permission to read or list, an object that exists and one that does not look alike, so the error names both.
+    """
     config = on_s3(configured(settings, tmp_path), f"{s3}/forbidden-{method}", tmp_path / "cache")
     prepare(sharded.model_copy(update={"data": config.data}))
     trainer = Trainer(config)
@@ -99,8 +102,9 @@ def test_one_permission_taken_away(
     before_step(trainer, 4, lambda: setattr(proxy, "choose", refuse))
     try:
         trainer.fit()
-    except RefusedError as error:
+    except (RefusedError, NotFoundError) as error:
         assert str(error).startswith(f"{config.train.storage}/run/")  # noqa: PT017
+        assert "credentials" in str(error)  # noqa: PT017
     proxy.choose = lambda method, path: ""
     Trainer(config).fit()
     Ending.of(config).assert_same(undisturbed(1))
