@@ -74,7 +74,7 @@ class StoreHandler(fs.FileSystemHandler):  # type: ignore[misc]
         store_of(self._uri(path)).delete(self._uri(path))
 
     def delete_root_dir_contents(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("a bucket is never emptied as a whole")
 
     def delete_file(self, path: str) -> None:
         store_of(self._uri(path)).delete(self._uri(path))
@@ -100,7 +100,7 @@ class StoreHandler(fs.FileSystemHandler):  # type: ignore[misc]
         return pa.PythonFile(_Output(self._uri(path)), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("an object store cannot append to an object")
 
 
 class _Output(io.BytesIO):

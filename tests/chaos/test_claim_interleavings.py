@@ -1,7 +1,7 @@
 """Starts of one sweep, preparations of one data set, and the pruning of a run, under every order of their operations.
 
 In every schedule `sweep.yaml`, `plan.json` and `dataset.json` are written once, all that is written beside them belongs
-to whoever wrote them, one of two different starts is refused, and equal ones both succeed.
+to the processes that wrote them, one of two different starts is refused, and equal ones both succeed.
 """
 
 from __future__ import annotations

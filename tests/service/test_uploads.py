@@ -191,7 +191,7 @@ class Sending:
 
 @pytest.mark.parametrize(("chunks", "others", "status"), [(2, 0, 400), (2, 200_000, 503), (4, 0, 413), (4, 1, 413)])
 def test_the_total_size_of_pending_bodies_is_bounded(fakes: Fakes, chunks: int, others: int, status: int) -> None:
-    """Whoever is told to come again finds room later; a body that does not fit even alone is refused for good."""
+    """A caller with a 503 finds room later; a body that does not fit even alone is a 413, which is not retried."""
     fakes.settings = {"max_upload_mb": 0.262150, "max_pending_mb": 0.262150}  # 4 chunks, without what memory adds
     sending = Sending(fakes, chunks)
     sending.service.held_bytes = others
