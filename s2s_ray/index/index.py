@@ -51,7 +51,13 @@ class Match(NamedTuple):
 
 
 class ReferenceIndex:
-    """Unit descriptors, searched by inner product, and the position of each tile."""
+    """Unit descriptors, searched by inner product, and the position of each tile.
+
+    Attributes:
+        info: the content of `index.json`.
+        positions: latitude and longitude of each tile in degrees, float64 N 2; NaN if unknown.
+        pictures: those of a loaded index.
+    """
 
     def __init__(
         self,
@@ -81,7 +87,7 @@ class ReferenceIndex:
         self.pictures = pictures
         self._vectors = vectors
         self._entries = entries.combine_chunks()
-        self._latitudes, self._longitudes = (_floats(entries.column(name)) for name in ("latitude", "longitude"))
+        self.positions = np.stack([_floats(entries.column(name)) for name in ("latitude", "longitude")], axis=1)
         self._write_pictures = write_pictures
 
     @classmethod
@@ -130,10 +136,27 @@ class ReferenceIndex:
         """Return the k nearest tiles of each query, nearest first; equal distances in the order of the data set.
 
         Args:
+            descriptors, k, prior: as in `search_rows`.
+
+        Raises:
+            DescriptorError, InputError: as `search_rows` does.
+        """
+        similarities, rows = self.search_rows(descriptors, k, prior)
+        return [self.matches(*one) for one in zip(rows, similarities, strict=True)]
+
+    def search_rows(
+        self, descriptors: Descriptors, k: int, prior: Prior | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the k most similar tiles of each query as rows of the index: one search for all queries.
+
+        Args:
             descriptors: B x dimension, unit length.
             k: 1 to the number of tiles.
             prior: only tiles inside it are found, fewer than k if it holds fewer; tiles without a position are
                 outside.
+
+        Returns:
+            Cosines and rows, each B k, the most similar first and equal ones by row; k is the number of tiles found.
 
         Raises:
             DescriptorError: the wrong shape, or numbers that are not finite.
@@ -147,24 +170,32 @@ class ReferenceIndex:
         k = whole("k", k)
         if not 1 <= k <= self.info.count:
             raise InputError(f"k={k}: expected 1 to {self.info.count}, the number of tiles of this index")
-        if not len(queries):
-            return []
-        inside = None if prior is None else np.flatnonzero(prior.mask(self._latitudes, self._longitudes))
+        inside = None if prior is None else np.flatnonzero(prior.mask(*self.positions.T))
         k = k if inside is None else min(k, len(inside))
-        if not k:
-            return [[] for _ in queries]
+        if not len(queries) or not k:
+            return np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         similarities, rows = self._vectors.search(queries, k, inside)
-        distances = np.clip(2 - 2 * similarities.astype(np.float64), 0, 4)
-        order = np.lexsort((rows, distances), axis=1)
-        rows, distances = np.take_along_axis(rows, order, 1), np.take_along_axis(distances, order, 1)
-        return [self._matches(*one) for one in zip(rows, distances, strict=True)]
+        similarities = np.clip(similarities, -1, 1)
+        order = np.lexsort((rows, -similarities), axis=1)
+        return np.take_along_axis(similarities, order, 1), np.take_along_axis(rows, order, 1)
 
-    def _matches(self, rows: NDArray[np.int64], distances: NDArray[np.float64]) -> list[Match]:
+    def matches(self, rows: NDArray[np.int64], similarities: NDArray[np.float32]) -> list[Match]:
+        """Return the tiles in some rows as matches, ranked in this order.
+
+        Args:
+            rows: n, of the index.
+            similarities: n, the cosine of each with the query.
+        """
         entries = self._entries.take(pa.array(rows)).to_pylist()
+        distances = 2 - 2 * np.clip(similarities, -1, 1).astype(np.float64)
         return [
             Match(rank=rank, **entry, descriptor_distance=float(distance))
             for rank, (entry, distance) in enumerate(zip(entries, distances, strict=True), start=1)
         ]
+
+    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Return the descriptors of the tiles in some rows, n x dimension; of half precision in a compressed index."""
+        return self._vectors.rows(np.asarray(rows, np.int64))
 
     def save(self, uri: str, *, replace: bool = False) -> None:
         """Publish the index at a URI.

@@ -47,6 +47,9 @@ class Vectors(Protocol):
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Return the k most similar rows of each query, only rows in `inside` if it is given."""
 
+    def rows(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Return the vectors in some rows, n x D."""
+
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end; nothing is trained again."""
 
@@ -86,6 +89,11 @@ class FlatVectors:
             selected.sel = selector = faiss.IDSelectorBatch(inside)  # noqa: F841 - FAISS keeps no reference
         similarities, rows = self._index.search(queries, k, params=selected)
         return similarities, rows
+
+    def rows(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Return the vectors in some rows, n x D."""
+        vectors: Descriptors = self._index.reconstruct_batch(rows)
+        return vectors
 
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end."""
@@ -143,6 +151,10 @@ class CompressedVectors:
         """Return the k most similar rows of each query, see `Vectors`."""
         found = [self._search_one(query, k, inside) for query in queries]
         return np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
+
+    def rows(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Return the vectors in some rows, n x D, rounded to half precision."""
+        return self._halves[rows].astype(np.float32)
 
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end."""

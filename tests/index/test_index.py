@@ -82,6 +82,33 @@ def test_equal_distances_keep_the_order_of_the_data_set() -> None:
     assert [match.id for match in same.search(unit(1, 6), 4)[0]] == [f"tile-{row}" for row in range(4)]
 
 
+@pytest.mark.parametrize("prior", [None, Box(52, 52, 55, 55), Box(0, 0, 1, 1)], ids=["all", "four tiles", "none"])
+def test_rows_of_many_queries_are_those_of_a_brute_force(prior: Box | None) -> None:
+    queries, tiles, gallery = unit(30, 6, seed=1), unit(9, 6), index()
+    allowed = [row for row in range(9) if prior is None or (row != 1 and prior.west <= 50 + row <= prior.east)]
+    similarities, rows = gallery.search_rows(queries, 6, prior)
+    assert (similarities.dtype, rows.dtype) == (np.float32, np.int64)
+    assert similarities.shape == rows.shape == (30, min(6, len(allowed)))
+    for query, found, cosines in zip(queries, rows, similarities, strict=True):
+        right = sorted(allowed, key=lambda row: -float(query.astype(float) @ tiles[row].astype(float)))[:6]
+        assert found.tolist() == right
+        np.testing.assert_allclose(cosines, tiles[right] @ query, atol=1e-6)
+
+
+def test_rows_become_matches_positions_and_descriptors() -> None:
+    gallery, queries = index(), unit(2, 6, seed=1)
+    similarities, rows = gallery.search_rows(queries, 4)
+    matches = [gallery.matches(*one) for one in zip(rows, similarities, strict=True)]
+    assert matches == gallery.search(queries, 4)
+    np.testing.assert_array_equal(gallery.descriptors(rows[0]), unit(9, 6)[rows[0]])
+    assert gallery.positions.shape == (9, 2)
+    assert np.isnan(gallery.positions[1]).all()
+    for match, row in zip(matches[0], rows[0], strict=True):
+        assert match.latitude is None if row == 1 else gallery.positions[row].tolist() == [match.latitude] * 2
+    assert gallery.matches(rows[0][:0], similarities[0][:0]) == []
+    assert len(gallery.search_rows(queries[:0], 4)[1]) == 0
+
+
 def test_unknown_positions_are_none() -> None:
     [matches] = index().search(unit(9, 6)[1:2], 1)
     assert matches[0][1:7] == ("tile-1", None, None, None, None, None)

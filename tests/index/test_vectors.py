@@ -42,6 +42,8 @@ def test_nearly_all_nearest_tiles_are_found(descriptors: NDArray[np.float32], co
     right = FlatVectors.build(descriptors).search(queries, K, None)
     found = compressed.search(queries, K, None)
     assert recall(found[1], right[1]) > 0.95
+    rows = np.array([5, COUNT - 1, 5])
+    np.testing.assert_array_equal(compressed.rows(rows), descriptors[rows].astype(np.float16).astype(np.float32))
     same = found[1] == right[1]
     np.testing.assert_allclose(found[0][same], right[0][same], atol=2e-3)
 
@@ -85,3 +87,4 @@ def test_small_galleries_are_exact() -> None:
     np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-5)
     extended = built.with_more(unit(2, 8))
     assert (built.shape, extended.shape) == ((30, DIMENSION), (32, DIMENSION))
+    np.testing.assert_array_equal(extended.rows(np.array([31, 2])), np.stack([unit(2, 8)[1], few[2]]))
