@@ -7,6 +7,7 @@ what is allowed.
 from __future__ import annotations
 
 from s2s_ray.config.ablate import AblateConfig
+from s2s_ray.config.augmentation import AugmentationConfig
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.load import load_config, load_stored, preset_names, with_overrides
@@ -29,6 +30,7 @@ from s2s_ray.config.tune import ParameterConfig, TuneConfig
 __all__ = [
     "AblateConfig",
     "Ablation",
+    "AugmentationConfig",
     "BelowOne",
     "Config",
     "Contrast",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from s2s_ray.config.frozen import FrozenDict
-from s2s_ray.config.section import Fraction, Positive, Section
+from s2s_ray.config.section import Fraction, NonNegative, Positive, Section
 from s2s_ray.uri import Uri
 
 
@@ -22,6 +22,11 @@ class PrepareConfig(Section):
     )
     shard_mb: Positive = Field(64.0, description="target size of a shard, in 10^6 bytes of encoded images")
     keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
+    margin_m: NonNegative = Field(
+        0.0,
+        description="metres of imagery stored around each raw tile, for queries off the tile's centre; needs keep_tiles "
+        "and a source that cuts or renders its tiles",
+    )
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.1, description="part of the training split held out if the source names no validation pairs"
     )
@@ -32,6 +37,12 @@ class PrepareConfig(Section):
         description="Ray resources of a shard's task; default: 1 CPU. A resource that only CPU nodes have keeps the "
         "tasks off GPU nodes",
     )
+
+    @model_validator(mode="after")
+    def _margin_is_stored_with_the_tiles(self) -> Self:
+        if self.margin_m and not self.keep_tiles:
+            raise ValueError(f"margin_m={self.margin_m:g} is stored with the raw tiles: set keep_tiles to true")
+        return self
 
 
 class DataConfig(Section):

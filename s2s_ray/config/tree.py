@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError, ValidationInfo, field_validator
 from s2s_ray.config import notation
 from s2s_ray.config.ablate import AblateConfig
 from s2s_ray.config.annotations import alternatives, is_optional, is_text
+from s2s_ray.config.augmentation import AugmentationConfig
 from s2s_ray.config.data import DataConfig, PrepareConfig
 from s2s_ray.config.evaluation import EvaluationConfig
 from s2s_ray.config.explain import explain, without_kind
@@ -41,6 +42,7 @@ class Config(Section):
     source: SourceConfig = SyntheticSourceConfig()
     prepare: PrepareConfig = PrepareConfig()
     data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tune: TuneConfig = TuneConfig()
