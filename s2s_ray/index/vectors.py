@@ -34,6 +34,8 @@ _CANDIDATES = 400
 _PROBED = 0.5  # of the lists
 _EXACT_ROWS = 20_000  # an area with no more tiles is searched exactly
 _CHUNK = 16_384
+_PRODUCT_FROM = 20  # queries; FAISS, too, multiplies matrices from there on, but slower and not within an area
+_PRODUCT_QUERIES = 128
 _IN_MEMORY_BYTES = 500_000_000
 
 
@@ -83,6 +85,8 @@ class FlatVectors:
 
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Return the k most similar rows of each query, see `Vectors`."""
+        if len(queries) >= _PRODUCT_FROM:
+            return self._multiply(queries, k, inside)
         selected = None
         if inside is not None:
             selected = faiss.SearchParameters()
@@ -104,6 +108,22 @@ class FlatVectors:
     def save(self, folder: Path) -> None:
         """Write the file of the index."""
         faiss.write_index(self._index, str(folder / INDEX_FILE))
+
+    def _multiply(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
+        """Search for many queries by the product of both matrices."""
+        vectors = faiss.rev_swig_ptr(self._index.get_xb(), self._index.ntotal * self._index.d).reshape(self.shape)
+        similarities = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        for start in range(0, len(queries), _PRODUCT_QUERIES):
+            part = slice(start, start + _PRODUCT_QUERIES)
+            every = queries[part] @ vectors.T
+            if inside is not None:
+                every = every[:, inside]
+            best = np.argpartition(every, every.shape[1] - k, axis=1)[:, -k:]
+            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(every, best, 1), axis=1), 1)
+            similarities[part] = np.take_along_axis(every, best, 1)
+            rows[part] = best if inside is None else inside[best]
+        return similarities, rows
 
 
 class CompressedVectors:
