@@ -73,6 +73,36 @@ class Box:
 Prior = Circle | Box
 
 
+@dataclass(frozen=True, slots=True)
+class FileCircle:
+    """The circle around the position that a picture's own metadata names."""
+
+    radius_m: float = 2000.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "radius_m", self.around((0.0, 0.0)).radius_m)
+
+    @classmethod
+    def parse(cls, text: str) -> FileCircle:
+        """Return the circle that `file` or `file,METRES` stands for. Raises PriorError."""
+        word, comma, metres = text.partition(",")
+        try:
+            if word == "file":
+                return cls(float(metres)) if comma else cls()
+        except ValueError as error:
+            if isinstance(error, PriorError):
+                raise
+        raise PriorError(f"{_shown(text)}: expected file or file,METRES")
+
+    def around(self, position: tuple[float, float]) -> Circle:
+        """Return the circle around a latitude and longitude. Raises PriorError."""
+        return Circle(*position, self.radius_m)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
 def _as_floats(prior: Prior) -> None:
     """Make the numbers of a new area Python's own, whose text is the same for every version of NumPy."""
     for field in fields(prior):
