@@ -6,16 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from s2s_ray.config.section import Fraction, NonNegative, Positive, Section
+from s2s_ray.config.section import BelowOne, Fraction, NonNegative, Positive, Section
 
 
 class LossConfig(Section):
-    """Loss weights and the triplet loss (supplement, section B)."""
+    """Loss weights and the retrieval loss (supplement, section B)."""
 
     lambda_gan: NonNegative = 1.0
     lambda_ret: NonNegative = 1000.0
     lambda_l1: NonNegative = 100.0
+    retrieval: Literal["triplet", "infonce"] = Field(
+        "triplet", description="triplet: the paper's; infonce: symmetric InfoNCE, which needs mining.start=never"
+    )
     alpha: Positive = Field(10.0, description="sharpness of the soft-margin triplet loss")
+    scale: Positive = Field(10.0, description="infonce: factor of the cosines, the inverse of the temperature")
+    label_smoothing: BelowOne = Field(
+        0.1, description="infonce: probability that all candidates share evenly; the right one has the rest"
+    )
     real_label: Fraction = Field(0.9, description="one-sided label smoothing of the GAN loss")
     negative_min_distance_m: NonNegative | None = Field(
         None, description="pairs closer than this are not each other's negatives; needs coordinates"

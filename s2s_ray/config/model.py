@@ -43,6 +43,9 @@ class ModelConfig(Section):
         "live", description="live: batch statistics over all workers; frozen: the running statistics"
     )
     masks: int = Field(8, ge=1, description="spatial attention masks per view")
+    circular: bool = Field(
+        False, description="convolutions continue at the other end of the horizon, which has no seam; false: the paper"
+    )
     ablation: Ablation = Field(
         "full",
         description="full; retrieval_only: no synthesis; no_gan: no discriminator; separate_features: G without the "

@@ -69,11 +69,37 @@ class SpatialAttention(nn.Module):
             nn.init.constant_(bias, 0.1)
 
     def forward(self, features: Tensor) -> Tensor:
-        if tuple(features.shape[-2:]) != self.shape:
-            raise ValueError(f"features have size {tuple(features.shape[-2:])}, this attention expects {self.shape}")
+        self._check(features)
         with torch.autocast(features.device.type, enabled=False):
             local = at_least_float32(features).flatten(2)
-            # einsum would copy w1 into another memory order
-            hidden = (local.amax(dim=1) @ self.w1.flatten(1)).view(len(local), *self.w1.shape[1:]) + self.b1
-            masks = torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
-            return F.normalize((local @ masks).flatten(1), dim=1)
+            return F.normalize((local @ self._masks(local.amax(dim=1))).flatten(1), dim=1)
+
+    def turned(self, features: Tensor) -> Tensor:
+        """Return the descriptors of the features rolled right by 0, 1, ... w - 1 columns, B w (C*k), float32.
+
+        The masks depend on the roll through the maxima alone, which are rolled instead of the features; the masks of a
+        roll are rolled back and applied to the features as they are.
+        """
+        self._check(features)
+        with torch.autocast(features.device.type, enabled=False):
+            local = at_least_float32(features)
+            (count, channels), (height, width) = local.shape[:2], self.shape
+            column = torch.arange(width, device=local.device)
+            source = (column[None] - column[:, None]) % width  # w w: what each column of each roll shows
+            target = (column[None] + column[:, None]) % width  # w w: where each roll shows a column
+            maxima = local.amax(dim=1)[..., source].transpose(1, 2)  # B roll h w
+            masks = self._masks(maxima.reshape(count * width, -1)).view(count, width, height, width, -1)
+            masks = masks.gather(3, target[None, :, None, :, None].expand_as(masks))
+            masks = masks.permute(0, 2, 3, 1, 4).reshape(count, height * width, -1)  # B n (roll*k)
+            sums = (local.flatten(2) @ masks).view(count, channels, width, -1)
+            return F.normalize(sums.transpose(1, 2).flatten(2), dim=2)
+
+    def _masks(self, maxima: Tensor) -> Tensor:
+        """Return the k masks of channel-wise maxima: B n -> B n k."""
+        # einsum would copy w1 into another memory order
+        hidden = (maxima @ self.w1.flatten(1)).view(len(maxima), *self.w1.shape[1:]) + self.b1
+        return torch.einsum("bmk,mnk->bnk", hidden, self.w2) + self.b2
+
+    def _check(self, features: Tensor) -> None:
+        if tuple(features.shape[-2:]) != self.shape:
+            raise ValueError(f"features have size {tuple(features.shape[-2:])}, this attention expects {self.shape}")

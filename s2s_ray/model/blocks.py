@@ -1,4 +1,7 @@
-"""Building blocks of the generator: spectrally normalised convolutions and residual blocks.
+"""Building blocks of the networks: spectrally normalised convolutions and residual blocks.
+
+With `circular` the columns of an image are the whole horizon, without a seam: what a convolution needs to the left of
+the first column it takes from the last ones, and the reverse. Rolling its input by whole strides then rolls its output.
 
 Sources: the supplement's figures 1 to 3, Miyato et al. 2018 (spectral normalisation).
 """
@@ -38,9 +41,11 @@ class SpectralConv2d(nn.Conv2d):
         padding_mode: Literal["reflect", "zeros"] = "reflect",
         bias: bool = True,
         idle_bias: bool = False,
+        circular: bool = False,
     ) -> None:
         mode: Literal["reflect", "zeros"] = padding_mode if padding else "zeros"
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias, padding_mode=mode)
+        self.circular = circular and padding > 0
         if self.bias is not None and idle_bias:
             self.bias.requires_grad_(False)
         matrix = self.weight.flatten(1)
@@ -71,8 +76,38 @@ class SpectralConv2d(nn.Conv2d):
         self.folded = True
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.circular:
+            x = _wrapped(x, self)
+            rows = self.padding[0]
+            if self.padding_mode == "reflect":
+                x, rows = F.pad(x, (0, 0, rows, rows), mode="reflect"), 0
+            return F.conv2d(x, self.normalised_weight(), self.bias, self.stride, (rows, 0))
         result: Tensor = self._conv_forward(x, self.normalised_weight(), self.bias)
         return result
+
+
+class HorizonConv2d(nn.Conv2d):
+    """A plain convolution of the whole horizon: columns continue at the other end, rows are padded with zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(_wrapped(x, self), self.weight, self.bias, self.stride, (_pair(self.padding)[0], 0))
+
+
+def conv_class(circular: bool) -> type[nn.Conv2d]:
+    """Return the class of convolutions without spectral norm, zero padded or of the whole horizon."""
+    return HorizonConv2d if circular else nn.Conv2d
+
+
+def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    assert not isinstance(padding, str), padding
+    return padding
+
+
+def _wrapped(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Continue the columns at both ends, so that the convolution makes one column for each of its strides."""
+    left = _pair(conv.padding)[1]
+    right = conv.kernel_size[1] - conv.stride[1] - left
+    return torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], -1)
 
 
 def power_iterate(network: nn.Module) -> None:
@@ -94,7 +129,7 @@ def conv_then_pool(conv: SpectralConv2d, x: Tensor) -> Tensor:
     Returns: B out h/2 w/2.
     """
     kernel = _over_four_pixels(conv.normalised_weight()) / 4
-    return F.conv2d(_bordered(x, conv.padding_mode), kernel, conv.bias, stride=2)
+    return F.conv2d(_bordered(x, conv.padding_mode, conv.circular), kernel, conv.bias, stride=2)
 
 
 def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
@@ -102,7 +137,8 @@ def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
 
     It is one transposed 4x4 convolution: a pixel of x becomes four equal pixels in the upsampled image, so its
     contribution to its neighbourhood is the sum of the flipped 3x3 kernel at four offsets. An output takes 4 products
-    instead of 9. Reflecting the upsampled image at its border repeats the border of x (with zero padding it is zero).
+    instead of 9. Reflecting the upsampled image at its border repeats the border of x (with zero padding it is zero);
+    beyond the ends of a whole horizon it is the column of x at the other end.
 
     Args:
         x: B C h w.
@@ -112,7 +148,7 @@ def upsample_then_conv(conv: SpectralConv2d, x: Tensor) -> Tensor:
     if x.shape[0] == 0:  # a worker's share may be empty, and PyTorch does not pad an empty batch
         return cast(Tensor, conv(F.interpolate(x, scale_factor=2, mode="nearest")))
     kernel = _over_four_pixels(conv.normalised_weight().flip(2, 3).transpose(0, 1))
-    bordered = _bordered(x, "replicate" if conv.padding_mode == "reflect" else conv.padding_mode)
+    bordered = _bordered(x, "replicate" if conv.padding_mode == "reflect" else conv.padding_mode, conv.circular)
     if torch.is_autocast_enabled(x.device.type):
         half = torch.get_autocast_dtype(x.device.type)
         kernel, bordered = kernel.to(half), bordered.to(half)
@@ -151,7 +187,13 @@ class _Upsampling(torch.autograd.Function):
         return F.conv2d(wide, kernel, stride=2), at_kernel, at_bias
 
 
-def _bordered(x: Tensor, mode: str) -> Tensor:
+def _bordered(x: Tensor, mode: str, circular: bool) -> Tensor:
+    """Add a border of one pixel: B C h w -> B C h+2 w+2."""
+    if circular:
+        x = torch.cat([x[..., -1:], x, x[..., :1]], 3)
+        if mode == "replicate":
+            return torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+        return F.pad(x, (0, 0, 1, 1), mode="constant" if mode == "zeros" else mode)
     if mode == "replicate" and torch.compiler.is_compiling():  # which has no backward for replication_pad2d
         rows = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
         return torch.cat([rows[..., :1], rows, rows[..., -1:]], 3)
@@ -197,10 +239,10 @@ def instance_norm(channels: int) -> nn.InstanceNorm2d:
 class DownBlock(nn.Module):
     """Residual downsampling block (figure 1): B in h w -> B out h/2 w/2, before its instance norm."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, circular: bool = False) -> None:
         super().__init__()
-        self.conv1 = SpectralConv2d(in_channels, out_channels, 3, padding=1)
-        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, padding=1, idle_bias=True)
+        self.conv1 = SpectralConv2d(in_channels, out_channels, 3, padding=1, circular=circular)
+        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, padding=1, idle_bias=True, circular=circular)
         self.skip = SpectralConv2d(in_channels, out_channels, 1, idle_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,11 +254,11 @@ class DownBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Residual block of the bottleneck (figure 2): B C h w -> B C h w."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, circular: bool = False) -> None:
         super().__init__()
-        self.conv1 = SpectralConv2d(channels, channels, 3, padding=1, idle_bias=True)
+        self.conv1 = SpectralConv2d(channels, channels, 3, padding=1, idle_bias=True, circular=circular)
         self.norm1 = instance_norm(channels)
-        self.conv2 = SpectralConv2d(channels, channels, 3, padding=1, idle_bias=True)
+        self.conv2 = SpectralConv2d(channels, channels, 3, padding=1, idle_bias=True, circular=circular)
         self.norm2 = instance_norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,12 +269,12 @@ class ResidualBlock(nn.Module):
 class UpBlock(nn.Module):
     """Residual upsampling block (figure 3): B in h w -> B out 2h 2w, before its instance norm."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, circular: bool = False) -> None:
         super().__init__()
         self.norm1 = instance_norm(in_channels)
-        self.conv1 = SpectralConv2d(in_channels, out_channels, 3, padding=1, idle_bias=True)
+        self.conv1 = SpectralConv2d(in_channels, out_channels, 3, padding=1, idle_bias=True, circular=circular)
         self.norm2 = instance_norm(out_channels)
-        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, padding=1, idle_bias=True)
+        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, padding=1, idle_bias=True, circular=circular)
         self.skip = SpectralConv2d(in_channels, out_channels, 1, idle_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:

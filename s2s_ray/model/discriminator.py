@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import NonLocalBlock
-from s2s_ray.model.blocks import SpectralConv2d
+from s2s_ray.model.blocks import SpectralConv2d, conv_class
 
 
 class Discriminator(nn.Module):
@@ -16,19 +16,23 @@ class Discriminator(nn.Module):
     The `paper` variant pads the two stride-1 convolutions by one more row below, which gives the shapes of table 2
     (14 x 75 logits at 112 x 616), and normalises every convolution but the last. `released` is the variant of the
     authors' code: a padding of one on all sides (12 x 75), and no spectral norm on the first convolution.
+
+    With `circular` the patches wrap around the horizon too, one logit for each column of local features (14 x 77): a
+    view whose ends do not meet is then as visible as any other edge, which a border of zeros would hide. Real and
+    synthesised views are treated alike in either case.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        c = config.discriminator_channels
+        c, wraps = config.discriminator_channels, config.circular
         self.extra_row = config.discriminator_variant == "paper"
         first = _plain_conv if config.discriminator_variant == "released" else _conv
-        self.conv1 = first(6, c, stride=2)
-        self.conv2 = _conv(c, 2 * c, stride=2)
+        self.conv1 = first(6, c, stride=2, circular=wraps)
+        self.conv2 = _conv(c, 2 * c, stride=2, circular=wraps)
         self.attention = NonLocalBlock(2 * c)
-        self.conv3 = _conv(2 * c, 4 * c, stride=2)
-        self.conv4 = _conv(4 * c, 8 * c, stride=1)
-        self.conv5 = _plain_conv(8 * c, 1, stride=1)
+        self.conv3 = _conv(2 * c, 4 * c, stride=2, circular=wraps)
+        self.conv4 = _conv(4 * c, 8 * c, stride=1, circular=wraps)
+        self.conv5 = _plain_conv(8 * c, 1, stride=1, circular=wraps)
 
     def forward(self, pair: Tensor) -> Tensor:
         """Return the patch logits B 1 h w of B 6 H W, satellite and street views stacked, in [-1, 1]."""
@@ -43,12 +47,14 @@ class Discriminator(nn.Module):
         return F.pad(x, (0, 0, 0, 1)) if self.extra_row else x
 
 
-def _conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
-    return SpectralConv2d(in_channels, out_channels, 4, stride=stride, padding=1, padding_mode="zeros")
+def _conv(in_channels: int, out_channels: int, *, stride: int, circular: bool) -> nn.Conv2d:
+    return SpectralConv2d(
+        in_channels, out_channels, 4, stride=stride, padding=1, padding_mode="zeros", circular=circular
+    )
 
 
-def _plain_conv(in_channels: int, out_channels: int, *, stride: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 4, stride, padding=1)
+def _plain_conv(in_channels: int, out_channels: int, *, stride: int, circular: bool) -> nn.Conv2d:
+    conv = conv_class(circular)(in_channels, out_channels, 4, stride, padding=1)
     nn.init.normal_(conv.weight, 0.0, 0.02)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import NonLocalBlock
-from s2s_ray.model.blocks import DownBlock, ResidualBlock, SpectralConv2d, UpBlock, instance_norm
+from s2s_ray.model.blocks import DownBlock, ResidualBlock, SpectralConv2d, UpBlock, conv_class, instance_norm
 
 
 class Encoded(NamedTuple):
@@ -29,13 +29,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        c = config.channels
-        self.stem = SpectralConv2d(3, c, 7, padding=3, idle_bias=True)
+        c, wraps = config.channels, config.circular
+        self.stem = SpectralConv2d(3, c, 7, padding=3, idle_bias=True, circular=wraps)
         self.stem_norm = instance_norm(c)
-        self.down1, self.down1_norm = DownBlock(c, 2 * c), instance_norm(2 * c)
-        self.down2, self.down2_norm = DownBlock(2 * c, 4 * c), instance_norm(4 * c)
-        self.down3, self.down3_norm = DownBlock(4 * c, 8 * c), instance_norm(8 * c)
-        self.bottleneck = nn.Sequential(*(ResidualBlock(8 * c) for _ in range(config.residual_blocks)))
+        self.down1, self.down1_norm = DownBlock(c, 2 * c, circular=wraps), instance_norm(2 * c)
+        self.down2, self.down2_norm = DownBlock(2 * c, 4 * c, circular=wraps), instance_norm(4 * c)
+        self.down3, self.down3_norm = DownBlock(4 * c, 8 * c, circular=wraps), instance_norm(8 * c)
+        blocks = (ResidualBlock(8 * c, circular=wraps) for _ in range(config.residual_blocks))
+        self.bottleneck = nn.Sequential(*blocks)
 
     def forward(self, satellite: Tensor) -> Encoded:
         """Return the local features and the three skip connections of B 3 H W in [-1, 1]."""
@@ -50,14 +51,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        c = config.channels
-        self.up3, self.up3_norm = UpBlock(16 * c, 4 * c), instance_norm(4 * c)
+        c, wraps = config.channels, config.circular
+        self.up3, self.up3_norm = UpBlock(16 * c, 4 * c, circular=wraps), instance_norm(4 * c)
         self.attention = NonLocalBlock(8 * c)
-        self.up2, self.up2_norm = UpBlock(8 * c, 2 * c), instance_norm(2 * c)
+        self.up2, self.up2_norm = UpBlock(8 * c, 2 * c, circular=wraps), instance_norm(2 * c)
         # Both paths from here reach an instance norm before anything nonlinear, so the bias has no effect either.
         self.up2_norm.bias.requires_grad_(False)
-        self.up1, self.up1_norm = UpBlock(4 * c, 2 * c), instance_norm(2 * c)
-        self.head = nn.Conv2d(2 * c, 3, 3, padding=1)
+        self.up1, self.up1_norm = UpBlock(4 * c, 2 * c, circular=wraps), instance_norm(2 * c)
+        self.head = conv_class(wraps)(2 * c, 3, 3, padding=1)
         nn.init.normal_(self.head.weight, 0.0, 0.02)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)

@@ -1,4 +1,4 @@
-"""The losses: soft-margin triplet with hard-negative mining, GAN and L1 (supplement, section B).
+"""The losses: soft-margin triplet with hard-negative mining or InfoNCE, GAN and L1 (supplement, section B).
 
 Each function returns this worker's share; the shares of all workers add up to the loss of the global batch.
 """
@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2s_ray.config import LossConfig
 
-class Triplets(NamedTuple):
-    """The triplet loss of a batch: its mean over `kept` of the `valid` triplets; without information if `kept` is 0."""
+
+class RetrievalLoss(NamedTuple):
+    """The retrieval loss of a batch, over `kept` of its `valid` triplets; without information if `kept` is 0."""
 
     loss: Tensor
     kept: int
@@ -28,7 +30,7 @@ def squared_distances(satellite: Tensor, street: Tensor) -> Tensor:
 
 def triplet_loss(
     satellite: Tensor, street: Tensor, *, alpha: float, discard: float = 0.0, negatives: Tensor | None = None
-) -> Triplets:
+) -> RetrievalLoss:
     """Compute the exhaustive soft-margin triplet loss, the mean of log(1 + exp(alpha * (d_pos - d_neg))).
 
     It is over all 2B(B-1) triplets of the batch: each satellite descriptor with the street descriptors of the other
@@ -61,11 +63,54 @@ def triplet_loss(
     selected = losses[allowed.expand_as(losses)]
     valid = selected.numel()
     if valid == 0:
-        return Triplets(losses.sum() * 0.0, 0, 0)
+        return RetrievalLoss(losses.sum() * 0.0, 0, 0)
     kept = max(1, math.ceil(valid * (100 - discard) / 100))
     if kept < valid:
         selected = selected.topk(kept, sorted=False).values
-    return Triplets(selected.mean(), kept, valid)
+    return RetrievalLoss(selected.mean(), kept, valid)
+
+
+def info_nce(
+    satellite: Tensor, street: Tensor, *, scale: float, label_smoothing: float = 0.0, negatives: Tensor | None = None
+) -> RetrievalLoss:
+    """Compute symmetric InfoNCE: the cross-entropy of choosing the other view of each pair among the batch.
+
+    The candidates of an anchor are the other view of its own pair and those of its negatives, with probabilities
+    softmax(scale * cosine). The target is 1 for the own pair, less the `label_smoothing` that all candidates share
+    evenly. The loss is the mean over the 2B anchors that have a negative.
+
+    Args:
+        satellite, street: B D unit descriptors; row i of both is one pair.
+        scale: inverse of the temperature.
+        negatives: as in `triplet_loss`; other pairs are no candidates.
+
+    Returns: the mean, and the number of anchors with each of their negatives, of which none is discarded.
+
+    Source: van den Oord et al. 2018; both directions as in CLIP (Radford et al. 2021) and Sample4Geo (Deuser et al.
+    2023).
+    """
+    cosines = satellite @ street.T
+    own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    candidates = torch.ones_like(own) if negatives is None else own | negatives
+    valid = 2 * (int(candidates.sum()) - len(cosines))
+    if valid == 0:
+        return RetrievalLoss(cosines.sum() * 0.0, 0, 0)
+    logits = scale * torch.stack([cosines, cosines.T])
+    log_probability = (logits - logits.masked_fill(~candidates, -math.inf).logsumexp(2, keepdim=True)) * candidates
+    count = candidates.sum(1)
+    right = log_probability.diagonal(dim1=1, dim2=2)
+    losses = -(1 - label_smoothing) * right - label_smoothing * log_probability.sum(2) / count
+    return RetrievalLoss(losses[:, count > 1].mean(), valid, valid)
+
+
+def retrieval_loss(
+    config: LossConfig, satellite: Tensor, street: Tensor, *, discard: float = 0.0, negatives: Tensor | None = None
+) -> RetrievalLoss:
+    """Compute the configured loss (`loss.retrieval`) of unit descriptors, see `triplet_loss` and `info_nce`."""
+    if config.retrieval == "triplet":
+        return triplet_loss(satellite, street, alpha=config.alpha, discard=discard, negatives=negatives)
+    assert discard == 0, "infonce has no mining, which the configuration refuses"
+    return info_nce(satellite, street, scale=config.scale, label_smoothing=config.label_smoothing, negatives=negatives)
 
 
 def allowed_negatives(points: Tensor, frames: Tensor, min_distance_m: float) -> Tensor:

@@ -1,4 +1,15 @@
-"""The retrieval branch R: a street encoder, and one spatial attention per view."""
+"""The retrieval branch R: a street encoder, and one spatial attention per view.
+
+A street view may show a part of what the model's view covers (`seen`). Unseen pixels are zero, which is what the
+convolutions pad with, and local features count by the share of their 8 x 8 pixels that was seen: what is unseen
+contributes nothing. Near the edge of the seen part the features are those of a picture that ends there, as they are at
+the upper and lower border of every view.
+
+Batch norm knows no masks. With `street_batchnorm=live` its statistics include the unseen parts, whose activations are
+constant: the more of a batch is unseen, the smaller the variance. In evaluation the running statistics hold for every
+view alike, so a model that is asked with partial views should be trained with the same mixture of them. Spectral norms
+depend on the weights alone, and instance norms occur only where all of an image is seen.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +18,7 @@ from torch import Tensor, nn
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
+from s2s_ray.model.blocks import conv_class
 from s2s_ray.model.generator import Encoder
 
 
@@ -20,13 +32,13 @@ class StreetEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = 2 * config.channels
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = conv_class(config.circular)(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = GlobalBatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         first, second, third = config.street_blocks
-        self.layer1 = _stage(width, width, first, stride=1)
-        self.layer2 = _stage(width, 2 * width, second, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, third, stride=2)
+        self.layer1 = _stage(width, width, first, stride=1, circular=config.circular)
+        self.layer2 = _stage(width, 2 * width, second, stride=2, circular=config.circular)
+        self.layer3 = _stage(2 * width, 4 * width, third, stride=2, circular=config.circular)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -47,12 +59,13 @@ class BasicBlock(nn.Module):
     checks that the encoder equals torchvision's ResNet34.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, circular: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        conv = conv_class(circular)
+        self.conv1 = conv(in_channels, out_channels, 3, stride, padding=1, bias=False)
         self.bn1 = GlobalBatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = conv(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = GlobalBatchNorm2d(out_channels)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
@@ -81,9 +94,21 @@ class _Projection(nn.Conv2d):
         return nn.functional.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    rest = (BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))
-    return nn.Sequential(BasicBlock(in_channels, out_channels, stride), *rest)
+def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, circular: bool) -> nn.Sequential:
+    rest = (BasicBlock(out_channels, out_channels, circular=circular) for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(in_channels, out_channels, stride, circular=circular), *rest)
+
+
+def visible(images: Tensor, seen: Tensor | None) -> Tensor:
+    """Return images B 3 H W with zeros where they were not seen (`seen`: bool B H W; None: all seen)."""
+    return images if seen is None else images.masked_fill(~seen[:, None], 0.0)
+
+
+def visible_features(features: Tensor, seen: Tensor | None) -> Tensor:
+    """Return local features B C H/8 W/8 times the share of their pixels that was seen."""
+    if seen is None:
+        return features
+    return features * nn.functional.avg_pool2d(seen[:, None].to(features.dtype), 8)
 
 
 class Retrieval(nn.Module):
@@ -106,7 +131,15 @@ class Retrieval(nn.Module):
         descriptor: Tensor = self.satellite_attention(features)
         return descriptor
 
-    def embed_street(self, street: Tensor) -> Tensor:
-        """Embed street panoramas B 3 H W in [-1, 1] as B D."""
-        descriptor: Tensor = self.street_attention(self.street_encoder(street))
+    def embed_street(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embed street views B 3 H W in [-1, 1], of which `seen` (bool B H W; None: all) was seen, as B D."""
+        return self.pool_street(self.street_encoder(visible(street, seen)), seen)
+
+    def pool_street(self, features: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embed local street features B 8c H/8 W/8, made from `visible` images, as B D."""
+        descriptor: Tensor = self.street_attention(visible_features(features, seen))
         return descriptor
+
+    def embed_street_turned(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embed street views for every heading at steps of a feature column, B T D, T = W/8; see `S2S`."""
+        return self.street_attention.turned(visible_features(self.street_encoder(visible(street, seen)), seen))

@@ -9,7 +9,7 @@ from s2s_ray.config import ModelConfig
 from s2s_ray.errors import NoSynthesisError, ViewError
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.generator import Generator
-from s2s_ray.model.retrieval import Retrieval
+from s2s_ray.model.retrieval import Retrieval, visible
 
 
 class S2S(nn.Module):
@@ -37,9 +37,35 @@ class S2S(nn.Module):
         encoder = self.retrieval.satellite_encoder or self.generator.encoder
         return self.retrieval.embed_satellite(encoder(self.normalise(polar)).features)
 
-    def embed_street(self, street: Tensor) -> Tensor:
-        """Embed street panoramas, north in the middle column, as unit descriptors B x D."""
-        return self.retrieval.embed_street(self.normalise(street))
+    def embed_street(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embed street views, north in the middle column, as unit descriptors B x D.
+
+        Args:
+            street: the whole horizon.
+            seen: bool B H W, what of it was seen; None: all. What was not seen has no influence.
+
+        Raises:
+            ViewError: as `normalise`.
+        """
+        return self.retrieval.embed_street(self.normalise(street, seen), seen)
+
+    def embed_street_turned(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Embed street views of unknown heading, once for each heading at steps of a feature column.
+
+        The encoder runs once; its features are rolled. With `circular` convolutions the result is that of rolled
+        images, up to rounding. Otherwise it is an approximation: the features at the ends of the image are those of a
+        seam, wherever the roll takes them.
+
+        Args:
+            street, seen: as in `embed_street`.
+
+        Returns: unit descriptors B T D, T = W/8. Entry t is that of the view rolled right by 8 t pixels, as it has to
+        be if the compass bearing of the middle column is t * 360 / T degrees (`polar.roll_to_north`).
+
+        Raises:
+            ViewError: as `normalise`.
+        """
+        return self.retrieval.embed_street_turned(self.normalise(street, seen), seen)
 
     def synthesize(self, polar: Tensor) -> Tensor:
         """Synthesise street views B 3 H W in [-1, 1] from polar satellite images. Raises NoSynthesisError."""
@@ -62,8 +88,12 @@ class S2S(nn.Module):
                 f"the model was trained with model.ablation={self.config.ablation!r} and synthesises no street views"
             )
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor, seen: Tensor | None = None) -> Tensor:
         """Convert uint8 pixels to [-1, 1] (uint8 / 127.5 - 1); return floating-point images in the model's layout.
+
+        Args:
+            seen: bool B H W; pixels that were not seen become 0, the middle of the range and what convolutions pad
+                with, and not -1 as black ones do. None: all seen.
 
         Raises:
             ViewError: another shape than B 3 H W at the model's resolution, or another dtype.
@@ -75,4 +105,9 @@ class S2S(nn.Module):
             images = images.to(next(self.parameters()).dtype) / 127.5 - 1
         if not images.is_floating_point():
             raise ViewError(f"images have dtype {images.dtype}, expected uint8 or floating point")
+        if seen is not None:
+            wanted = (len(images), *expected[1:])
+            if seen.dtype != torch.bool or tuple(seen.shape) != wanted:
+                raise ViewError(f"seen is {seen.dtype} of shape {tuple(seen.shape)}, expected bool of shape {wanted}")
+            images = visible(images, seen)
         return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)

@@ -16,9 +16,13 @@ from s2s_ray.runtime.collectives import world_size
 
 @dataclass(frozen=True)
 class Networks:
-    """Callables with the shapes of the modules of the same names; `satellite_encoder` is None if R has none."""
+    """Callables with the shapes of the modules of the same names; `satellite_encoder` is None if R has none.
+
+    `encoder` is that of the generator, for satellite images from which nothing is synthesised.
+    """
 
     generator: Callable[[Tensor], tuple[Tensor, Tensor]]
+    encoder: Callable[[Tensor], Encoded]
     discriminator: Callable[[Tensor], Tensor]
     street_encoder: Callable[[Tensor], Tensor]
     satellite_encoder: Callable[[Tensor], Encoded] | None
@@ -27,7 +31,13 @@ class Networks:
     def of(cls, model: S2S) -> Networks:
         """Return the modules themselves."""
         retrieval = model.retrieval
-        return cls(model.generator, model.discriminator, retrieval.street_encoder, retrieval.satellite_encoder)
+        return cls(
+            model.generator,
+            model.generator.encoder,
+            model.discriminator,
+            retrieval.street_encoder,
+            retrieval.satellite_encoder,
+        )
 
     @classmethod
     def compiled(cls, model: S2S) -> Networks:
@@ -45,6 +55,7 @@ class Networks:
         synchronised = world_size() > 1 and model.config.street_batchnorm == "live"
         return cls(
             fast(networks.generator),
+            fast(networks.encoder),
             fast(networks.discriminator),
             networks.street_encoder if synchronised else fast(networks.street_encoder),
             None if networks.satellite_encoder is None else fast(networks.satellite_encoder),

@@ -4,6 +4,10 @@ With `micro_batch` the gradients of each network are still those of the whole ba
 passes are repeated with a graph for each piece in turn, and the triplet loss reaches them through its gradient with
 respect to the descriptors, which is computed once (Gao et al. 2021, "Scaling deep contrastive learning batch size").
 
+Synthesis always trains on aligned pairs: a whole panorama, taken at the centre of its tile. Retrieval may train on other
+views of the same places (`query`, `reference`): it then needs another pass of G's encoder, whose features the retrieval
+loss also reaches G through.
+
 Source: supplement, section B; docs/model.md, "Optimisation".
 """
 
@@ -11,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,8 +24,9 @@ from s2s_ray.config import LossConfig, TrainConfig
 from s2s_ray.errors import NotFiniteError
 from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
-from s2s_ray.model.losses import Triplets, adversarial_loss, reconstruction_loss, triplet_loss
+from s2s_ray.model.losses import RetrievalLoss, adversarial_loss, reconstruction_loss, retrieval_loss
 from s2s_ray.model.precision import at_least_float32
+from s2s_ray.model.retrieval import visible
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.training.gradients import Gradients, frozen, trained_parameters
@@ -37,13 +42,22 @@ Descriptors = tuple[Tensor, Tensor]
 class Piece:
     """Pairs of this worker with the output of G, which has a graph only if these are all pairs of the worker.
 
+    `query` (with `seen`) and `reference` are the views that retrieval compares, and `features` those of `reference`.
     Without a generator (`retrieval_only`) `fake` and `features` are empty.
     """
 
     satellite: Tensor
     street: Tensor
+    query: Tensor
+    seen: Tensor | None
+    reference: Tensor
     fake: Tensor
     features: Tensor
+
+    @property
+    def aligned(self) -> bool:
+        """True if retrieval compares the satellite view that synthesis starts from."""
+        return self.reference is self.satellite
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,8 @@ class TrainingStep:
         satellite: Tensor,
         street: Tensor,
         *,
+        query: tuple[Tensor, Tensor | None] | None = None,
+        reference: Tensor | None = None,
         shares: Sequence[int] | None = None,
         negatives: Tensor | None = None,
         discard: float = 0.0,
@@ -105,9 +121,13 @@ class TrainingStep:
 
         Args:
             satellite, street: this worker's polar images and panoramas, b 3 H W, in [-1, 1].
+            query: the street views for retrieval as a user would ask with them, like `street`, and what of them was
+                seen (bool b H W; None: all). Default: `street`.
+            reference: the polar images for retrieval, like `satellite`, for instance around another centre. Default:
+                `satellite`.
             shares: number of pairs of every worker, b of this one among them; None for a single worker.
             negatives: B B bool over the *global* batch in rank order, see `losses.triplet_loss`.
-            discard: mining percentage.
+            discard: mining percentage; 0 for a retrieval loss without mining.
 
         Returns: losses of the global batch by name (`LOSS_NAMES`), `kept` and `valid` triplets, and the norms of the
         three gradients (`d_grad_norm`, `r_grad_norm`, `g_grad_norm`); an ablation has fewer of them.
@@ -126,13 +146,18 @@ class TrainingStep:
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)
-            pieces = self._generate(satellite, street)
+            pieces = self._generate(
+                satellite,
+                street,
+                (street, None) if query is None else query,
+                satellite if reference is None else reference,
+            )
 
             d, losses = self._discriminator_gradients(pieces, batch.pairs) if model.config.adversarial else (None, {})
             power_iterate(model.retrieval)
             with track_statistics(model.retrieval):
                 embedded = self._embed(pieces, graph=len(pieces) == 1)
-            found, at_descriptors = self._triplets(embedded, batch)
+            found, at_descriptors = self._retrieval_loss(embedded, batch)
             r = Gradients(model.retrieval, self._retrieval_losses(pieces, embedded, at_descriptors))
             losses = _summed(**losses, r_loss=found.loss / world_size())
             norms = {} if d is None else {"d_grad_norm": d.norm()}
@@ -160,7 +185,7 @@ class TrainingStep:
         with frozen(model.discriminator, model.retrieval):
             at_descriptors: list[Descriptors] | None = None
             if not model.config.separate_encoder:
-                again, at_descriptors = self._triplets(self._embed(pieces, graph=False), batch)
+                again, at_descriptors = self._retrieval_loss(self._embed(pieces, graph=False), batch)
                 terms["ret_weighted"] = self.loss.lambda_ret * again.loss / world_size()
             parts: list[Tensor] = []
             g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch.pairs, parts))
@@ -174,14 +199,36 @@ class TrainingStep:
         self.optimizers["generator"].step()
         return values
 
-    def _generate(self, satellite: Tensor, street: Tensor) -> list[Piece]:
-        """Run the forward pass of G, with a graph only if there is a single piece."""
+    def _generate(
+        self, satellite: Tensor, street: Tensor, query: tuple[Tensor, Tensor | None], reference: Tensor
+    ) -> list[Piece]:
+        """Run the forward passes of G, with a graph only if there is a single piece."""
+        asked, seen = visible(*query), query[1]
         size = self.micro_batch or max(1, len(satellite))
-        parts = list(zip(torch.split(satellite, size), torch.split(street, size), strict=True))
-        if not self.model.config.synthesizes:
-            return [Piece(polar, panorama, polar[:0], polar[:0]) for polar, panorama in parts]
-        with torch.set_grad_enabled(len(parts) == 1):
-            return [Piece(polar, panorama, *self._networks.generator(polar)) for polar, panorama in parts]
+        pieces = []
+        for rows in (slice(first, first + size) for first in range(0, max(1, len(satellite)), size)):
+            polar, panorama = satellite[rows], street[rows]
+            part = Piece(
+                polar,
+                panorama,
+                panorama if asked is street else asked[rows],
+                None if seen is None else seen[rows],
+                polar if reference is satellite else reference[rows],
+                polar[:0],
+                polar[:0],
+            )
+            if self.model.config.synthesizes:
+                with torch.set_grad_enabled(size >= len(satellite)):
+                    part = replace(part, **self._synthesized(part))
+            pieces.append(part)
+        return pieces
+
+    def _synthesized(self, piece: Piece) -> dict[str, Tensor]:
+        """Return the view that G synthesises for a piece, and the features of the piece's reference."""
+        fake, features = self._networks.generator(piece.satellite)
+        if not piece.aligned and not self.model.config.separate_encoder:
+            features = self._networks.encoder(piece.reference).features
+        return {"fake": fake, "features": features}
 
     def _discriminator_losses(self, pieces: Sequence[Piece], pairs: int, parts: list[Tensor]) -> Iterator[Tensor]:
         """Yield half the sum of both cross-entropies for each piece; it is also appended to `parts`.
@@ -206,7 +253,7 @@ class TrainingStep:
             return [
                 (
                     retrieval.embed_satellite(self._features(piece)),
-                    retrieval.street_attention(self._networks.street_encoder(piece.street)),
+                    retrieval.pool_street(self._networks.street_encoder(piece.query), piece.seen),
                 )
                 for piece in pieces
             ]
@@ -215,19 +262,21 @@ class TrainingStep:
         """Return the satellite's local features for R: detached from G, or from R's separate encoder."""
         if self._networks.satellite_encoder is None:
             return piece.features.detach()
-        features: Tensor = self._networks.satellite_encoder(piece.satellite).features
+        features: Tensor = self._networks.satellite_encoder(piece.reference).features
         return features
 
-    def _triplets(self, embedded: Sequence[Descriptors], batch: GlobalBatch) -> tuple[Triplets, list[Descriptors]]:
-        """Return the triplet loss of the global batch and its gradients with respect to this worker's descriptors.
+    def _retrieval_loss(
+        self, embedded: Sequence[Descriptors], batch: GlobalBatch
+    ) -> tuple[RetrievalLoss, list[Descriptors]]:
+        """Return the retrieval loss of the global batch and its gradients with respect to this worker's descriptors.
 
         The loss is the same on every worker; the gradients are listed by piece.
         """
         rows = [torch.cat(view).detach().requires_grad_() for view in zip(*embedded, strict=True)]
         with torch.autocast(rows[0].device.type, enabled=False):
-            found = triplet_loss(
+            found = retrieval_loss(
+                self.loss,
                 *(gather_rows(view, batch.shares) for view in rows),
-                alpha=self.loss.alpha,
                 discard=batch.discard,
                 negatives=batch.negatives,
             )
@@ -238,7 +287,7 @@ class TrainingStep:
     def _retrieval_losses(
         self, pieces: Sequence[Piece], embedded: Sequence[Descriptors], gradients: Sequence[Descriptors]
     ) -> Iterator[Tensor]:
-        """Yield for each piece a loss whose gradient is the piece's part of the triplet loss's in the weights of R."""
+        """Yield for each piece a loss whose gradient is the piece's part of the retrieval loss's in the weights of R."""
         for piece, descriptors, (at_satellite, at_street) in zip(pieces, embedded, gradients, strict=True):
             satellite, street = descriptors if len(pieces) == 1 else self._embed([piece], graph=True)[0]
             yield (satellite * at_satellite).sum() + (street * at_street).sum()
@@ -252,7 +301,7 @@ class TrainingStep:
         """
         for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
-            fake, features = (piece.fake, piece.features) if whole else self._networks.generator(piece.satellite)
+            fake, features = (piece.fake, piece.features) if whole else self._synthesized(piece).values()
             l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
             loss, gan = self.loss.lambda_l1 * l1, torch.zeros_like(l1)
             if self.model.config.adversarial:
@@ -261,8 +310,8 @@ class TrainingStep:
                 loss = loss + self.loss.lambda_gan * gan
             if gradients is not None:
                 at_satellite = gradients[number][0]
-                triplet = (self.model.retrieval.embed_satellite(features) * at_satellite).sum()
-                loss = loss + self.loss.lambda_ret * triplet
+                retrieval = (self.model.retrieval.embed_satellite(features) * at_satellite).sum()
+                loss = loss + self.loss.lambda_ret * retrieval
             parts.append(torch.stack([gan.detach(), l1.detach()]))
             yield loss
 
