@@ -103,7 +103,9 @@ def metric(text: str) -> tuple[Protocol | None, str]:
     protocol, dot, figure = text.rpartition(".")
     known = FIGURES if dot else (*RECALLS, "median_rank")
     if figure not in known:
-        raise InputError(f"metric {text!r}: {figure!r} is unknown; expected {', '.join(known)}, after PROTOCOL. or alone")
+        raise InputError(
+            f"metric {text!r}: {figure!r} is unknown; expected {', '.join(known)}, after PROTOCOL. or alone"
+        )
     return (Protocol.parse(protocol) if dot else None), figure
 
 

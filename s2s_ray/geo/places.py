@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from s2s_ray.geo.offsets import destination
 from s2s_ray.geo.prior import ellipsoid
 
 EARTH_CENTRED = 4978  # EPSG code of the X, Y, Z coordinates of WGS 84
@@ -82,6 +83,17 @@ class Places:
             metres[rows] = ellipsoid().inv(longitudes, latitudes, other_longitudes, other_latitudes)[2]
         comparable = (self.frames == others.frames) & (self.frames != 0)
         return np.where(comparable, metres, np.nan)
+
+    def moved(self, east_m: NDArray[np.float64], north_m: NDArray[np.float64]) -> Places:
+        """Return the places so many metres east and north of these, N each; unknown ones stay unknown."""
+        if self.points.shape[-1] == 2:
+            return Places(self.points + np.stack([east_m, north_m], axis=-1), self.frames)
+        latlon = np.full((len(self), 2), np.nan)
+        rows = np.flatnonzero(self.frames != 0)
+        latitudes, longitudes = _degrees(self.points[rows])
+        bearings, metres = np.degrees(np.arctan2(east_m, north_m)), np.hypot(east_m, north_m)
+        latlon[rows] = np.stack(destination(latitudes, longitudes, bearings[rows], metres[rows]), axis=-1)
+        return Places.on_ellipsoid(latlon)
 
     def plane(self) -> NDArray[np.float64]:
         """Return metres east and north on a map of these known places in one frame, N 2.

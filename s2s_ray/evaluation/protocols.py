@@ -1,0 +1,268 @@
+"""Retrieval under the protocols of a configuration: unknown heading, a part of the horizon, cameras off the centre."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from s2s_ray.config import EvaluationConfig
+from s2s_ray.config.protocol import Protocol
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
+from s2s_ray.errors import DatasetError
+from s2s_ray.evaluation.asked import asked, offcentre
+from s2s_ray.evaluation.descriptors import allocate, batches, embed_turned, evaluating
+from s2s_ray.evaluation.hypotheses import best_hypotheses
+from s2s_ray.evaluation.outcome import Figures, Outcome, joined
+from s2s_ray.evaluation.recall import TIE, require_finite
+from s2s_ray.evaluation.rows import Rows
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.model.s2s import S2S
+from s2s_ray.runtime.progress import progress
+
+__all__ = ["Gallery", "Protocol", "ask", "embed_gallery", "measure", "measure_protocols", "require_margin"]
+
+LARGEST_GRID = 10_000
+
+
+class Gallery(NamedTuple):
+    """The tiles of a split at one or several centres each.
+
+    `rows` are M*C D descriptors, tile after tile; `offsets` are the centres' metres east and north of the place of the
+    tile's panorama, M C 2.
+    """
+
+    rows: Rows
+    offsets: NDArray[np.float64]
+
+
+def measure(
+    model: S2S,
+    dataset: PairDataset,
+    geometry: ViewGeometry,
+    protocol: Protocol,
+    seed: int,
+    *,
+    config: EvaluationConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> Figures:
+    """Measure a model under one protocol and one seed; see `Outcome.figures`.
+
+    Args:
+        model: on `device`; the modes of its modules are restored.
+        dataset: the split, which is also the gallery.
+        geometry: how tiles become views, for positions off the centre: `dataset.info.geometry`.
+        protocol: what is known of the panoramas.
+        seed: of what is drawn.
+        config: `batch`, `radius_m` and `offcentre_step_m`.
+        device: device of the model.
+
+    Raises:
+        DatasetError: an empty split, or one whose tiles have no margin for `offcentre`.
+        DescriptorError: descriptors are not finite; the message names the pairs.
+    """
+    config = config or EvaluationConfig()
+    everything = range(len(dataset))
+    gallery = embed_gallery(model, dataset, geometry, protocol, seed, everything, config, device)
+    return ask(model, dataset, protocol, seed, gallery, everything, config, device).figures()
+
+
+def measure_protocols(
+    model: S2S,
+    dataset: PairDataset,
+    config: EvaluationConfig,
+    *,
+    device: torch.device | str = "cpu",
+    aligned: Rows | None = None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Outcome]]:
+    """Measure a model under all of `config.protocols`, each with `config.seeds` seeds from `config.seed` on.
+
+    Args:
+        model, dataset, config, device: as in `measure`.
+        aligned: the descriptors of the tiles at their centres, M D, if they were computed before.
+
+    Returns: by protocol, the mean of each figure over the seeds that have a value for it, with the figures of each seed
+    as `by_seed`; and the outcome of the first seed.
+    """
+    if not len(dataset):
+        raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
+    protocols = [Protocol.parse(name) for name in config.protocols]
+    for protocol in protocols:
+        require_margin(dataset, protocol, config)
+    tables: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, Outcome] = {}
+    everything = range(len(dataset))
+    seeds = range(config.seed, config.seed + config.seeds)
+    geometry = dataset.info.geometry
+    rounds = sum(len(seeds) if protocol.is_random else 1 for protocol in protocols)
+    with progress(rounds * len(dataset), "protocols", "queries") as advance:
+        for protocol in protocols:
+            found: list[Outcome] = []
+            for seed in seeds if protocol.is_random else seeds[:1]:
+                if protocol.offcentre_m is None and aligned is not None:
+                    gallery = Gallery(aligned, np.zeros((len(dataset), 1, 2)))
+                else:
+                    gallery = embed_gallery(model, dataset, geometry, protocol, seed, everything, config, device)
+                    aligned = gallery.rows if protocol.offcentre_m is None else aligned
+                found.append(ask(model, dataset, protocol, seed, gallery, everything, config, device, advance=advance))
+            tables[protocol.name] = joined([one.figures() for one in found])
+            outcomes[protocol.name] = found[0]
+    return tables, outcomes
+
+
+def embed_gallery(
+    model: S2S,
+    dataset: PairDataset,
+    geometry: ViewGeometry,
+    protocol: Protocol,
+    seed: int,
+    indices: Sequence[int],
+    config: EvaluationConfig,
+    device: torch.device | str,
+) -> Gallery:
+    """Embed some tiles of a split as a protocol searches them, in the order of `indices`.
+
+    The panoramas of a data set are taken at its tiles' centres. So a camera off the centre is one whose tile is
+    shifted the other way, and searched at a grid of positions around its own centre.
+    """
+    if protocol.offcentre_m is None:
+        rows = allocate(model, len(indices), device)
+        done = 0
+        with evaluating(model), torch.inference_mode():
+            for pairs in batches(dataset, indices, config.batch, device):
+                rows[done : done + len(pairs)] = model.embed_satellite(pairs.polar)
+                done += len(pairs)
+        return Gallery(rows, np.zeros((len(indices), 1, 2)))
+    require_margin(dataset, protocol, config)
+    grid = grid_of(protocol.offcentre_m, config.offcentre_step_m)
+    cameras = offcentre([dataset.ids[index] for index in indices], protocol.offcentre_m, seed)
+    pixels = _pixels(dataset, grid[None] - cameras[:, None])
+    rows, done = allocate(model, len(indices) * len(grid), device), 0
+    with evaluating(model), torch.inference_mode():
+        for index, shifts in zip(indices, pixels, strict=True):
+            tiles = _cut(dataset, index, shifts)
+            for first in range(0, len(tiles), config.batch):
+                views = torch.stack([geometry.satellite(tile, "north-up") for tile in tiles[first:][: config.batch]])
+                rows[done : done + len(views)] = model.embed_satellite(views.to(device))
+                done += len(views)
+    return Gallery(rows, pixels * _metres_per_pixel(dataset))
+
+
+def ask(
+    model: S2S,
+    dataset: PairDataset,
+    protocol: Protocol,
+    seed: int,
+    gallery: Gallery,
+    indices: Sequence[int],
+    config: EvaluationConfig,
+    device: torch.device | str,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+    """Rank all tiles of a split for some of its panoramas, in the order of `indices`.
+
+    Ties count against the model, as in `recall_at_k`; with `config.radius_m`, tiles that near the panorama's own are
+    correct too.
+
+    Args:
+        gallery: of the whole split.
+        advance: called with the number of queries after each batch.
+    """
+    tiles, centres = gallery.offsets.shape[:2]
+    places = places_of(dataset)
+    require_finite(gallery.rows, "satellite", None if centres > 1 else dataset.ids)
+    scale = _largest_square(gallery.rows)
+    parts = [np.empty((0, 4))]
+    with evaluating(model), torch.inference_mode():
+        for pairs in batches(dataset, indices, config.batch, device):
+            own = pairs.index.cpu().numpy()
+            query = asked(pairs.street, [dataset.ids[index] for index in own], protocol, seed)
+            if protocol.heading:
+                descriptors, headings = embed_turned(model, query.street, query.seen)
+            else:
+                descriptors, headings = model.embed_street(query.street, query.seen)[:, None], np.zeros(1)
+            require_finite(descriptors.flatten(1), "street", [dataset.ids[index] for index in own])
+            best = best_hypotheses(descriptors, gallery.rows, centres)
+            correct = torch.zeros(len(own), tiles, dtype=torch.bool, device=best.distances.device)
+            correct[torch.arange(len(own)), pairs.index] = True
+            if config.radius_m is not None:
+                correct |= torch.from_numpy(places[own].within(places, config.radius_m)).to(correct.device)
+            ranks = 1 + _closer(best.distances, correct, TIE * max(scale, float(descriptors.square().sum(2).max())))
+            first = best.distances.argmin(1)
+            rows = torch.arange(len(own), device=first.device)
+            errors = np.full((2, len(own)), np.nan)
+            if protocol.heading:
+                for row, tile in enumerate((first, pairs.index)):
+                    estimated = headings[best.headings[rows, tile].cpu().numpy()]
+                    errors[row] = np.abs((estimated - query.headings + 180) % 360 - 180)
+            tile, centre = first.cpu().numpy(), best.centres[rows, first].cpu().numpy()
+            metres = places[own].metres_to(places[tile].moved(*gallery.offsets[tile, centre].T))
+            same = tile == own  # also without coordinates
+            metres[same] = np.hypot(*gallery.offsets[tile, centre][same].T)
+            parts.append(np.stack([ranks.cpu().numpy(), *errors, metres], axis=-1))
+            advance(len(own))
+    return Outcome.of_columns(np.concatenate(parts), tiles)
+
+
+def grid_of(radius_m: float, step_m: float) -> NDArray[np.float64]:
+    """Return the positions searched within a tile, in metres east and north of its centre, C 2.
+
+    It is a square grid that holds the disc of cameras; its centre alone with a step of 0.
+    """
+    count = int(radius_m / step_m + 1e-9) if step_m else 0
+    line = np.arange(-count, count + 1) * step_m
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def require_margin(dataset: PairDataset, protocol: Protocol, config: EvaluationConfig) -> None:
+    """Raise DatasetError if a protocol needs more imagery around the tiles than the data set has."""
+    if protocol.offcentre_m is None:
+        return
+    grid = grid_of(protocol.offcentre_m, config.offcentre_step_m)
+    if len(grid) > LARGEST_GRID:
+        raise DatasetError(
+            f"{protocol.name}: evaluation.offcentre_step_m={config.offcentre_step_m:g} makes {len(grid):,} positions "
+            f"in each tile, more than {LARGEST_GRID:,}: choose a larger step"
+        )
+    needed = protocol.offcentre_m + float(grid.max())
+    margin = dataset.info.margin_m or 0.0
+    if margin < needed:
+        raise DatasetError(
+            f"{protocol.name} needs {needed:g} m of imagery around each tile, and {dataset.uri} has {margin:g} m: "
+            f"prepare it with prepare.margin_m={needed:g}, from a source with larger imagery"
+        )
+
+
+def _metres_per_pixel(dataset: PairDataset) -> float:
+    side_m, side = dataset.info.tile_m, dataset.info.tile_px
+    assert side_m, "a margin is measured in metres"
+    assert side, "a margin is measured in metres"
+    return side_m / side
+
+
+def _pixels(dataset: PairDataset, metres: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.rint(metres / _metres_per_pixel(dataset)).astype(np.int64)
+
+
+def _cut(dataset: PairDataset, index: int, shifts: NDArray[np.int64]) -> list[Pixels]:
+    """Return raw tiles of a pair, shifted by pixels to the east and to the north (C 2), as `tile_around` does."""
+    wide, first, side = dataset.wide_tile(index), dataset.info.margin_px, dataset.info.tile_px or 0
+    corners = [(first - north, first + east) for east, north in shifts.tolist()]
+    return [wide[row : row + side, column : column + side] for row, column in corners]
+
+
+def _closer(distances: Tensor, correct: Tensor, tie: float) -> Tensor:
+    """Return the number of incorrect tiles at least as close as the best correct one, B."""
+    bound = distances.masked_fill(~correct, torch.inf).amin(1, keepdim=True) + tie
+    return ((distances <= bound) & ~correct).sum(1)
+
+
+def _largest_square(rows: Rows) -> float:
+    return max(float(rows[first : first + 4096].square().sum(1).max()) for first in range(0, len(rows), 4096))

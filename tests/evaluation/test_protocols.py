@@ -1,0 +1,322 @@
+"""Protocols against a direct evaluation: one query, one heading and one tile at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from s2s_ray.config import Config, EvaluationConfig, ModelConfig
+from s2s_ray.config.protocol import Protocol
+from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
+from s2s_ray.data.prepare import prepare
+from s2s_ray.errors import DescriptorError, InputError
+from s2s_ray.evaluation import hypotheses
+from s2s_ray.evaluation.asked import asked, drawn, offcentre, rolled
+from s2s_ray.evaluation.descriptors import embed_dataset, embed_turned
+from s2s_ray.evaluation.hypotheses import best_hypotheses
+from s2s_ray.evaluation.outcome import Outcome, table
+from s2s_ray.evaluation.protocols import ask, embed_gallery, measure, measure_protocols
+from s2s_ray.evaluation.recall import Nearby, recall_at_k
+from s2s_ray.geo.polar import roll_to_north
+from s2s_ray.model.s2s import S2S
+from tests.evaluation.test_evaluate import HEIGHT, PAIRS, SMALL, WIDTH, write_pairs
+
+IDS = [f"pair{number}" for number in range(5)]
+CONFIG = EvaluationConfig(batch=3)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PairDataset:
+    folder = tmp_path_factory.mktemp("pairs")
+    write_pairs(folder)
+    tree = {
+        "model": SMALL,
+        "source": {"kind": "manifest", "uri": str(folder / "pairs.csv"), "panorama_rows": [0.0, 1.0]},
+        "prepare": {"parallel": False},
+        "data": {"uri": str(folder / "data")},
+    }
+    config = Config.from_tree(tree)
+    prepare(config)
+    return PairDataset(config.data.uri, "test")
+
+
+@pytest.fixture(scope="module")
+def model() -> S2S:
+    torch.manual_seed(0)
+    return S2S(ModelConfig.model_validate(SMALL)).eval()
+
+
+def ramp(count: int) -> Tensor:
+    """Panoramas whose pixels are their columns, counted from 1."""
+    return torch.arange(1, WIDTH + 1, dtype=torch.uint8).expand(count, 3, HEIGHT, WIDTH).contiguous()
+
+
+class TestProtocol:
+    @pytest.mark.parametrize(
+        ("text", "protocol", "name"),
+        [
+            ("aligned", Protocol(), "aligned"),
+            ("heading", Protocol(heading=True), "heading"),
+            (" fov=180.0 ", Protocol(fov=180), "fov=180"),
+            ("offcentre=16+fov=70.5+heading", Protocol(True, 70.5, 16), "heading+fov=70.5+offcentre=16"),
+        ],
+    )
+    def test_parse(self, text: str, protocol: Protocol, name: str) -> None:
+        assert Protocol.parse(text) == protocol
+        assert protocol.name == name
+        assert Protocol.parse(name) == protocol
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("", "'' is unknown; expected aligned, heading"),
+            ("north", "'north' is unknown"),
+            ("heading=3", "'heading=3' is unknown"),
+            ("fov", "'fov' is unknown"),
+            ("fov=wide", "fov='wide': expected a number of degrees"),
+            ("fov=0", "fov=0: expected a field of view above 0"),
+            ("fov=361", "fov=361: expected"),
+            ("fov=nan", "fov=nan: expected"),
+            ("fov=360", "fov=360 is the whole horizon"),
+            ("offcentre=-1", "offcentre=-1: expected above 0 and at most 1000 metres"),
+            ("offcentre=inf", "offcentre=inf: expected"),
+            ("aligned+heading", "aligned stands alone"),
+            ("fov=90+fov=80", "fov stands twice"),
+        ],
+    )
+    def test_wrong_protocols_are_refused(self, text: str, words: str) -> None:
+        with pytest.raises(InputError) as caught:
+            Protocol.parse(text)
+        assert words in str(caught.value)
+        assert repr(text) in str(caught.value)
+
+
+class TestAsked:
+    def test_draws_depend_on_their_arguments_alone(self) -> None:
+        values = drawn(3, "heading", [str(number) for number in range(2000)])
+        assert ((values >= 0) & (values < 1)).all()
+        assert abs(values.mean() - 0.5) < 0.03
+        assert np.array_equal(drawn(3, "heading", ["7", "1"]), values[[7, 1]])
+        assert not np.isin(drawn(4, "heading", ["7"]), values)
+        assert not np.isin(drawn(3, "bearing", ["7"]), values)
+
+    def test_rolled(self) -> None:
+        images = torch.randint(0, 256, (3, 2, 4, 9), dtype=torch.uint8)
+        columns = np.array([0, -4, 13])
+        for image, shift, result in zip(images, columns, rolled(images, columns), strict=True):
+            assert torch.equal(result, torch.roll(image, int(shift), -1))
+
+    def test_a_turned_panorama_is_turned_back_by_its_heading(self) -> None:
+        street = torch.randint(0, 256, (5, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+        query = asked(street, IDS, Protocol(heading=True), seed=1)
+        assert query.seen is None
+        assert len(set(query.headings)) > 3
+        for view, heading, original in zip(query.street, query.headings, street, strict=True):
+            assert torch.equal(roll_to_north(view, heading), original)
+
+    @pytest.mark.parametrize("fov", [70.0, 180.0, 359.0])
+    def test_a_part_of_the_horizon(self, fov: float) -> None:
+        street = ramp(5)
+        query = asked(street, IDS, Protocol(fov=fov), seed=1)
+        unknown = asked(street, IDS, Protocol(heading=True, fov=fov), seed=1)
+        assert query.seen is not None
+        assert unknown.seen is not None
+        assert np.array_equal(query.headings, unknown.headings)
+        bearings = (180 + 360 * np.arange(WIDTH) / WIDTH) % 360
+        for row, heading in enumerate(query.headings):
+            seen = query.seen[row].numpy()
+            assert (seen == seen[:1]).all()
+            assert seen[0].sum() == round(fov / 360 * WIDTH)
+            away = np.abs((bearings[seen[0]] - heading + 180) % 360 - 180)
+            assert away.max() <= fov / 2 + 360 / WIDTH
+            assert (query.street[row].numpy() == np.where(seen, street[row].numpy(), 0)).all()
+            # of an unknown heading the same picture, in the middle of the view
+            assert torch.equal(roll_to_north(unknown.street[row], heading), query.street[row])
+            assert torch.equal(roll_to_north(unknown.seen[row], heading), query.seen[row])
+            columns = unknown.seen[row, 0].nonzero().flatten()
+            assert abs(int(columns[0]) - (WIDTH - 1 - int(columns[-1]))) <= 1
+            assert int(columns[-1]) - int(columns[0]) + 1 == len(columns)
+
+    def test_aligned_panoramas_are_asked_as_they_are(self) -> None:
+        street = ramp(5)
+        query = asked(street, IDS, Protocol(), seed=1)
+        assert query.street is street
+        assert query.seen is None
+
+    def test_cameras_fill_the_disc(self) -> None:
+        cameras = offcentre([str(number) for number in range(4000)], 16.0, seed=2)
+        distances = np.hypot(*cameras.T)
+        assert distances.max() <= 16
+        assert abs((distances <= 8).mean() - 0.25) < 0.03
+        assert np.abs(cameras.mean(0)).max() < 0.5
+
+
+class TestBestHypotheses:
+    @pytest.mark.parametrize("at_a_time", [1, 100, 1000, 10**9])
+    def test_brute_force(self, at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hypotheses, "AT_A_TIME", at_a_time)
+        generator = torch.Generator().manual_seed(0)
+        queries = torch.randn(4, 3, 6, generator=generator)
+        gallery = torch.randn(7, 5, 6, generator=generator)
+        best = best_hypotheses(queries, gallery.flatten(0, 1), centres=5)
+        for b in range(4):
+            for m in range(7):
+                tried = {
+                    (t, c): float((queries[b, t].double() - gallery[m, c].double()).square().sum())
+                    for t in range(3)
+                    for c in range(5)
+                }
+                heading, centre = min(tried, key=tried.__getitem__)
+                assert float(best.distances[b, m]) == pytest.approx(tried[heading, centre], abs=1e-12)
+                assert (int(best.headings[b, m]), int(best.centres[b, m])) == (heading, centre)
+
+
+def test_headings_are_searched_at_steps_of_at_most_eight_degrees(model: S2S) -> None:
+    street = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    with torch.no_grad():
+        descriptors, headings = embed_turned(model, street)
+    assert descriptors.shape == (2, len(headings), model.config.descriptor_size)
+    ordered = np.sort(headings)
+    assert len(set(ordered)) == len(ordered)
+    assert np.diff([*ordered, ordered[0] + 360]).max() <= 8.2 + 360 / WIDTH
+    [zero] = np.flatnonzero(headings == 0)
+    with torch.no_grad():
+        torch.testing.assert_close(descriptors[:, zero], model.embed_street(street))
+
+
+def one_by_one(model: S2S, dataset: PairDataset, protocol: Protocol, seed: int) -> dict[str, list[float]]:
+    """Rank the tiles of each query by comparing it with one tile at one heading at a time."""
+    with torch.no_grad():
+        tiles = torch.cat([model.embed_satellite(dataset[i].polar[None]) for i in range(PAIRS)]).double()
+    found: dict[str, list[float]] = {"ranks": [], "heading": [], "own": [], "metres": []}
+    for i in range(PAIRS):
+        query = asked(dataset[i].street[None], [dataset.ids[i]], protocol, seed)
+        with torch.no_grad():
+            if protocol.heading:
+                views, headings = embed_turned(model, query.street, query.seen)
+            else:
+                views, headings = model.embed_street(query.street, query.seen)[None], np.zeros(1)
+        distances = (views[0, :, None].double() - tiles[None]).square().sum(2)
+        least, which = distances.min(0)
+        first = int(least.argmin())
+        found["ranks"].append(float((least <= least[i] + 1e-6).sum()))
+        for name, tile in (("heading", first), ("own", i)):
+            error = abs(float(headings[which[tile]] - query.headings[0])) % 360
+            found[name].append(min(error, 360 - error) if protocol.heading else math.nan)
+        places = places_of(dataset)
+        metres = float(places[np.array([i])].metres_to(places[np.array([first])])[0])
+        found["metres"].append(0.0 if first == i else metres)
+    return found
+
+
+@pytest.mark.parametrize("text", ["aligned", "heading", "fov=180", "heading+fov=90"])
+def test_the_outcome_equals_queries_one_by_one(text: str, model: S2S, dataset: PairDataset) -> None:
+    protocol = Protocol.parse(text)
+    everything = range(PAIRS)
+    gallery = embed_gallery(model, dataset, dataset.info.geometry, protocol, 1, everything, CONFIG, "cpu")
+    outcome = ask(model, dataset, protocol, 1, gallery, everything, CONFIG, "cpu")
+    expected = one_by_one(model, dataset, protocol, 1)
+    assert outcome.ranks.tolist() == expected["ranks"]
+    np.testing.assert_allclose(outcome.heading_errors, expected["heading"], atol=1e-9)
+    np.testing.assert_allclose(outcome.own_heading_errors, expected["own"], atol=1e-9)
+    np.testing.assert_allclose(outcome.metres, expected["metres"], rtol=1e-6)
+    assert outcome.figures() == measure(model, dataset, dataset.info.geometry, protocol, 1, config=CONFIG)
+    some = ask(model, dataset, protocol, 1, gallery, [5, 0], CONFIG, "cpu")
+    np.testing.assert_array_equal(some.columns, outcome.columns[[5, 0]])
+
+
+@pytest.mark.parametrize("radius_m", [None, 5.0])
+def test_aligned_is_the_protocol_of_the_paper(radius_m: float | None, model: S2S, dataset: PairDataset) -> None:
+    config = EvaluationConfig(batch=3, radius_m=radius_m, protocols=("aligned",))
+    found = embed_dataset(model, dataset, 3, "cpu")
+    places = places_of(dataset)
+    nearby = None if radius_m is None else Nearby(places, places, radius_m)
+    expected = recall_at_k(found.street, found.satellite, nearby=nearby)
+    for aligned in (None, found.satellite):
+        tables, outcomes = measure_protocols(model, dataset, config, aligned=aligned)
+        assert outcomes["aligned"].ranks.tolist() == expected.ranks.tolist()
+        figures = tables["aligned"]
+        assert {key: figures[key] for key in expected.as_dict() if key in figures} == {
+            key: value for key, value in expected.as_dict().items() if key not in ("queries", "gallery")
+        }
+        assert figures["heading_error_median"] is None
+
+
+def test_a_collapsed_model_finds_nothing(model: S2S, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.nn.functional.normalize(torch.ones(model.config.descriptor_size), dim=0)
+    monkeypatch.setattr(model, "embed_satellite", lambda polar: one.expand(len(polar), -1))
+    monkeypatch.setattr(model, "embed_street_turned", lambda street, seen=None: one.expand(len(street), WIDTH // 8, -1))
+    figures = measure(model, dataset, dataset.info.geometry, Protocol(heading=True), 0, config=CONFIG)
+    assert figures["recall_at_1"] == figures["recall_at_5"] == 0
+    assert figures["median_rank"] == PAIRS
+    assert figures["heading_error_median"] is None
+
+
+def test_descriptors_that_are_not_finite_are_refused(
+    model: S2S, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(street: Tensor, seen: Tensor | None = None) -> Tensor:
+        return torch.full((len(street), model.config.descriptor_size), torch.nan)
+
+    monkeypatch.setattr(model, "embed_street", broken)
+    with pytest.raises(DescriptorError, match="pair3"):
+        measure(model, dataset, dataset.info.geometry, Protocol(fov=90), 0, config=CONFIG)
+
+
+class TestSeeds:
+    def test_figures_are_means_over_seeds(self, model: S2S, dataset: PairDataset) -> None:
+        config = EvaluationConfig(batch=3, protocols=("heading", "aligned"), seed=4, seeds=3)
+        tables, outcomes = measure_protocols(model, dataset, config)
+        geometry = dataset.info.geometry
+        each = [measure(model, dataset, geometry, Protocol(heading=True), seed, config=config) for seed in (4, 5, 6)]
+        assert tables["heading"]["by_seed"] == each
+        assert tables["heading"]["recall_at_5"] == pytest.approx(np.mean([one["recall_at_5"] for one in each]))
+        assert outcomes["heading"].figures() == each[0]
+        assert len(tables["aligned"]["by_seed"]) == 1
+        assert list(tables) == ["heading", "aligned"]
+
+    def test_the_table(self, model: S2S, dataset: PairDataset) -> None:
+        config = EvaluationConfig(batch=3, protocols=("aligned", "heading"), seeds=2)
+        tables, _ = measure_protocols(model, dataset, config)
+        header, aligned, heading = table(tables).splitlines()
+        assert header.split()[:2] == ["protocol", "R@1"]
+        recall = 100 * tables["aligned"]["recall_at_1"]
+        assert aligned.split()[:5] == ["aligned", f"{recall:.1f}", *aligned.split()[2:4], "-"]
+        assert f"{100 * tables['heading']['recall_at_1']:.1f} ± " in heading
+        assert len(header) == len(aligned) == len(heading)
+
+
+def test_figures_of_an_outcome_by_hand() -> None:
+    nan = math.nan
+    outcome = Outcome(
+        ranks=np.array([1, 1, 2, 11]),
+        heading_errors=np.array([4.0, 8.0, 100.0, 120.0]),
+        own_heading_errors=np.array([4.0, 8.0, 6.0, 90.0]),
+        metres=np.array([0.0, 6.0, 24.0, nan]),
+        gallery=150,
+    )
+    assert outcome.figures() == {
+        "recall_at_1": 0.5,
+        "recall_at_5": 0.75,
+        "recall_at_10": 0.75,
+        "recall_at_1_percent": 0.75,
+        "median_rank": 1.5,
+        "heading_error_median": 6.0,
+        "heading_within_5": 0.5,
+        "heading_within_10": 1.0,
+        "own_heading_error_median": 7.0,
+        "own_heading_within_5": 0.25,
+        "own_heading_within_10": 0.75,
+        "metres_median": 6.0,
+        "metres_within_5": pytest.approx(1 / 3),
+        "metres_within_10": pytest.approx(2 / 3),
+        "metres_within_25": 1.0,
+        "found_metres_median": 3.0,
+    }
+    again = Outcome.of_columns(outcome.columns, 150)
+    assert again.figures() == outcome.figures()
