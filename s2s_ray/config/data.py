@@ -24,8 +24,8 @@ class PrepareConfig(Section):
     keep_tiles: bool = Field(False, description="also store the raw satellite tiles (galleries show them)")
     margin_m: NonNegative = Field(
         0.0,
-        description="metres of imagery stored around each raw tile, for queries off the tile's centre; needs keep_tiles "
-        "and a source that cuts or renders its tiles",
+        description="metres of imagery stored around each raw tile, for queries off its centre; needs keep_tiles and a "
+        "source that cuts or renders its tiles",
     )
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.1, description="part of the training split held out if the source names no validation pairs"

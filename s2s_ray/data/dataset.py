@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from s2s_ray import storage
 from s2s_ray.config import DataConfig
 from s2s_ray.data.description import read_dataset_info
-from s2s_ray.data.schema import Split
+from s2s_ray.data.schema import Split, TileSize
 from s2s_ray.errors import DamagedError, DatasetError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.polar import flip_pair
@@ -173,7 +173,55 @@ class PairDataset(Dataset[Sample]):
 
     def tile(self, index: int) -> Pixels | None:
         """Return the raw satellite tile, S S 3; None if the data set was prepared without `keep_tiles`."""
-        return self._decode("satellite", index) if self.info.keep_tiles else None
+        if not self.info.keep_tiles:
+            return None
+        return self.tile_around(index, 0.0, 0.0) if self.info.margin_px else self._decode("satellite", index)
+
+    def tile_around(self, index: int, east_m: float, north_m: float) -> Pixels:
+        """Return a raw satellite tile of the same size, S S 3, whose centre is off the pair's position.
+
+        Args:
+            index: index of the pair.
+            east_m, north_m: offset of the tile's centre in metres, rounded to whole pixels of the tile.
+
+        Raises:
+            DatasetError: the data set has no raw tiles, or a margin that is smaller than the offset.
+        """
+        size, margin = self._tile_size, self.info.margin_px
+        for name, metres in (("east_m", east_m), ("north_m", north_m)):
+            if not abs(metres) <= self.info.margin_m:
+                raise DatasetError(
+                    f"{name}={metres:g} is outside the margin of {self.uri}, {self.info.margin_m:g} m around each "
+                    "tile: prepare it again with a larger prepare.margin_m"
+                )
+        row = margin - round(north_m * size.px / size.metres)
+        column = margin + round(east_m * size.px / size.metres)
+        return self.wide_tile(index)[row : row + size.px, column : column + size.px]
+
+    def wide_tile(self, index: int) -> Pixels:
+        """Return a raw satellite tile with its margin, `tile_px + 2 * margin_px` square; see `DatasetInfo`.
+
+        Raises:
+            DatasetError: the data set has no raw tiles, or tiles of unknown size.
+        """
+        side = self._tile_size.px + 2 * self.info.margin_px
+        pixels = self._decode("satellite", index)
+        if pixels.shape != (side, side, 3):
+            raise DatasetError(
+                f"{self.uri}: satellite image of {self.ids[index]} is {pixels.shape[1]} x {pixels.shape[0]}, "
+                f"expected {side} x {side}"
+            )
+        return pixels
+
+    @property
+    def _tile_size(self) -> TileSize:
+        info = self.info
+        if not info.keep_tiles or info.tile_m is None or info.tile_px is None:
+            raise DatasetError(
+                f"{self.uri} was prepared without raw tiles of known size: prepare it again with "
+                "prepare.keep_tiles=true and prepare.margin_m, from a source that cuts or renders its tiles"
+            )
+        return TileSize(info.tile_m, info.tile_px)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Combine samples with `collate` for this data set's image size; pass this to the loader."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,10 +12,11 @@ from s2s_ray.data.schema import Split
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError
 from s2s_ray.geo.images import Encoding
 from s2s_ray.geo.views import PanoramaKind, ViewGeometry
-from s2s_ray.storage.documents import Document
+from s2s_ray.storage.documents import Document, Tree
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
+_LATER = ("tile_m", "tile_px", "margin_m")
 
 
 class _Entry(BaseModel):
@@ -58,6 +60,9 @@ class DatasetInfo(Document):
         validation: how the validation split was chosen, in words.
         quarantine: pairs that were left out.
         panoramas: number of panoramas of each kind; empty in data sets that were made before they were counted.
+        tile_m, tile_px: side of a satellite tile in metres and in pixels, without its margin; None where the source
+            does not say it.
+        margin_m: metres of imagery that are stored around each raw tile.
     """
 
     FORMAT: ClassVar[int] = SCHEMA_VERSION
@@ -75,6 +80,19 @@ class DatasetInfo(Document):
     splits: dict[Split, SplitInfo]
     quarantine: tuple[Quarantined, ...]
     panoramas: dict[PanoramaKind, int] = Field(default_factory=dict)
+    tile_m: float | None = None
+    tile_px: int | None = None
+    margin_m: float = 0.0
+
+    def tree(self) -> Tree:
+        """Return the content of the file, without the keys that earlier versions did not write and that say nothing."""
+        tree = super().tree()
+        return {key: value for key, value in tree.items() if key not in _LATER or value}
+
+    @property
+    def margin_px(self) -> int:
+        """Pixels that are stored on each side of a raw tile."""
+        return margin_px(self.margin_m, self.tile_m, self.tile_px) if self.tile_m and self.tile_px else 0
 
     def panorama_lines(self) -> list[str]:
         """Describe what was done with the panoramas, in one line for each kind."""
@@ -98,6 +116,11 @@ class DatasetInfo(Document):
             if known == name:
                 return info
         raise DatasetError(f"the data set has no {name!r} split; it has {', '.join(self.splits)}")
+
+
+def margin_px(margin_m: float, tile_m: float, tile_px: int) -> int:
+    """Return the whole pixels that hold a margin of so many metres, for a tile of that size."""
+    return math.ceil(margin_m * tile_px / tile_m - 1e-9)
 
 
 def read_dataset_info(uri: str) -> DatasetInfo:

@@ -14,10 +14,10 @@ from pydantic import PositiveInt
 
 from s2s_ray import storage
 from s2s_ray.config import Config
-from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION
+from s2s_ray.data.description import DATASET_FILE, SCHEMA_VERSION, margin_px
 from s2s_ray.data.schema import SPLITS, Metres, Record, Source
 from s2s_ray.data.shard import Plan, ShardPlan, encode_record
-from s2s_ray.errors import DatasetError, NotFoundError, S2SError, UnreadableImageError
+from s2s_ray.errors import ConfigError, DatasetError, NotFoundError, S2SError, UnreadableImageError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document, Tree
@@ -69,9 +69,17 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
     same moment one is refused before it writes anything, and two of the same data set work together.
 
     Raises:
+        ConfigError: a margin, and a source whose tiles are files.
         DatasetError: an empty split, no readable pair, or another data set at `data.uri`.
         DamagedError: `plan.json` is damaged.
     """
+    size = source.tile_size
+    if size is None and config.prepare.margin_m:
+        raise ConfigError(
+            f"prepare.margin_m={config.prepare.margin_m:g} needs a source that cuts or renders its tiles: "
+            f"source.kind=synthetic, or manifest with source.tiles or source.geotiff; the tiles of this source "
+            f"(source.kind={config.source.kind}) are files, which have no imagery around them"
+        )
     for split in config.prepare.splits:
         if not any(record.split == split for record in records):
             raise DatasetError(f"{split} split is empty: the source has no pair for it")
@@ -86,6 +94,7 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
         encoding=config.prepare.encoding,
         keep_tiles=config.prepare.keep_tiles,
         shards=(),
+        margin_px=0 if size is None else margin_px(config.prepare.margin_m, size.metres, size.px),
     )
     stored = _read_plan(plan.uri)
     if stored is None:
@@ -115,6 +124,8 @@ def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
         "prepare.validation_fraction": prepare.validation_fraction,
         "prepare.validation_block_m": prepare.validation_block_m,
     }
+    if prepare.margin_m:
+        settings["prepare.margin_m"] = prepare.margin_m
     if set(prepare.splits) != set(SPLITS):
         settings["prepare.splits"] = sorted(prepare.splits)
     return settings

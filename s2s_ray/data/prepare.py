@@ -20,7 +20,7 @@ from s2s_ray.data.description import (
 from s2s_ray.data.holdout import hold_out
 from s2s_ray.data.plan import make_plan, metres_rule
 from s2s_ray.data.restore import restore
-from s2s_ray.data.schema import SPLITS, Record, Split
+from s2s_ray.data.schema import SPLITS, Record, Split, TileSize
 from s2s_ray.data.shard import Plan, ShardReport, encode_records, finished, write_file, write_shard
 from s2s_ray.data.sources import open_source
 from s2s_ray.errors import DatasetError, S2SError
@@ -67,7 +67,7 @@ def prepare(config: Config, *, progress: ProgressFactory = progress) -> DatasetI
             log.info("%s is already complete", config.data.uri)
         return info
     reports = _write_shards(plan, config, progress)
-    info = _finish(plan, config, reports, validation)
+    info = _finish(plan, config, reports, validation, source.tile_size)
     log.info("%s: %s", config.data.uri, ", ".join(f"{split.count} {name}" for name, split in info.splits.items()))
     return info
 
@@ -144,7 +144,9 @@ def _with_ray(plan: Plan, todo: Sequence[int], resources: Mapping[str, float]) -
             yield int(row["k"])
 
 
-def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str) -> DatasetInfo:
+def _finish(
+    plan: Plan, config: Config, reports: Sequence[ShardReport], validation: str, size: TileSize | None
+) -> DatasetInfo:
     """Write the splits' records and, last, `dataset.json`."""
     quarantine = [entry for report in reports for entry in report.quarantine]
     lost = {entry.id for entry in quarantine}
@@ -179,6 +181,9 @@ def _finish(plan: Plan, config: Config, reports: Sequence[ShardReport], validati
         splits=splits,
         quarantine=tuple(quarantine),
         panoramas=dict(sorted(sum((Counter(report.panoramas) for report in reports), Counter()).items())),
+        tile_m=None if size is None else size.metres,
+        tile_px=None if size is None else size.px,
+        margin_m=config.prepare.margin_m,
     )
     for line in info.panorama_lines():
         log.info("%s", line)

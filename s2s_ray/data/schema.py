@@ -44,6 +44,17 @@ class Pair(NamedTuple):
     street: Pixels
 
 
+class TileSize(NamedTuple):
+    """The side of a source's satellite tiles, in metres on the ground and in pixels."""
+
+    metres: float
+    px: int
+
+    def with_margin(self, px: int) -> TileSize:
+        """Return the size with so many pixels more on each side."""
+        return TileSize(self.metres + 2 * px * self.metres / self.px, self.px + 2 * px)
+
+
 class Source(Protocol):
     """A provider of pairs. Instances are pickled into workers, so they hold settings and no open files."""
 
@@ -58,5 +69,12 @@ class Source(Protocol):
             StorageError: its files cannot be read.
         """
 
-    def read(self, record: Record) -> Pair:
-        """Return the images of one record. Raises `UnreadableImageError`."""
+    @property
+    def tile_size(self) -> TileSize | None:
+        """The size of the tiles if they are cut out of larger imagery or rendered, else None."""
+
+    def read(self, record: Record, margin_px: int = 0) -> Pair:
+        """Return the images of one record, the tile with so many pixels more of its imagery on each side.
+
+        A margin needs `tile_size`. Raises `UnreadableImageError`.
+        """

@@ -60,6 +60,7 @@ class Plan:
     encoding: Encoding
     keep_tiles: bool
     shards: tuple[ShardPlan, ...]
+    margin_px: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,15 @@ def prepare_pair(pair: Pair, record: Record, views: ViewGeometry) -> tuple[Pixel
 
 def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
     """Read, prepare and encode one record. Raises `UnreadableImageError`."""
-    pair = source.read(record)
+    pair = source.read(record, plan.margin_px)
+    stored = pair.satellite
+    if plan.margin_px:
+        inner = slice(plan.margin_px, -plan.margin_px)
+        pair = pair._replace(satellite=stored[inner, inner])
     polar, street = prepare_pair(pair, record, plan.geometry)
     images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
     if plan.keep_tiles:
-        images["satellite"] = encode(pair.satellite, plan.encoding)
+        images["satellite"] = encode(stored, plan.encoding)
     height, width = pair.street.shape[:2]
     return Encoded(images, plan.geometry.kind(height, width, record.fov))
 

@@ -173,14 +173,16 @@ def _images(info: DatasetInfo) -> list[str]:
 
 def _undecodable(info: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
     shape = (info.geometry.height, info.geometry.width, 3)
+    side = None if info.tile_px is None else info.tile_px + 2 * info.margin_px
     for column in _images(info):
+        expected = shape if column != "satellite" else None if side is None else (side, side, 3)
         for id, data in zip(ids, table.column(column), strict=True):
             try:
                 pixels = decode(data.as_py())
             except UnreadableImageError as error:
                 yield f"{id}: {column} image in {shard.name} {error}"
                 continue
-            if column != "satellite" and pixels.shape != shape:
+            if expected is not None and pixels.shape != expected:
                 yield f"{id}: {column} image in {shard.name} is {pixels.shape[1]} x {pixels.shape[0]}"
 
 
@@ -231,10 +233,12 @@ def _contradictions(info: DatasetInfo, plan: StoredPlan) -> Iterator[str]:
         "source": info.source,
         "prepare.encoding": info.encoding,
         "prepare.keep_tiles": info.keep_tiles,
+        "prepare.margin_m": info.margin_m,
     }
+    settings = {"prepare.margin_m": 0.0} | plan.settings
     for key, value in described.items():
-        if key in plan.settings and plan.settings[key] != value:
-            yield f"{DATASET_FILE} has {key}={value!r}, but {PLAN} has {plan.settings[key]!r}"
+        if key in settings and settings[key] != value:
+            yield f"{DATASET_FILE} has {key}={value!r}, but {PLAN} has {settings[key]!r}"
     if info.digest != plan.digest:
         yield f"{DATASET_FILE} and {PLAN} have different digests: they describe different data sets"
     pairs = sum(split.count for split in info.splits.values()) + len(info.quarantine)

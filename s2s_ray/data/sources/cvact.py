@@ -59,8 +59,13 @@ class CvactSource:
         """Return all pairs in the order of the index, training pairs first. Raises `ArchiveError` or `StorageError`."""
         return list(self._records.values())
 
-    def read(self, record: Record) -> Pair:
+    @property
+    def tile_size(self) -> None:
+        """None: the tiles are files."""
+
+    def read(self, record: Record, margin_px: int = 0) -> Pair:
         """Return both images of a pair. Raises `UnreadableImageError`."""
+        assert not margin_px, "the tiles of an archive have no margin"
         folder = FOLDERS["val" if record.split in ("train", "val") else self.config.test]
         satellite, street = self._image("satellite", folder, record.id), self._image("street", folder, record.id)
         require_panorama(street, 2.0, "a full sphere like 1664 x 832")

@@ -56,8 +56,13 @@ class CvusaSource:
         """Return all pairs in the order of the split files, training first. Raises `ArchiveError` or `StorageError`."""
         return [record for record, _ in self._pairs.values()]
 
-    def read(self, record: Record) -> Pair:
+    @property
+    def tile_size(self) -> None:
+        """None: the tiles are files."""
+
+    def read(self, record: Record, margin_px: int = 0) -> Pair:
         """Return both images of a pair. Raises `UnreadableImageError`."""
+        assert not margin_px, "the tiles of an archive have no margin"
         files = self._pairs[record.id][1]
         satellite, street = self._image("satellite", files.satellite), self._image("street", files.street)
         require_panorama(street, POLAR_SIZE[1] / POLAR_SIZE[0], "the shape of 1232 x 224, cropped as distributed")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pyproj import Transformer
 
 from s2s_ray import storage
 from s2s_ray.data.sources.bands import colour_bands
 from s2s_ray.data.sources.files import require_source
 from s2s_ray.errors import ConfigError, UnreadableImageError
-from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.images import Pixels, Seen
 
 
 class GeoTiff:
@@ -53,6 +55,20 @@ class GeoTiff:
             UnreadableImageError: a tile that extends beyond the raster, over pixels without data or over damaged ones.
             StorageError: the raster has disappeared.
         """
+        pixels, seen = self.cut_seen(latitude, longitude, metres, px)
+        if not seen.all():
+            raise UnreadableImageError(
+                f"satellite tile: {1 - seen.mean():.0%} of it is outside {self.uri} or has no data"
+            )
+        return pixels
+
+    def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
+        """Cut a tile as `cut` does, and say which of its pixels the raster has.
+
+        Raises:
+            UnreadableImageError: a tile over damaged pixels.
+            StorageError: the raster has disappeared.
+        """
         from rasterio.enums import Resampling
         from rasterio.errors import RasterioError
         from rasterio.transform import from_bounds
@@ -75,11 +91,16 @@ class GeoTiff:
             raise UnreadableImageError(
                 f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})"
             ) from None
-        if missing.any():
-            raise UnreadableImageError(
-                f"satellite tile: {missing.mean():.0%} of it is outside {self.uri} or has no data"
-            )
-        return np.ascontiguousarray(tiles[0].transpose(1, 2, 0))
+        return np.ascontiguousarray(tiles[0].transpose(1, 2, 0)), ~missing
+
+    def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which positions, latitudes and longitudes in degrees, N 2, lie on the raster, with data or not."""
+        to_raster = Transformer.from_crs("EPSG:4326", self._raster.crs.to_wkt(), always_xy=True)
+        x, y = to_raster.transform(positions[:, 1], positions[:, 0])  # infinite where the projection has no point
+        inside = np.isfinite(x) & np.isfinite(y)
+        columns, rows = ~self._raster.transform @ (np.where(inside, x, 0.0), np.where(inside, y, 0.0))
+        inside &= (columns >= 0) & (columns <= self._raster.width) & (rows >= 0) & (rows <= self._raster.height)
+        return inside
 
     def _in_memory(self, uri: str) -> str:
         """Read a remote raster, retrying as for any file, and return its name in GDAL's memory."""

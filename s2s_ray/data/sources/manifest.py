@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
-from s2s_ray.data.schema import SPLITS, Pair, Record, Split
+from s2s_ray.data.schema import SPLITS, Pair, Record, Split, TileSize
 from s2s_ray.data.sources.files import read_image
 from s2s_ray.errors import ManifestError
 from s2s_ray.geo.images import Pixels
@@ -79,18 +79,28 @@ class ManifestSource:
         """Return all rows in the order of the file. Raises `ManifestError` or `StorageError`."""
         return [row.record for row in self._rows.values()]
 
-    def read(self, record: Record) -> Pair:
-        """Return both images of a row. Raises `UnreadableImageError` if one is missing or cannot be decoded."""
-        return Pair(self.tile(record), self._image("street", self._rows[record.id].street))
+    @property
+    def tile_size(self) -> TileSize | None:
+        """The size of the tiles that are cut from imagery; None if they are files."""
+        if not self.config.cuts_tiles:
+            return None
+        assert self.config.tile_m is not None
+        return TileSize(self.config.tile_m, self.config.tile_px)
 
-    def tile(self, record: Record) -> Pixels:
-        """Return the satellite tile of a row. Raises `UnreadableImageError`."""
-        if self._imagery is None:
+    def read(self, record: Record, margin_px: int = 0) -> Pair:
+        """Return both images of a row. Raises `UnreadableImageError` if one is missing or cannot be decoded."""
+        return Pair(self.tile(record, margin_px), self._image("street", self._rows[record.id].street))
+
+    def tile(self, record: Record, margin_px: int = 0) -> Pixels:
+        """Return the satellite tile of a row, with so many pixels more on each side. Raises `UnreadableImageError`."""
+        size = self.tile_size
+        if self._imagery is None or size is None:
+            assert not margin_px, "tiles that are files have no margin"
             return self._image("satellite", self._rows[record.id].satellite)
         assert record.latitude is not None
         assert record.longitude is not None
-        assert self.config.tile_m is not None
-        return self._imagery.cut(record.latitude, record.longitude, self.config.tile_m, self.config.tile_px)
+        wide = size.with_margin(margin_px)
+        return self._imagery.cut(record.latitude, record.longitude, wide.metres, wide.px)
 
     def _image(self, column: str, reference: str) -> Pixels:
         rooted = "://" in reference or reference.startswith("/")

@@ -44,7 +44,7 @@ class MapTiles:
 
     def __init__(self, place: str, zoom: int) -> None:
         self.zoom = zoom
-        self._kept: OrderedDict[tuple[int, int], _Tile] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], _Tile | UnreadableImageError] = OrderedDict()
         place = storage.absolute(place)
         if "{" not in place:
             self._folder = place
@@ -63,6 +63,36 @@ class MapTiles:
                 tile; a position beyond the map.
             StorageError: the map tiles cannot be reached.
         """
+        pixels, seen, faults = self._cut(latitude, longitude, metres, px)
+        if faults:
+            raise faults[0]
+        if not seen.all():
+            raise UnreadableImageError(
+                f"satellite tile: {1 - seen.mean():.0%} of it has no imagery (the map tiles are transparent there)"
+            )
+        return pixels
+
+    def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
+        """Cut a tile as `cut` does, and say which of its pixels the map tiles have.
+
+        Raises:
+            UnreadableImageError: map tiles of different sizes; a position beyond the map.
+            StorageError: the map tiles cannot be reached.
+        """
+        pixels, seen, _ = self._cut(latitude, longitude, metres, px)
+        # Any pixel that an unseen one has a part in is unseen.
+        shown = Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).resize((px, px), Image.Resampling.BILINEAR)
+        return pixels, np.asarray(shown) == 255
+
+    def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which positions, latitudes and longitudes in degrees, N 2, lie on the map, with map tiles or not."""
+        on_map: NDArray[np.bool_] = np.abs(positions[:, 0]) <= _LIMIT
+        return on_map
+
+    def _cut(
+        self, latitude: float, longitude: float, metres: float, px: int
+    ) -> tuple[Pixels, Seen, list[UnreadableImageError]]:
+        """Return a tile, px px 3, what the map tiles show of it, at their own resolution, and the faults of some."""
         if abs(latitude) > _LIMIT:
             raise UnreadableImageError(f"latitude {latitude:g} is beyond Web Mercator's {_LIMIT} degrees")
         count = 2**self.zoom
@@ -71,27 +101,32 @@ class MapTiles:
         across, along = (metres / side / 2 for side in _sides_m(latitude, count))
         left, right = math.floor(column - across), math.floor(column + across)
         top, bottom = math.floor(row - along), math.floor(row + along)
-        rows = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
-        shapes = {tile.pixels.shape for line in rows for tile in line}
-        size = rows[0][0].pixels.shape[0]
-        if shapes != {(size, size, 3)}:
+        found = [[self._tile(x % count, y) for x in range(left, right + 1)] for y in range(top, bottom + 1)]
+        faults = [tile for line in found for tile in line if isinstance(tile, UnreadableImageError)]
+        shapes = {tile.pixels.shape for line in found for tile in line if isinstance(tile, _Tile)}
+        size = max((shape[0] for shape in shapes), default=1)
+        if shapes - {(size, size, 3)}:
             raise UnreadableImageError(f"map tiles have sizes {sorted(shapes)}, expected square tiles of one size")
+        none = _Tile(np.zeros((size, size, 3), np.uint8), np.zeros((size, size), np.bool_))
+        rows = [[tile if isinstance(tile, _Tile) else none for tile in line] for line in found]
         box = [(column - across - left), (row - along - top), (column + across - left), (row + along - top)]
         west, north, east, south = (edge * size for edge in box)
         seen = _joined([[tile.seen for tile in line] for line in rows])
         part = seen[math.floor(north) : math.ceil(south), math.floor(west) : math.ceil(east)]
-        if not part.all():
-            raise UnreadableImageError(
-                f"satellite tile: {1 - part.mean():.0%} of it has no imagery (the map tiles are transparent there)"
-            )
         mosaic = Image.fromarray(_joined([[tile.pixels for tile in line] for line in rows]))
-        return np.asarray(mosaic.resize((px, px), Image.Resampling.BICUBIC, (west, north, east, south)))
+        pixels = np.asarray(mosaic.resize((px, px), Image.Resampling.BICUBIC, (west, north, east, south)))
+        return pixels, part, faults
 
-    def _tile(self, x: int, y: int) -> _Tile:
+    def _tile(self, x: int, y: int) -> _Tile | UnreadableImageError:
+        """Return a map tile, or why there is none."""
         if (x, y) in self._kept:
             self._kept.move_to_end((x, y))
             return self._kept[x, y]
-        tile = self._read(x, y)
+        tile: _Tile | UnreadableImageError
+        try:
+            tile = self._read(x, y)
+        except UnreadableImageError as error:
+            tile = error
         self._kept[x, y] = tile
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

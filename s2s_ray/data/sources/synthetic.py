@@ -21,7 +21,7 @@ from s2s_ray.city.scene import SIDE, Atlas, Scene
 from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
 from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
-from s2s_ray.data.schema import Pair, Record
+from s2s_ray.data.schema import Pair, Record, TileSize
 from s2s_ray.errors import InputError
 from s2s_ray.geo.views import ViewGeometry
 
@@ -85,13 +85,23 @@ class SyntheticSource:
             for k in range(count)
         ]
 
-    def read(self, record: Record) -> Pair:
-        """Return the tile and the panorama of one record. Raises `InputError` without a position in the city's zone."""
+    @property
+    def tile_size(self) -> TileSize:
+        """The size of the rendered tiles."""
+        return TileSize(self.config.tile_m, self.config.tile_px)
+
+    def read(self, record: Record, margin_px: int = 0) -> Pair:
+        """Return the tile, with its margin, and the panorama of one record.
+
+        Raises:
+            InputError: a record without a position in the city's zone.
+        """
         if record.easting is None or record.northing is None or record.zone != ZONE:
             raise InputError(f"{record.id}: easting, northing and zone={ZONE}, the city's, must be given")
         config = self.config
         x, y = record.easting - ORIGIN[0], record.northing - ORIGIN[1]
-        scene = self.atlas.scene(x, y, self._radius)
+        size = self.tile_size.with_margin(margin_px)
+        scene = self.atlas.scene(x, y, max(self._radius, size.metres / 2 + SHADOW_REACH_M + 2.0))
         rng = [generator(config.seed, 5, zlib.crc32(record.id.encode()), view) for view in range(3)]
         spots = self.city.things(x - TRAFFIC_M, y - TRAFFIC_M, 2 * TRAFFIC_M).spots
         east, north = _stand(scene, rng[2], x, y, config.jitter_m)
@@ -101,8 +111,8 @@ class SyntheticSource:
             draw_traffic(rng[0], spots, x, y, config.occlusion),
             x,
             y,
-            config.tile_px,
-            config.tile_m,
+            size.px,
+            size.metres,
         )
         street = render_panorama(
             scene,
