@@ -1,0 +1,204 @@
+"""The posterior over tiles and headings: how likely each is to be where, and which way, a picture was taken.
+
+Each tile and each heading is as likely as any other before the picture is seen, or as the known heading says. The
+likelihood of both is exp(scale * cosine). Tiles that are not compared one by one, those of a large index which are
+unlike the picture, count with an estimate of their sum from a fixed random sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.geo.images import Descriptors
+from s2s_ray.geo.prior import Prior
+from s2s_ray.localization.calibration import Parameters
+from s2s_ray.localization.turned import Turned
+
+MOST_ROWS = 2048
+"""Tiles that are compared one by one; an index with no more is compared as a whole."""
+
+_DEPTH = 512  # tiles found for each heading
+_SAMPLE = 512
+_SPARSE_M = 32.0
+_METRES_PER_DEGREE = 111_195.0
+
+
+class Gallery(Protocol):
+    """The part of a `ReferenceIndex` that is needed here."""
+
+    positions: NDArray[np.float64]
+
+    def __len__(self) -> int: ...
+    def search_rows(
+        self, descriptors: Descriptors, k: int, prior: Prior | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the cosines and rows of the k most similar tiles of each query."""
+
+    def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
+        """Return the descriptors of some rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """The likelihood of some tiles, and of all others together.
+
+    Attributes:
+        rows: R rows of the index.
+        log_likelihoods: R, the logarithm of the likelihood ratio between the tile and a place outside of the region,
+            over all pictures and their headings.
+        headings: probabilities of each picture's headings at each of these tiles, R T.
+        log_rest: logarithm of the sum of the likelihood ratios of all other tiles; -inf if there are none.
+        count: number of all tiles.
+    """
+
+    rows: NDArray[np.int64]
+    log_likelihoods: NDArray[np.float64]
+    headings: tuple[NDArray[np.float64], ...]
+    log_rest: float
+    count: int
+
+    @property
+    def log_sum(self) -> float:
+        """Logarithm of the sum of the likelihood ratios of all tiles."""
+        return float(np.logaddexp(log_sum_exp(self.log_likelihoods), self.log_rest))
+
+    @property
+    def evidence(self) -> float:
+        """Logarithm of the mean likelihood ratio of all tiles: high if the picture is from the region."""
+        return self.log_sum - float(np.log(self.count))
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Probability of each tile if the picture is from the region, R; less than 1 in all if others are left out."""
+        return np.asarray(np.exp(self.log_likelihoods - self.log_sum))
+
+
+def posterior(
+    index: Gallery, pictures: Sequence[Turned], parameters: Sequence[Parameters], prior: Prior | None = None
+) -> Posterior | None:
+    """Return the posterior over the tiles of an index.
+
+    Args:
+        index: the gallery.
+        pictures: one or more pictures of one place.
+        parameters: those of each picture.
+        prior: only tiles inside it count.
+
+    Returns:
+        None if no tile is inside the prior.
+    """
+    inside = np.arange(len(index)) if prior is None else np.flatnonzero(prior.mask(*index.positions.T))
+    if not len(inside):
+        return None
+    rows = inside if len(inside) <= MOST_ROWS else _likely(index, pictures, prior)
+    log_likelihoods, headings = _compare(index.descriptors(rows), pictures, parameters)
+    log_rest = -np.inf
+    if len(rows) < len(inside):
+        sampled, vectors = _ground(index).sample
+        others = np.isin(sampled, inside, assume_unique=True) & ~np.isin(sampled, rows, assume_unique=True)
+        # Of a small area few are sampled: the least likely of those found stand for the others then.
+        chosen = vectors[others] if others.sum() >= _SAMPLE // 8 else index.descriptors(rows[-_SAMPLE:])
+        found, _ = _compare(chosen, pictures, parameters)
+        log_rest = log_sum_exp(found) - float(np.log(len(found))) + float(np.log(len(inside) - len(rows)))
+    return Posterior(rows, log_likelihoods, headings, log_rest, len(inside))
+
+
+def spacing_m(index: Gallery) -> float:
+    """Return the metres between neighbouring tiles of an index, at most 32: the picture may be anywhere between them.
+
+    It is the median over a sample of tiles; tiles without a position count as sparse.
+    """
+    return _ground(index).spacing_m
+
+
+def log_sum_exp(values: NDArray[np.float64]) -> float:
+    """Return the logarithm of the sum of exponentials."""
+    most = values.max()
+    return float(most + np.log(np.exp(values - most).sum()))
+
+
+def log_likelihoods(
+    similarities: NDArray[np.float32], weights: NDArray[np.float64], scale: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the logarithm of the likelihood of N tiles, over all headings, and the headings' probabilities at each.
+
+    Args:
+        similarities: cosines, N T.
+        weights: probabilities of the headings before the search, T.
+        scale: see `Parameters`.
+
+    Returns:
+        N, and N T.
+    """
+    powers = scale * similarities.astype(np.float64)
+    most = powers.max(axis=1, keepdims=True)
+    terms = weights * np.exp(powers - most)
+    sums = terms.sum(axis=1, keepdims=True)
+    return (most + np.log(sums))[:, 0], terms / sums
+
+
+def _compare(
+    vectors: Descriptors, pictures: Sequence[Turned], parameters: Sequence[Parameters]
+) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
+    """Return the summed log-likelihood ratios of N tiles, and each picture's headings at each, N T."""
+    total, headings = np.zeros(len(vectors)), []
+    for picture, one in zip(pictures, parameters, strict=True):
+        found, at = log_likelihoods(vectors @ picture.descriptors.T, picture.weights(), one.scale)
+        total += found - one.outside
+        headings.append(at)
+    return total, tuple(headings)
+
+
+def _likely(index: Gallery, pictures: Sequence[Turned], prior: Prior | None) -> NDArray[np.int64]:
+    """Return the rows that are most similar to one of the pictures at one of its headings, the most similar first."""
+    parts = []
+    for picture in pictures:
+        similarities, rows = index.search_rows(picture.descriptors, _DEPTH, prior)
+        order = np.argsort(-similarities.ravel(), kind="stable")
+        found = rows.ravel()[order]
+        _, first = np.unique(found, return_index=True)
+        parts.append(found[np.sort(first)][: MOST_ROWS // len(pictures)])
+    found = np.concatenate(parts)
+    _, first = np.unique(found, return_index=True)
+    return found[np.sort(first)]
+
+
+class _Ground:
+    """What is computed once for an index."""
+
+    def __init__(self, index: Gallery) -> None:
+        rows = np.sort(np.random.default_rng(0).permutation(len(index))[:_SAMPLE])
+        self.sample = rows, index.descriptors(rows)
+        self.spacing_m = _spacing(index.positions, rows)
+
+
+_GROUNDS: WeakKeyDictionary[Gallery, _Ground] = WeakKeyDictionary()
+
+
+def _ground(index: Gallery) -> _Ground:
+    found = _GROUNDS.get(index)
+    if found is None:
+        found = _GROUNDS[index] = _Ground(index)
+    return found
+
+
+def _spacing(positions: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+    """Return the median distance from some tiles to the closest other one, at most `_SPARSE_M`."""
+    known = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    order = known[np.argsort(positions[known, 0], kind="stable")]
+    latitudes, longitudes = positions[order].T
+    reach = _SPARSE_M / _METRES_PER_DEGREE
+    closest = []
+    for latitude, longitude in positions[rows]:
+        low, high = np.searchsorted(latitudes, (latitude - reach, latitude + reach))
+        east = (longitudes[low:high] - longitude + 180) % 360 - 180
+        metres = np.hypot(latitudes[low:high] - latitude, east * np.cos(np.radians(latitude))) * _METRES_PER_DEGREE
+        others = metres[metres > 0.01]  # a place that is listed twice is no neighbour
+        closest.append(min(float(others.min()), _SPARSE_M) if len(others) else _SPARSE_M)
+    return float(np.median(closest)) if closest else _SPARSE_M
