@@ -83,15 +83,16 @@ class SpatialAttention(nn.Module):
         self._check(features)
         with torch.autocast(features.device.type, enabled=False):
             local = at_least_float32(features)
-            (count, channels), (height, width) = local.shape[:2], self.shape
+            count, (height, width) = len(local), self.shape
             column = torch.arange(width, device=local.device)
             source = (column[None] - column[:, None]) % width  # w w: what each column of each roll shows
             target = (column[None] + column[:, None]) % width  # w w: where each roll shows a column
             maxima = local.amax(dim=1)[..., source].transpose(1, 2)  # B roll h w
-            masks = self._masks(maxima.reshape(count * width, -1)).view(count, width, height, width, -1)
+            masks = self._masks(maxima.reshape(count * width, height * width))
+            masks = masks.view(count, width, height, width, masks.shape[2])
             masks = masks.gather(3, target[None, :, None, :, None].expand_as(masks))
-            masks = masks.permute(0, 2, 3, 1, 4).reshape(count, height * width, -1)  # B n (roll*k)
-            sums = (local.flatten(2) @ masks).view(count, channels, width, -1)
+            masks = masks.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # B n (roll*k)
+            sums = (local.flatten(2) @ masks).unflatten(2, (width, -1))  # B C roll k
             return F.normalize(sums.transpose(1, 2).flatten(2), dim=2)
 
     def _masks(self, maxima: Tensor) -> Tensor:

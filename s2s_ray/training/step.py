@@ -4,9 +4,9 @@ With `micro_batch` the gradients of each network are still those of the whole ba
 passes are repeated with a graph for each piece in turn, and the triplet loss reaches them through its gradient with
 respect to the descriptors, which is computed once (Gao et al. 2021, "Scaling deep contrastive learning batch size").
 
-Synthesis always trains on aligned pairs: a whole panorama, taken at the centre of its tile. Retrieval may train on other
-views of the same places (`query`, `reference`): it then needs another pass of G's encoder, whose features the retrieval
-loss also reaches G through.
+Synthesis always trains on aligned pairs: a whole panorama, taken at the centre of its tile. Retrieval may train on
+other views of the same places (`query`, `reference`). A reference needs another pass of G's encoder; the retrieval loss
+then reaches G through its features.
 
 Source: supplement, section B; docs/model.md, "Optimisation".
 """
@@ -146,12 +146,8 @@ class TrainingStep:
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)
-            pieces = self._generate(
-                satellite,
-                street,
-                (street, None) if query is None else query,
-                satellite if reference is None else reference,
-            )
+            asked = (street, None) if query is None else query
+            pieces = self._generate(satellite, street, asked, satellite if reference is None else reference)
 
             d, losses = self._discriminator_gradients(pieces, batch.pairs) if model.config.adversarial else (None, {})
             power_iterate(model.retrieval)
@@ -219,16 +215,17 @@ class TrainingStep:
             )
             if self.model.config.synthesizes:
                 with torch.set_grad_enabled(size >= len(satellite)):
-                    part = replace(part, **self._synthesized(part))
+                    fake, features = self._synthesize(part)
+                part = replace(part, fake=fake, features=features)
             pieces.append(part)
         return pieces
 
-    def _synthesized(self, piece: Piece) -> dict[str, Tensor]:
+    def _synthesize(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Return the view that G synthesises for a piece, and the features of the piece's reference."""
         fake, features = self._networks.generator(piece.satellite)
         if not piece.aligned and not self.model.config.separate_encoder:
             features = self._networks.encoder(piece.reference).features
-        return {"fake": fake, "features": features}
+        return fake, features
 
     def _discriminator_losses(self, pieces: Sequence[Piece], pairs: int, parts: list[Tensor]) -> Iterator[Tensor]:
         """Yield half the sum of both cross-entropies for each piece; it is also appended to `parts`.
@@ -287,7 +284,7 @@ class TrainingStep:
     def _retrieval_losses(
         self, pieces: Sequence[Piece], embedded: Sequence[Descriptors], gradients: Sequence[Descriptors]
     ) -> Iterator[Tensor]:
-        """Yield for each piece a loss whose gradient is the piece's part of the retrieval loss's in the weights of R."""
+        """Yield for each piece a loss whose gradient is the piece's part of the retrieval loss's in R's weights."""
         for piece, descriptors, (at_satellite, at_street) in zip(pieces, embedded, gradients, strict=True):
             satellite, street = descriptors if len(pieces) == 1 else self._embed([piece], graph=True)[0]
             yield (satellite * at_satellite).sum() + (street * at_street).sum()
@@ -301,7 +298,7 @@ class TrainingStep:
         """
         for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
-            fake, features = (piece.fake, piece.features) if whole else self._synthesized(piece).values()
+            fake, features = (piece.fake, piece.features) if whole else self._synthesize(piece)
             l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
             loss, gan = self.loss.lambda_l1 * l1, torch.zeros_like(l1)
             if self.model.config.adversarial:
