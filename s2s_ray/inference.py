@@ -176,16 +176,13 @@ class Embedder(_Inference):
         """
         shifts = self._encodings
         pixels = STRIDE // shifts
-        turned = [
-            self._run(
-                self.model.embed_street_turned,
-                views.roll(pixels * shift, -1),
-                None if seen is None else seen.roll(pixels * shift, -1),
-            )
-            for shift in range(shifts)
-        ]
+        several, seen_of_each = (
+            one if one is None or shifts == 1 else torch.cat([one.roll(pixels * shift, -1) for shift in range(shifts)])
+            for one in (views, seen)
+        )
+        turned = self._run(self.model.embed_street_turned, several, seen_of_each)  # (shifts*N) columns D
         headings = np.arange(self.model.config.width // pixels) * (360 * pixels / self.model.config.width)
-        return torch.stack(turned, 2).flatten(1, 2).numpy(), headings
+        return turned.unflatten(0, (shifts, len(views))).movedim(0, 2).flatten(1, 2).numpy(), headings
 
     @property
     def _encodings(self) -> int:

@@ -59,6 +59,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _mining_discards_triplets(self) -> Self:
+        if self.loss.retrieval != "triplet" and self.mining.start != "never":
+            raise ValueError(
+                f"mining.start={self.mining.start!r} discards easy triplets, and loss.retrieval="
+                f"{self.loss.retrieval!r} has none: it weighs negatives by their difficulty itself. Set "
+                "mining.start=never"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _synthesis_to_measure(self) -> Self:
         if not self.model.synthesizes:
             for key, requested in (
