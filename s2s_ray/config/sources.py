@@ -39,10 +39,14 @@ class SyntheticSourceConfig(Section):
 
 
 class ManifestSourceConfig(Section):
-    """The user's own images, listed in a CSV or Parquet file."""
+    """The user's own images, listed in a CSV or Parquet file, or imagery alone, for the index of a region."""
 
     kind: Literal["manifest"] = "manifest"
-    uri: Uri = Field(description="CSV or Parquet with id, satellite, street, split and optional coordinates")
+    uri: Uri | None = Field(
+        None,
+        description="CSV or Parquet with id, satellite, street, split and optional coordinates; "
+        "not needed by `build-index --region`",
+    )
     panorama_heading: FiniteFloat = Field(
         0.0, description="compass bearing of the middle column, degrees, for rows that have none"
     )
@@ -56,7 +60,10 @@ class ManifestSourceConfig(Section):
     )
     zoom: int | None = Field(None, ge=0, le=24, description="zoom level of the map tiles")
     geotiff: Uri | None = Field(None, description="GeoTIFF to cut tiles from; needs rasterio (the extra `geotiff`)")
-    tile_m: Positive | None = Field(None, description="side of the tiles that are cut, in metres")
+    tile_m: Positive | None = Field(
+        None,
+        description="side of the tiles that are cut, in metres; `build-index --region` takes the model's by default",
+    )
     tile_px: int = Field(512, ge=32, description="side of the tiles that are cut, in pixels")
 
     @field_validator("panorama_rows")
@@ -70,7 +77,9 @@ class ManifestSourceConfig(Section):
     def _imagery(self) -> Self:
         if self.tiles is not None and self.geotiff is not None:
             raise ValueError("tiles and geotiff: tiles are cut from one of them, not both")
-        if self.cuts_tiles and self.tile_m is None:
+        if self.uri is None and not self.cuts_tiles:
+            raise ValueError("source.uri is missing: the CSV or Parquet file that lists the images")
+        if self.uri is not None and self.cuts_tiles and self.tile_m is None:
             raise ValueError("tile_m is missing: the side in metres of the tiles cut around each row's position")
         if (self.tiles is None) != (self.zoom is None):
             raise ValueError("tiles and zoom go together: the map tiles and the zoom level to read")

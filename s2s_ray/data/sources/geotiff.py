@@ -45,7 +45,7 @@ class GeoTiff:
         self._bands = colour_bands(self._raster, uri)
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """Cut a north-up tile around a position; see `manifest.Imagery`.
+        """Cut a north-up tile around a position; see `schema.Imagery`.
 
         The raster is projected to the plane that touches the Earth there, so the tile is in metres and true north is
         up, whatever the orientation of the raster's own grid. Pixels are averaged if the raster is finer than the tile,
@@ -98,7 +98,9 @@ class GeoTiff:
         to_raster = Transformer.from_crs("EPSG:4326", self._raster.crs.to_wkt(), always_xy=True)
         x, y = to_raster.transform(positions[:, 1], positions[:, 0])  # infinite where the projection has no point
         inside = np.isfinite(x) & np.isfinite(y)
-        columns, rows = ~self._raster.transform @ (np.where(inside, x, 0.0), np.where(inside, y, 0.0))
+        x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
+        a, b, c, d, e, f = (~self._raster.transform)[:6]
+        columns, rows = a * x + b * y + c, d * x + e * y + f
         inside &= (columns >= 0) & (columns <= self._raster.width) & (rows >= 0) & (rows <= self._raster.height)
         return inside
 

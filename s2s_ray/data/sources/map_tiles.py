@@ -56,7 +56,7 @@ class MapTiles:
         self._templates = [place]
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """Cut a north-up tile around a position by cubic interpolation with antialiasing; see `manifest.Imagery`.
+        """Cut a north-up tile around a position by cubic interpolation with antialiasing; see `schema.Imagery`.
 
         Raises:
             UnreadableImageError: a map tile that is missing, damaged, of another size or transparent within the cut
@@ -121,6 +121,8 @@ class MapTiles:
         """Return a map tile, or why there is none."""
         if (x, y) in self._kept:
             self._kept.move_to_end((x, y))
+            if isinstance(self._kept[x, y], UnreadableImageError):
+                require_source(self._folder)
             return self._kept[x, y]
         tile: _Tile | UnreadableImageError
         try:
