@@ -25,20 +25,44 @@ app = typer.Typer()
 def evaluate(
     checkpoint: CheckpointOption,
     out: Annotated[str, typer.Option(help="Output URI of metrics.json and the pictures.")],
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is known of the panoramas: aligned, heading (it is unknown), fov=DEGREES, offcentre=METRES, or "
+            "several joined by +. A list with commas; default: evaluation.protocols."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds that protocols are averaged over. Default: evaluation.seeds.")
+    ] = None,
     config: RunConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
-    """Measure a checkpoint on a split (evaluation.split) of data.uri: recall, synthesis, galleries."""
+    """Measure a checkpoint on a split (evaluation.split) of data.uri: recall, synthesis, galleries.
+
+    Without protocols the figures are printed as JSON, with them as one table.
+    """
+    from s2s_ray import storage
+    from s2s_ray.evaluation.evaluate import METRICS
     from s2s_ray.evaluation.evaluate import evaluate as run
+    from s2s_ray.evaluation.outcome import table
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.run import find_checkpoint
 
     uri = find_checkpoint(checkpoint)
-    settings = run_settings(checkpoint, config, overrides)
+    given = [] if seeds is None else [f"evaluation.seeds={seeds}"]
+    if protocol is not None:
+        names = [name.strip() for text in protocol for name in text.split(",")]
+        given.append(f"evaluation.protocols={json.dumps(names)}")
+    settings = run_settings(checkpoint, config, [*(overrides or ()), *given])
     device = device_of(settings)
     model = load_checkpoint(uri, device)
     report = run(model, split_of(settings), settings.evaluation, device=device, out=out)
-    typer.echo(json.dumps(report.as_dict(), indent=2))
+    if report.protocols:
+        typer.echo(table(report.protocols))
+        typer.echo(f"{storage.join(out, METRICS)} has every figure")
+    else:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
 
 
 @app.command("figures")

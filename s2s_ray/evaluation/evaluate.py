@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, isnan
 from typing import Any
 
@@ -30,6 +30,7 @@ from s2s_ray.evaluation.galleries import (
 )
 from s2s_ray.evaluation.image_quality import ImageQuality, Quality
 from s2s_ray.evaluation.perceptual import Perceptual
+from s2s_ray.evaluation.protocols import Protocol, measure_protocols, require_margin
 from s2s_ray.evaluation.queries import QUERIES, metres_between, parquet_bytes, queries_table
 from s2s_ray.evaluation.recall import Nearby, RecallResult, nearest, recall_at_k, require_finite
 from s2s_ray.evaluation.rows import Rows
@@ -44,7 +45,10 @@ TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """The results of `evaluate`. `pictures` are the URIs of the galleries; recall is in fractions."""
+    """The results of `evaluate`. `pictures` are the URIs of the galleries; recall is in fractions.
+
+    `protocols` are the figures of `config.protocols` by name, see `measure_protocols`.
+    """
 
     split: str
     street_to_satellite: RecallResult
@@ -53,6 +57,7 @@ class EvaluationReport:
     perceptual: dict[str, float]
     radius_m: float | None
     pictures: list[str]
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def gallery(self) -> int:
@@ -86,6 +91,7 @@ class EvaluationReport:
             "satellite_to_street": self.satellite_to_street.as_dict(),
             **self.synthesis,
             "pictures": self.pictures,
+            **({"protocols": self.protocols} if self.protocols else {}),
         }
 
 
@@ -101,7 +107,8 @@ def evaluate(
     """Measure a model on one split and write the report.
 
     The gallery is the split itself. With `config.radius_m`, tiles within that distance are correct too. Synthesised
-    views are compared with the real street views at the model's resolution (see `image_quality.measure`).
+    views are compared with the real street views at the model's resolution (see `image_quality.measure`). The
+    protocols of `config.protocols` are measured beside the paper's, with the same descriptors of the tiles.
 
     Args:
         model: on `device`; the modes of its modules are restored.
@@ -116,12 +123,14 @@ def evaluate(
         DescriptorError: descriptors are not finite; the message names the pairs.
         WeightsError: the weights of LPIPS, FID or KID are not available.
         ViewError: images of another resolution than the model's.
-        DatasetError: an empty split.
+        DatasetError: an empty split, or tiles without the margin that a protocol needs.
         DivergedError: synthesised images are not finite.
         StorageError: a file cannot be read or written.
     """
     if not len(dataset):
         raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
+    for name in config.protocols:
+        require_margin(dataset, Protocol.parse(name), config)
     measured = _measure(model, dataset, config, device, loader_workers)
     for name, found in (("street", measured.street), ("satellite", measured.satellite)):
         require_finite(found, name, dataset.ids)
@@ -131,10 +140,11 @@ def evaluate(
         nearby = Nearby(places, places, config.radius_m)
     to_satellite = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
     to_street = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)
+    protocols, outcomes = measure_protocols(model, dataset, config, device=device, aligned=measured.satellite)
     pictures: list[str] = []
     if out is not None:
         closest = nearest(measured.street, measured.satellite, TOP, chunk=config.chunk)
-        table = queries_table(dataset, to_satellite, to_street, closest, measured.values)
+        table = queries_table(dataset, to_satellite, to_street, closest, measured.values, outcomes)
         storage.write_bytes(storage.join(out, QUERIES), parquet_bytes(table))
     if out is not None and config.gallery_rows:
         shown = evenly_spaced(len(dataset), config.gallery_rows)
@@ -147,7 +157,14 @@ def evaluate(
             pictures.append(storage.join(out, name))
             save(figure, pictures[-1])
     report = EvaluationReport(
-        config.split, to_satellite, to_street, measured.quality, measured.perceptual, config.radius_m, pictures
+        config.split,
+        to_satellite,
+        to_street,
+        measured.quality,
+        measured.perceptual,
+        config.radius_m,
+        pictures,
+        protocols,
     )
     if out is not None:
         storage.write_json(storage.join(out, METRICS), report.as_dict())

@@ -90,9 +90,11 @@ def measure_protocols(
     Returns: by protocol, the mean of each figure over the seeds that have a value for it, with the figures of each seed
     as `by_seed`; and the outcome of the first seed.
     """
+    protocols = [Protocol.parse(name) for name in config.protocols]
+    if not protocols:
+        return {}, {}
     if not len(dataset):
         raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
-    protocols = [Protocol.parse(name) for name in config.protocols]
     for protocol in protocols:
         require_margin(dataset, protocol, config)
     tables: dict[str, dict[str, Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from torch import Tensor
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.entries import entries_table
 from s2s_ray.data.places import places_of
+from s2s_ray.evaluation.outcome import Outcome
 from s2s_ray.evaluation.recall import RecallResult
 
 QUERIES = "queries.parquet"
@@ -25,18 +27,22 @@ def queries_table(
     to_street: RecallResult,
     nearest: tuple[Tensor, Tensor],
     values: Mapping[str, Tensor],
+    outcomes: Mapping[str, Outcome] = MappingProxyType({}),
 ) -> pa.Table:
     """Return one row per pair, in the order of the split.
 
     Columns: `id` and the position; `rank_street_to_satellite` and `rank_satellite_to_street` (see `RecallResult`);
     `correct_tiles`; `top_ids`, `top_descriptor_distances` (squared) and `top_metres` (null if a position is unknown)
-    of the closest tiles, closest first; and the quality of the synthesised view.
+    of the closest tiles, closest first; the quality of the synthesised view; and of each protocol, with its first seed,
+    `PROTOCOL.rank`, `PROTOCOL.heading_error` of the first match in degrees (null if the heading is known) and
+    `PROTOCOL.metres` (null if a position is unknown).
 
     Args:
         dataset: the split.
         to_satellite, to_street: recall in both directions.
         nearest: squared distances and gallery indices of the closest tiles, N k each.
         values: image quality by name, N each.
+        outcomes: of protocols, by name.
     """
     distances, tiles = (part.cpu().numpy() for part in nearest)
     metres = metres_between(dataset, np.arange(len(dataset))[:, None], tiles)
@@ -53,6 +59,10 @@ def queries_table(
         ),
         **{name: found.cpu().numpy() for name, found in values.items()},
     }
+    for name, outcome in outcomes.items():
+        columns[f"{name}.rank"] = outcome.ranks
+        columns[f"{name}.heading_error"] = pa.array(outcome.heading_errors, from_pandas=True)
+        columns[f"{name}.metres"] = pa.array(outcome.metres, from_pandas=True)
     return pa.table(columns)
 
 
