@@ -18,7 +18,8 @@
     │   ├── CheckpointError, RunError, SweepError, AblationError
     │   ├── DatasetError, ReferenceIndexError
     │   ├── RegistryError
-    │   │   └── NoIndexError         a release without an index
+    │   │   ├── NoIndexError         a release without an index
+    │   │   └── BelowFloorError      a release that does not reach the floor of its name
     │   ├── NoSynthesisError         the model has no generator
     │   └── PlacementError           the cluster cannot hold the work
     ├── StorageError                 a file cannot be read or written
@@ -171,6 +172,12 @@ class RegistryError(StateError):
 
 class NoIndexError(RegistryError):
     """A release without an index, which cannot be served."""
+
+    http_status = 409
+
+
+class BelowFloorError(RegistryError):
+    """A release whose recall or calibration is below the floor of its name; the message names figure and floor."""
 
     http_status = 409
 

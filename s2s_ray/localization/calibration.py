@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from s2s_ray.errors import InputError, RegistryError, S2SError
+from s2s_ray.errors import RegistryError, S2SError
 from s2s_ray.storage.documents import Document
 
 CALIBRATION_FILE = "calibration.json"
@@ -135,9 +135,9 @@ class Calibration(Document):
         return _between(known, open_, unknown)
 
     def require(self, checkpoint: str, what: str = "the calibration") -> None:
-        """Refuse a calibration of another checkpoint. Raises InputError."""
+        """Refuse a calibration of another checkpoint. Raises RegistryError."""
         if self.checkpoint != checkpoint:
-            raise InputError(
+            raise RegistryError(
                 f"{what} was made with checkpoint {self.checkpoint[:8] or 'unknown'}, not {checkpoint[:8]}: "
                 "run `s2s checkpoint calibrate` with this one"
             )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from s2s_ray.model.checkpoint_meta import fingerprint
+from s2s_ray.registry.attachments import read_calibration
+from s2s_ray.registry.floor import FLOOR_FILE, Floor, read_floor, set_floor
 from s2s_ray.registry.pointer import POINTER_FILE, current, lineage, promote, promote_best, resolve, rollback
 from s2s_ray.registry.releases import (
     RELEASE_FILE,
     Release,
+    attach_calibration,
     attach_index,
     list_releases,
     publish,
@@ -14,9 +17,12 @@ from s2s_ray.registry.releases import (
 )
 
 __all__ = [
+    "FLOOR_FILE",
     "POINTER_FILE",
     "RELEASE_FILE",
+    "Floor",
     "Release",
+    "attach_calibration",
     "attach_index",
     "current",
     "fingerprint",
@@ -25,7 +31,10 @@ __all__ = [
     "promote",
     "promote_best",
     "publish",
+    "read_calibration",
+    "read_floor",
     "release_id",
     "resolve",
     "rollback",
+    "set_floor",
 ]

@@ -22,6 +22,7 @@ from s2s_ray.errors import (
     S2SError,
 )
 from s2s_ray.model.checkpoint_meta import read_meta
+from s2s_ray.registry.floor import Floor, read_floor, require_floor
 from s2s_ray.registry.releases import Release, list_releases, name_uri, no_such_name, read_release, warn_once
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
@@ -55,11 +56,17 @@ class Pointer(Document):
         return self.model_copy(update={"writes": (*self.writes, mark)[-_MARKS:]})
 
 
-def promote(registry: str, name: str, release: str) -> Release:
+def promote(registry: str, name: str, release: str, *, force: bool = False) -> Release:
     """Make a release the current one; `rollback` returns to the one before.
 
+    Args:
+        registry: URI of the registry.
+        name: name of the model in the registry.
+        release: id of the release.
+        force: promote it although it does not reach the floor of the name.
+
     Raises:
-        RegistryError: no such release, or one without an index (NoIndexError).
+        RegistryError: no such release, one without an index (NoIndexError), or one below the floor (BelowFloorError).
         ConflictError: other processes keep changing the pointer.
         StorageError: the registry cannot be read or written.
     """
@@ -69,6 +76,8 @@ def promote(registry: str, name: str, release: str) -> Release:
             f"registry {registry}: release {release!r} of {name!r} has no index, so it cannot localise. Build "
             f"one with `s2s build-index --checkpoint {chosen.checkpoint_uri}` and publish the checkpoint with it"
         )
+    if not force:
+        require_floor(registry, chosen)
     _change_pointer(registry, name, lambda pointer: pointer.promote(release))
     return chosen
 
@@ -76,18 +85,17 @@ def promote(registry: str, name: str, release: str) -> Release:
 def promote_best(registry: str, name: str, metric: str) -> str | None:
     """Promote the release with the highest value of a metric if it is above that of the current release.
 
-    Releases without an index or without that metric are ignored. If the current release lacks the metric, nothing is
-    promoted.
+    Releases without an index, without that metric or below the floor of the name are ignored. If the current release
+    lacks the metric, nothing is promoted.
 
     Returns:
         The id of the current release afterwards.
     """
-    scores = {
-        release.id: score
-        for release in list_releases(registry, name)
-        if release.index_uri is not None and (score := _score(release, metric)) is not None
-    }
-    best = max(scores, key=lambda release: scores[release], default=None)
+    listed = {release.id: release for release in list_releases(registry, name) if release.index_uri is not None}
+    scores = {id: score for id, release in listed.items() if (score := _score(release, metric)) is not None}
+    floor = read_floor(registry, name)
+    ranked = sorted(scores, key=lambda release: scores[release], reverse=True)
+    best = next((release for release in ranked if _reaches(floor, listed[release])), None)
 
     def improve(pointer: Pointer) -> Pointer:
         active = pointer.release
@@ -192,6 +200,17 @@ def _change_pointer(registry: str, name: str, change: Callable[[Pointer], Pointe
 
     conditional.change(uri, edit, made)
     return after
+
+
+def _reaches(floor: Floor, release: Release) -> bool:
+    """Return whether a release reaches a floor; one that does not, or cannot be read, is logged."""
+    try:
+        missed = floor.missed(release)
+    except (DamagedError, NotFoundError, CheckpointError, RegistryError) as error:
+        missed = str(error)
+    if missed is not None:
+        warn_once(f"release {release.id} of {release.name} is not promoted: {missed}")
+    return missed is None
 
 
 def _score(release: Release, metric: str) -> float | None:

@@ -2,13 +2,15 @@
 
     REGISTRY/NAME/releases/RELEASE/checkpoint/    the model, without the trainer's state
                                   /index/         the reference index built with it, once there is one
+                                  /calibration.json    what turns its similarities into probabilities, once there is one
                                   /release.json   written last: without it the release does not exist
-    REGISTRY/NAME/current.json                    the current release, see `s2s_ray.registry.current`
+    REGISTRY/NAME/current.json                    the current release, see `s2s_ray.registry.pointer`
+    REGISTRY/NAME/floor.json                      what a release must reach, see `s2s_ray.registry.floor`
 
-A complete release never changes, except that an index may be added to one that has none. Checkpoint and index are
-published folders (`s2s_ray.storage.publication`): of several processes that publish different things under one id, one
-claims the folder before it writes, and the others are refused before they have written anything. Those that publish
-the same help each other, so the next one after a publisher that was killed completes its release.
+A complete release never changes, except that an index or a calibration may be added to one that has none. Checkpoint
+and index are published folders (`s2s_ray.storage.publication`): of several processes that publish different things
+under one id, one claims the folder before it writes, and the others are refused before they have written anything.
+Those that publish the same help each other, so the next one after a publisher that was killed completes its release.
 """
 
 from __future__ import annotations
@@ -26,10 +28,9 @@ from pydantic import Field
 
 from s2s_ray import storage
 from s2s_ray.errors import CheckpointError, ConflictError, DamagedError, NotFoundError, RegistryError, S2SError
-from s2s_ray.index import read_info
-from s2s_ray.index.info import INFO_FILE
+from s2s_ray.localization.calibration import CALIBRATION_FILE, Calibration
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE, fingerprint, read_meta
-from s2s_ray.secrets import masked_tree
+from s2s_ray.registry.attachments import copy_index, mask, require_index_of, write_calibration
 from s2s_ray.storage import conditional
 from s2s_ray.storage.documents import Document
 from s2s_ray.storage.files import parse_json
@@ -63,9 +64,20 @@ class Release(Document):
         """URI of the release's copy of the checkpoint."""
         return storage.join(self.uri, "checkpoint")
 
+    @property
+    def calibration_uri(self) -> str:
+        """URI of the release's calibration; a release may have none (`read_calibration`)."""
+        return storage.join(self.uri, CALIBRATION_FILE)
+
 
 def publish(
-    registry: str, name: str, checkpoint_uri: str, index_uri: str | None = None, *, release: str | None = None
+    registry: str,
+    name: str,
+    checkpoint_uri: str,
+    index_uri: str | None = None,
+    *,
+    release: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Release:
     """Copy a checkpoint, and its index, into the registry as a release. It is not served before `promote`.
 
@@ -78,10 +90,12 @@ def publish(
         index_uri: the index built with this checkpoint; `attach_index` adds it later.
         release: id of the release; default RUN-STEP-FINGERPRINT. Another id releases the same checkpoint with another
             index.
+        calibration: the calibration of this checkpoint; `attach_calibration` adds it later.
 
     Raises:
         RegistryError: a name or id that is not letters, digits, `.`, `_` and `-`; an id that another checkpoint has
-            or that is being published with another one; an index of another checkpoint; an id that has another index.
+            or that is being published with another one; an index or a calibration of another checkpoint; an id that
+            has another index or calibration.
         CheckpointError: there is no complete checkpoint at the URI, or it is replaced at the same time.
         StorageError: the checkpoint cannot be read or the registry not written.
     """
@@ -90,7 +104,9 @@ def publish(
     release = release or release_id(meta, digest)
     uri = _release_uri(registry, name, release)
     if index_uri is not None:
-        _require_index_of(index_uri, digest)
+        require_index_of(index_uri, digest)
+    if calibration is not None:
+        calibration.require(digest)
     record = Release(
         id=release, name=name, fingerprint=digest, run=run, step=step, created=datetime.now(UTC),
         source=checkpoint_uri, uri=uri,
@@ -110,7 +126,9 @@ def publish(
         _require_same(registry, existing, digest)
     place = storage.join(uri, "index")
     if index_uri is not None:
-        _copy_index(registry, record, index_uri)
+        copy_index(registry, record, index_uri)
+    if calibration is not None:
+        write_calibration(registry, record, calibration)
     index = place if index_uri is not None or storage.is_complete(place) else None
     # Nothing is read after the last write: a read that fails would report the failure of what was done.
     if known is None:
@@ -132,9 +150,22 @@ def attach_index(registry: str, name: str, release: str, index_uri: str) -> Rele
         StorageError: the index cannot be read or the registry not written.
     """
     existing = read_release(registry, name, release)
-    _require_index_of(index_uri, existing.fingerprint)
-    _copy_index(registry, existing, index_uri)
+    require_index_of(index_uri, existing.fingerprint)
+    copy_index(registry, existing, index_uri)
     return existing.model_copy(update={"index_uri": storage.join(existing.uri, "index")})
+
+
+def attach_calibration(registry: str, name: str, release: str, calibration: Calibration) -> Release:
+    """Add the calibration to a release that has none; adding the same one again changes nothing.
+
+    Raises:
+        RegistryError: no such release, a calibration of another checkpoint, a release that has another calibration.
+        StorageError: the registry cannot be read or written.
+    """
+    existing = read_release(registry, name, release)
+    calibration.require(existing.fingerprint)
+    write_calibration(registry, existing, calibration)
+    return existing
 
 
 def list_releases(registry: str, name: str) -> list[Release]:
@@ -222,15 +253,6 @@ def _run_and_step(meta: Mapping[str, Any]) -> tuple[str, int]:
     return str(meta.get("run") or "model"), int(meta.get("step") or 0)
 
 
-def _require_index_of(index_uri: str, digest: str, copy: Path | None = None) -> None:
-    """Refuse an index of another checkpoint; `copy` is a local copy to look at."""
-    built_with = read_info(index_uri if copy is None else str(copy)).checkpoint
-    if built_with != digest:
-        raise RegistryError(
-            f"index {index_uri} was built with checkpoint {built_with[:8]}, not {digest[:8]}: build it with this one"
-        )
-
-
 def _require_same(registry: str, found: Release, digest: str) -> None:
     """Refuse an id that belongs to another checkpoint."""
     if found.fingerprint != digest:
@@ -246,32 +268,5 @@ def _copy_checkpoint(source: str, release: Release) -> None:
         local = storage.fetch(source, Path(folder), only=(MODEL_FILE, META_FILE))
         if storage.sha256(local / MODEL_FILE) != release.fingerprint:
             raise CheckpointError(f"checkpoint {source} was replaced while it was published: try again")
-        _mask(local / META_FILE)
+        mask(local / META_FILE)
         storage.publish(local, release.checkpoint_uri)
-
-
-def _copy_index(registry: str, release: Release, index_uri: str) -> None:
-    """Copy an index into a release that has none, or the same one, and verify its checksums on the way."""
-    with tempfile.TemporaryDirectory() as folder:
-        local = storage.fetch(index_uri, Path(folder))
-        unmasked = storage.read_manifest(str(local)).files
-        _require_index_of(index_uri, release.fingerprint, local)  # it may have been replaced since the first look
-        _mask(local / INFO_FILE)
-        target = storage.join(release.uri, "index")
-        try:
-            storage.publish(local, target)
-        except ConflictError as error:
-            if storage.is_complete(target) and storage.read_manifest(target).files == unmasked:
-                return  # an earlier version released the same index
-            raise RegistryError(
-                f"registry {registry}: release {release.id!r} of {release.name!r} already has another index, or one is "
-                "being attached, and a release does not change: publish the checkpoint under another release id with "
-                f"this index ({error})"
-            ) from None
-
-
-def _mask(path: Path) -> None:
-    """Mask the passwords that earlier versions stored in the metadata of a checkpoint or of an index."""
-    tree = storage.read_json(str(path))
-    if (shown := masked_tree(tree)) != tree:
-        storage.write_json(str(path), shown)
