@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,11 @@ class Boxes:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Boxes]) -> Self:
+        """Return the boxes of all parts, of which there is at least one."""
+        return cls(**{each.name: np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)})
 
 
 def no_traffic() -> Boxes:

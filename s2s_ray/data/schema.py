@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from s2s_ray.geo.images import Pixels
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.geo.views import ViewGeometry
 
 Split = Literal["train", "val", "test"]
@@ -53,6 +56,19 @@ class TileSize(NamedTuple):
     def with_margin(self, px: int) -> TileSize:
         """Return the size with so many pixels more on each side."""
         return TileSize(self.metres + 2 * px * self.metres / self.px, self.px + 2 * px)
+
+
+class Imagery(Protocol):
+    """Imagery of a region, from which tiles are cut."""
+
+    def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
+        """Cut a north-up tile, px px 3, `metres` wide and high, at a WGS 84 position. Raises UnreadableImageError."""
+
+    def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
+        """Cut a tile as `cut` does, and say which of its pixels the imagery has. Raises UnreadableImageError."""
+
+    def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which positions, latitudes and longitudes in degrees, N 2, the imagery may have, by its outline."""
 
 
 class Source(Protocol):

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s2s_ray.config import CvactSourceConfig, CvusaSourceConfig, SourceConfig, SyntheticSourceConfig
-from s2s_ray.data.schema import Source, Split
-from s2s_ray.errors import InputError
+from s2s_ray.config import (
+    CvactSourceConfig,
+    CvusaSourceConfig,
+    ManifestSourceConfig,
+    SourceConfig,
+    SyntheticSourceConfig,
+)
+from s2s_ray.data.schema import Imagery, Source, Split
+from s2s_ray.errors import ConfigError, InputError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.uri import Uri
 
@@ -30,6 +36,31 @@ def open_source(config: SourceConfig) -> Source:
     from s2s_ray.data.sources.manifest import ManifestSource
 
     return ManifestSource(config)
+
+
+def open_imagery(config: SourceConfig) -> Imagery:
+    """Return the imagery of a region that a source cuts its tiles from: map tiles, a raster, or the procedural city.
+
+    Raises:
+        ConfigError: the tiles of this source are files, or the imagery cannot be used.
+        StorageError: it cannot be read.
+    """
+    if isinstance(config, SyntheticSourceConfig):
+        from s2s_ray.data.sources.synthetic import CityImagery
+
+        return CityImagery(config)
+    if isinstance(config, ManifestSourceConfig) and config.tiles is not None and config.zoom is not None:
+        from s2s_ray.data.sources.map_tiles import MapTiles
+
+        return MapTiles(config.tiles, config.zoom)
+    if isinstance(config, ManifestSourceConfig) and config.geotiff is not None:
+        from s2s_ray.data.sources.geotiff import GeoTiff
+
+        return GeoTiff(config.geotiff)
+    raise ConfigError(
+        f"source.kind={config.kind} has no imagery to cut tiles from: set source.tiles or source.geotiff of a manifest "
+        "source, or use source.kind=synthetic"
+    )
 
 
 def published_geometry(kind: str, height: int, width: int) -> ViewGeometry:

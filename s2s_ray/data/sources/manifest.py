@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
-from s2s_ray.data.schema import SPLITS, Pair, Record, Split, TileSize
+from s2s_ray.data.schema import SPLITS, Imagery, Pair, Record, Split, TileSize
 from s2s_ray.data.sources.files import read_image
-from s2s_ray.errors import ManifestError
+from s2s_ray.errors import ConfigError, ManifestError
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.utm import to_utm, utm_zone
 from s2s_ray.geo.views import ViewGeometry
@@ -29,13 +29,6 @@ OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "
 _UNKNOWN = ("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "nat", "none", "null")
 """How tables say that a number is unknown, in lower case."""
 _SHOWN = 5
-
-
-class Imagery(Protocol):
-    """Imagery of a region, from which tiles are cut."""
-
-    def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
-        """Cut a north-up tile, px px 3, `metres` wide and high, at a WGS 84 position. Raises UnreadableImageError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +57,8 @@ class ManifestSource:
     """
 
     def __init__(self, config: ManifestSourceConfig, *, panoramas: bool = True) -> None:
+        if config.uri is None:
+            raise ConfigError("source.uri is missing: the CSV or Parquet file that lists the images")
         self.config = config
         self.uri = storage.absolute(config.uri)
         self._panoramas = panoramas
@@ -109,16 +104,9 @@ class ManifestSource:
 
     @cached_property
     def _imagery(self) -> Imagery | None:
-        if self.config.tiles is not None:
-            from s2s_ray.data.sources.map_tiles import MapTiles
+        from s2s_ray.data.sources import open_imagery
 
-            assert self.config.zoom is not None
-            return MapTiles(self.config.tiles, self.config.zoom)
-        if self.config.geotiff is not None:
-            from s2s_ray.data.sources.geotiff import GeoTiff
-
-            return GeoTiff(self.config.geotiff)
-        return None
+        return open_imagery(self.config) if self.config.cuts_tiles else None
 
     @property
     def _required(self) -> tuple[str, ...]:

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pyproj import Transformer
 
+from s2s_ray.city import surface
 from s2s_ray.city.aerial import render_tile
 from s2s_ray.city.camera import VIEW_M
 from s2s_ray.city.city import City
 from s2s_ray.city.light import SHADOW_REACH_M, draw_light
 from s2s_ray.city.noise import generator
 from s2s_ray.city.panorama import SHADE_M, render_panorama
-from s2s_ray.city.positions import Region, positions
+from s2s_ray.city.positions import GAP_M, positions
+from s2s_ray.city.positions import Region as Half
 from s2s_ray.city.scene import SIDE, Atlas, Scene
+from s2s_ray.city.things import Table
 from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
-from s2s_ray.city.traffic import draw_traffic
+from s2s_ray.city.traffic import Boxes, draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record, TileSize
-from s2s_ray.errors import InputError
+from s2s_ray.errors import InputError, UnreadableImageError
+from s2s_ray.geo.images import Pixels, Seen
+from s2s_ray.geo.prior import Box
+from s2s_ray.geo.region import Region
+from s2s_ray.geo.utm import to_degrees, to_utm
 from s2s_ray.geo.views import ViewGeometry
 
 ZONE = 32755
 ORIGIN = (692_000.0, 6_090_000.0)  # easting and northing of the city's origin in the zone
 _CLEAR_M = 1.2  # the camera keeps this far from walls and trunks
+_PEOPLE = (surface.ASPHALT, surface.MARKING, surface.PAVEMENT, surface.PLAZA, surface.PATH, surface.PARKING)
+_TRIES = 10_000  # points without a place for a picture before a region is given up
+_PART_M = 256.0  # imagery is rendered in parts of at most this side
+_BLOCK_M = 60.0  # side of the blocks whose traffic is drawn together
+_VEHICLE_M = 3.0  # a vehicle extends no farther from its centre
+_MERIDIAN, _ZONE_DEGREES = 147.0, 4.0  # of the UTM zone, with a margin
+
+
+class Picture(NamedTuple):
+    """A panorama taken in the city, h w 3 uint8 RGB, and the record of where and how."""
+
+    record: Record
+    panorama: Pixels
 
 
 class SyntheticSource:
@@ -68,7 +90,7 @@ class SyntheticSource:
         """Return the training pairs, then the test pairs; neighbours in the list are neighbours in the city."""
         return self._split("train", self.config.train_pairs) + self._split("test", self.config.test_pairs)
 
-    def _split(self, split: Region, count: int) -> list[Record]:
+    def _split(self, split: Half, count: int) -> list[Record]:
         points = np.array(positions(self.city.plan, self.config.spacing_m, count, split)) + np.array(ORIGIN)
         longitude, latitude = Transformer.from_crs(ZONE, 4326, always_xy=True).transform(*points.T)
         return [
@@ -114,18 +136,156 @@ class SyntheticSource:
             size.px,
             size.metres,
         )
-        street = render_panorama(
+        return Pair(tile, self._panorama(scene, spots, rng[1], east, north, record.heading))
+
+    def _panorama(
+        self, scene: Scene, spots: Table, rng: np.random.Generator, x: float, y: float, heading: float
+    ) -> Pixels:
+        config = self.config
+        return render_panorama(
             scene,
-            draw_light(rng[1]),
-            draw_traffic(rng[1], spots, east, north, config.occlusion),
-            east,
-            north,
+            draw_light(rng),
+            draw_traffic(rng, spots, x, y, config.occlusion),
+            x,
+            y,
             config.panorama_height,
             config.panorama_width,
-            heading=record.heading,
+            heading=heading,
             fine=config.panorama_rays,
         )
-        return Pair(tile, street)
+
+    def pictures(self, region: Region, count: int, *, anywhere: bool = False, seed: int = 0) -> Iterator[Picture]:
+        """Yield panoramas taken at random points of a region, off any grid.
+
+        A smaller count gives the first pictures of a larger one.
+
+        Args:
+            region: where they are taken; the whole of it in the city's zone.
+            anywhere: take them wherever there is nothing solid; by default only where the city places people: on
+                streets, pavements, paths, squares and parking spaces.
+            seed: of the points; light, season and traffic follow from it, too.
+
+        Raises:
+            InputError: a region beyond the city's zone, or without such a point.
+        """
+        rng = generator(self.config.seed, 7, seed, int(anywhere))
+        box, found, tried = region.bounds, 0, 0
+        across = (box.east - box.west) % 360
+        while found < count:
+            if tried > _TRIES * (found + 1):
+                raise InputError(f"no place for a picture was found in the region around {box}: choose another region")
+            tried += 1
+            latitude, longitude = rng.uniform(box.south, box.north), box.west + across * rng.random()
+            if not region.mask(np.array([latitude]), np.array([longitude]))[0]:
+                continue
+            x, y = _city_metres(latitude, longitude)
+            if not anywhere and self.city.plan.locate(np.array([[x]]), np.array([[y]])).ground[0, 0] not in _PEOPLE:
+                continue
+            scene = self.atlas.scene(x, y, self._radius)
+            if not _is_clear(scene, x, y):
+                continue
+            record = Record(
+                id=f"picture-{found:05d}",
+                split="test",
+                latitude=latitude,
+                longitude=longitude,
+                easting=x + ORIGIN[0],
+                northing=y + ORIGIN[1],
+                zone=ZONE,
+                heading=self.config.panorama_heading,
+            )
+            spots = self.city.things(x - TRAFFIC_M, y - TRAFFIC_M, 2 * TRAFFIC_M).spots
+            own = generator(self.config.seed, 8, seed, int(anywhere), found)
+            yield Picture(record, self._panorama(scene, spots, own, x, y, record.heading))
+            found += 1
+
+
+class CityImagery:
+    """Imagery of the procedural city, cut at any position; see `schema.Imagery`.
+
+    All of it shows one hour and season, and the same vehicles in the same places, as imagery of one flight does; only
+    the grain of the ground differs from cut to cut.
+    """
+
+    def __init__(self, config: SyntheticSourceConfig) -> None:
+        self._source = SyntheticSource(config)
+        self._light = draw_light(generator(config.seed, 9))
+        self._traffic = lru_cache(maxsize=1024)(self._draw_traffic)
+
+    def __reduce__(self) -> tuple[type[CityImagery], tuple[SyntheticSourceConfig]]:
+        return CityImagery, (self._source.config,)
+
+    def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
+        """Cut a north-up tile around a position, px px 3; north is that of the city's UTM grid.
+
+        Raises:
+            UnreadableImageError: a position beyond the city's zone.
+        """
+        try:
+            x, y = _city_metres(latitude, longitude)
+        except InputError as error:
+            raise UnreadableImageError(str(error)) from None
+        parts = math.ceil(metres / _PART_M)
+        side, step = math.ceil(px / parts), metres / px
+        starts = [min(part * side, px - side) for part in range(parts)]
+        tile = np.empty((px, px, 3), np.uint8)
+        for row in starts:
+            for column in starts:
+                east, north = x + (column + side / 2 - px / 2) * step, y - (row + side / 2 - px / 2) * step
+                tile[row : row + side, column : column + side] = self._part(east, north, side, side * step)
+        return tile
+
+    def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
+        """Cut a tile as `cut` does; the imagery has all of its pixels. Raises UnreadableImageError."""
+        return self.cut(latitude, longitude, metres, px), np.ones((px, px), np.bool_)
+
+    def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which positions, latitudes and longitudes in degrees, N 2, lie in the city's zone."""
+        return _in_zone(positions[:, 0], positions[:, 1])
+
+    def _part(self, x: float, y: float, px: int, metres: float) -> Pixels:
+        half = metres / 2
+        scene = self._source.atlas.scene(x, y, half + SHADOW_REACH_M + 2.0)
+        reach = half + _VEHICLE_M
+        blocks = [
+            self._traffic(i, j)
+            for i in range(math.floor((x - reach) / _BLOCK_M), math.floor((x + reach) / _BLOCK_M) + 1)
+            for j in range(math.floor((y - reach) / _BLOCK_M), math.floor((y + reach) / _BLOCK_M) + 1)
+        ]
+        return render_tile(scene, self._light, Boxes.joined(blocks), x, y, px, metres)
+
+    def _draw_traffic(self, i: int, j: int) -> Boxes:
+        """Draw the traffic of one square block of the city."""
+        config, west, south = self._source.config, i * _BLOCK_M, j * _BLOCK_M
+        spots = self._source.city.things(west, south, _BLOCK_M).spots
+        rng = generator(config.seed, 10, i, j)
+        return draw_traffic(rng, spots, west + _BLOCK_M / 2, south + _BLOCK_M / 2, config.occlusion)
+
+
+def unseen_region(side_m: float) -> Region:
+    """Return a square region of the city that no training pair shows, for an index and pictures taken in it."""
+    west, south = GAP_M / 2, -side_m / 2
+    eastings = np.array([west, west + side_m]) + ORIGIN[0]
+    northings = np.array([south, south + side_m]) + ORIGIN[1]
+    latitudes, longitudes = to_degrees(np.repeat(eastings, 2), np.tile(northings, 2), ZONE)
+    # The box of degrees inside the square, whose sides are not quite those of the grid.
+    south, north = max(latitudes[0], latitudes[2]), min(latitudes[1], latitudes[3])
+    west, east = max(longitudes[:2]), min(longitudes[2:])
+    return Region.of_box(Box(float(west), float(south), float(east), float(north)))
+
+
+def _city_metres(latitude: float, longitude: float) -> tuple[float, float]:
+    """Return metres east and north of the city's origin. Raises `InputError` beyond its UTM zone."""
+    if not _in_zone(np.array([latitude]), np.array([longitude]))[0]:
+        raise InputError(f"latitude {latitude:g}, longitude {longitude:g} is beyond the city's UTM zone, {ZONE}")
+    easting, northing = to_utm(latitude, longitude, ZONE)
+    return float(easting) - ORIGIN[0], float(northing) - ORIGIN[1]
+
+
+def _in_zone(latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = np.abs(longitudes - _MERIDIAN) <= _ZONE_DEGREES
+    inside &= (latitudes >= -80) & (latitudes <= 0)
+    return inside
 
 
 def _stand(scene: Scene, rng: np.random.Generator, x: float, y: float, jitter: float) -> tuple[float, float]:
