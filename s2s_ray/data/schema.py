@@ -70,6 +70,16 @@ class Imagery(Protocol):
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, the imagery may have, by its outline."""
 
+    def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return metres east and north of a position, N 2, along the edges of a tile that is cut around it.
+
+        Args:
+            positions: latitudes and longitudes in degrees, N 2.
+        """
+
+    def bearing(self, latitude: float, longitude: float) -> float:
+        """Return the compass bearing in degrees to which the top of a tile points that is cut there; 0: true north."""
+
 
 class Source(Protocol):
     """A provider of pairs. Instances are pickled into workers, so they hold settings and no open files."""

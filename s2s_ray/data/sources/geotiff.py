@@ -13,6 +13,7 @@ from s2s_ray.data.sources.bands import colour_bands
 from s2s_ray.data.sources.files import require_source
 from s2s_ray.errors import ConfigError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, Seen
+from s2s_ray.geo.offsets import east_north
 
 
 class GeoTiff:
@@ -103,6 +104,14 @@ class GeoTiff:
         columns, rows = a * x + b * y + c, d * x + e * y + f
         inside &= (columns >= 0) & (columns <= self._raster.width) & (rows >= 0) & (rows <= self._raster.height)
         return inside
+
+    def bearing(self, latitude: float, longitude: float) -> float:
+        """Return 0: the tiles are cut with true north up."""
+        return 0.0
+
+    def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return metres east and true north of a position, N 2, for latitudes and longitudes in degrees, N 2."""
+        return east_north(latitude, longitude, *positions.T)
 
     def _in_memory(self, uri: str) -> str:
         """Read a remote raster, retrying as for any file, and return its name in GDAL's memory."""

@@ -16,6 +16,7 @@ from s2s_ray import storage
 from s2s_ray.data.sources.files import read_pixels, require_source
 from s2s_ray.errors import ConfigError, NotFoundError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, Seen
+from s2s_ray.geo.offsets import east_north
 
 Kind = TypeVar("Kind", np.uint8, np.bool_)
 _SUFFIXES = ("png", "jpg", "jpeg", "webp")
@@ -88,6 +89,14 @@ class MapTiles:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie on the map, with map tiles or not."""
         on_map: NDArray[np.bool_] = np.abs(positions[:, 0]) <= _LIMIT
         return on_map
+
+    def bearing(self, latitude: float, longitude: float) -> float:
+        """Return 0: the tiles are cut with true north up."""
+        return 0.0
+
+    def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return metres east and true north of a position, N 2, for latitudes and longitudes in degrees, N 2."""
+        return east_north(latitude, longitude, *positions.T)
 
     def _cut(
         self, latitude: float, longitude: float, metres: float, px: int
