@@ -23,7 +23,7 @@ Encoding = Literal["png", "jpeg", "webp"]
 # Street-level panoramas reach 13312 x 6656; just below the size at which Pillow itself warns.
 MAX_PIXELS = 89_000_000
 # Only what is needed: some other plugins start interpreters (EPS). JPEG includes the MPO files of stereo cameras.
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000")
 _TURNS = {  # by the value of the tag Orientation; 1 is upright, and no other value has a meaning
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,7 +65,7 @@ def _decode(data: bytes, max_pixels: int, *, seen: bool) -> tuple[Pixels, Seen |
     if not data:
         raise UnreadableImageError("is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixelsError(_too_large(image.width, image.height, max_pixels))
             image.load()

@@ -6,12 +6,13 @@ that evaluation measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -19,7 +20,10 @@ from s2s_ray.config import Contrast, ModelConfig, Resize
 from s2s_ray.errors import CheckpointError, ViewError, faults_of
 from s2s_ray.geo import polar
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import finite, pair
+from s2s_ray.geo.projection import Camera, Crop, reproject
+from s2s_ray.geo.query import ASPECT_TOLERANCE, Known, Query, has_shape, settle
 
 PanoramaKind = Literal["sphere", "cropped", "part"]
 """A full sphere (2:1), the whole horizon cropped above and below, or a part of the horizon."""
@@ -29,7 +33,20 @@ ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
 BEARING = "a compass bearing in degrees"
 CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
-_ASPECT_TOLERANCE = 0.02
+DEFAULT_ELEVATIONS = (45.0, -45.0)
+_LATER = ("elevations", "default_heading")
+
+
+class View(NamedTuple):
+    """A picture as the model takes it.
+
+    Attributes:
+        pixels: uint8 3 H W, 0 where nothing was seen.
+        seen: which of them the picture shows, bool H W; None: all.
+    """
+
+    pixels: Tensor
+    seen: Tensor | None = None
 
 
 def prepare_street(
@@ -121,6 +138,10 @@ class ViewGeometry:
         resize: how both images are resized to the model's resolution: by `area` means, or `cubic` (a = -0.75, without
             antialiasing).
         convention: meaning of columns and rows, in words.
+        elevations: degrees of the upper edge of a view's first row and of the lower edge of its last one. None: those
+            of `panorama_rows` of a full sphere; +45 and -45 if these are None or all rows.
+        default_heading: compass bearing of the middle column of pictures whose heading neither the caller nor the file
+            says. None: unknown.
     """
 
     height: int
@@ -130,6 +151,14 @@ class ViewGeometry:
     polar_contrast: Contrast = "none"
     resize: Resize = "area"
     convention: str = CONVENTION
+    elevations: tuple[float, float] | None = None
+    default_heading: float | None = Field(None, ge=-360, le=360)
+
+    @model_validator(mode="after")
+    def _check_elevations(self) -> Self:
+        if self.elevations is not None and not 90 >= self.elevations[0] > self.elevations[1] >= -90:
+            raise ValueError(f"elevations={list(self.elevations)}: expected 90 >= top > bottom >= -90")
+        return self
 
     @classmethod
     def of_checkpoint(cls, config: ModelConfig, meta: Mapping[str, Any], uri: str) -> Self:
@@ -158,8 +187,85 @@ class ViewGeometry:
         return TypeAdapter(cls).validate_python(dict(tree))
 
     def tree(self) -> dict[str, Any]:
-        """Return the fields as they are stored in JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Return the fields as they are stored in JSON, without the later ones that say nothing."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if value is not None or key not in _LATER
+        }
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Degrees of elevation of the upper and the lower edge of a view."""
+        if self.elevations is not None:
+            return self.elevations
+        if self.panorama_rows is None or self.panorama_rows == ALL_ROWS:
+            return DEFAULT_ELEVATIONS
+        first, last = self.panorama_rows
+        return 90 - 180 * first, 90 - 180 * last
+
+    def settle(self, query: Query, pixels: Pixels, photo: PhotoMetadata | None = None) -> Known:
+        """Return what is known of a picture for this model (`s2s_ray.geo.query.settle`). Raises ViewError."""
+        shape = (self.height, self.width)
+        return settle(query, pixels, photo, release_heading=self.default_heading, model_shape=shape)
+
+    def of_query(self, pixels: Pixels, known: Known) -> View:
+        """Return the view of a picture by what is known of it; one of unknown heading is prepared as if that were 0.
+
+        A level panorama of the whole horizon becomes `prepare_street` of its rows. Every other picture is projected to
+        the view's azimuths and elevations, and what it does not show is marked as unseen.
+
+        Raises:
+            ViewError: not h w 3 uint8, under 16 pixels high or wide, rows that keep nothing, or a picture that shows
+                nothing between the view's elevations.
+        """
+        _require_size(pixels)
+        heading = 0.0 if known.heading is None else known.heading
+        height, width = pixels.shape[:2]
+        rows = self._rows_of(height, width, known)
+        level = known.pitch == 0 and known.roll == 0
+        if rows is not None and level and known.fov == 360 and rows[0] >= 0 and rows[1] <= 1:
+            return View(prepare_street(pixels, heading, rows, self.height, self.width, resize=self.resize))
+        edges = self._edges(height, width, known, rows)
+        axis = heading - (edges.left + edges.right) / 2
+        camera = Camera(known.projection, edges, axis, known.pitch, known.roll)
+        kept = (0.0, 1.0) if known.rows is None or rows is not None else known.rows
+        projected, seen = reproject(_planes(pixels), camera, self.height, self.width, self.span, kept)
+        if not seen.any():
+            raise ViewError(
+                f"the picture shows nothing between the elevations {self.span[0]:g} and {self.span[1]:g} degrees: "
+                f"correct fov={known.fov:g}, pitch={known.pitch:g}, roll={known.roll:g} or rows"
+            )
+        return View(_round(projected), None if seen.all() else seen)
+
+    def _rows_of(self, height: int, width: int, known: Known) -> tuple[float, float] | None:
+        """Return the rows of an equirectangular picture that show the view's elevations; they may lie outside of it."""
+        if known.projection != "equirectangular":
+            return None
+        if known.rows is not None:
+            return known.rows
+        if known.crop is None:
+            return self.default_rows(height, round(width * 360 / known.fov))
+        shown = known.crop.top - known.crop.bottom
+        first, last = ((known.crop.top - edge) / shown for edge in self.span)
+        half_a_row = 0.5 / height
+        if -half_a_row <= first and last <= 1 + half_a_row:
+            return max(first, 0.0), min(last, 1.0)
+        return first, last
+
+    def _edges(self, height: int, width: int, known: Known, rows: tuple[float, float] | None) -> Crop:
+        """Return the directions of a picture's edges."""
+        half = known.fov / 2
+        left, right = (-half, half) if known.crop is None else known.crop[:2]
+        if rows is not None:
+            (top, bottom), (first, last) = self.span, rows
+            a_row = (top - bottom) / (last - first)
+            return Crop(left, right, top + first * a_row, bottom - (1 - last) * a_row)
+        if known.crop is not None:
+            return known.crop
+        across = math.tan(math.radians(half)) if known.projection == "rectilinear" else math.radians(half)
+        up = math.degrees(math.atan(across * height / width))
+        return Crop(left, right, up, -up)
 
     def street(
         self,
@@ -179,7 +285,7 @@ class ViewGeometry:
         _require_size(pixels, smallest)
         fov = finite("fov", fov, ViewError)
         height, width = pixels.shape[:2]
-        narrow = width / height < 2 * (1 - _ASPECT_TOLERANCE)
+        narrow = width / height < 2 * (1 - ASPECT_TOLERANCE)
         if fov == 360 and narrow and not self._has_model_shape(height, width):
             raise ViewError(
                 f"the panorama is {width} x {height} pixels (width x height): expected the whole horizon, "
@@ -228,7 +334,7 @@ class ViewGeometry:
         """Return the kind that a panorama of that size is taken for."""
         if fov < 360:
             return "part"
-        sphere = abs(width / height / 2 - 1) <= _ASPECT_TOLERANCE and not self._has_model_shape(height, width)
+        sphere = abs(width / height / 2 - 1) <= ASPECT_TOLERANCE and not self._has_model_shape(height, width)
         return "sphere" if sphere else "cropped"
 
     def default_rows(self, height: int, width: int) -> tuple[float, float]:
@@ -238,7 +344,7 @@ class ViewGeometry:
         return FULL_SPHERE_ROWS if self.kind(height, width) == "sphere" else ALL_ROWS
 
     def _has_model_shape(self, height: int, width: int) -> bool:
-        return abs(width * self.height / (height * self.width) - 1) <= _ASPECT_TOLERANCE
+        return has_shape(height, width, self.height, self.width)
 
 
 def _planes(pixels: Pixels) -> Tensor:

@@ -1,0 +1,212 @@
+"""Pictures of any projection as a part of the cylinder of elevations and azimuths that the model sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Projection = Literal["equirectangular", "rectilinear", "cylindrical"]
+"""How a picture shows directions: columns and rows at equal steps of azimuth and elevation (a panorama), a plane (a
+photograph), or columns at equal steps of azimuth and rows at equal steps of the tangent (a phone's sweep)."""
+PROJECTIONS: tuple[Projection, ...] = ("equirectangular", "rectilinear", "cylindrical")
+
+_MOST_SAMPLES = 4
+_POOLED_PER_PIXEL = 2.0
+
+
+class Crop(NamedTuple):
+    """The edges of a picture in degrees: azimuths from the axis of the camera, and elevations in its middle column."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """The directions that a picture shows.
+
+    Attributes:
+        projection: how they are spread over the picture.
+        edges: the directions of its edges, as seen by the camera. Those of `rectilinear` pictures are all less than 90
+            degrees from the axis, and so are the elevations of `cylindrical` ones.
+        heading: compass bearing of the camera's axis, in degrees.
+        pitch: degrees by which the axis points above the horizon.
+        roll: degrees by which the camera is turned clockwise around its axis; the horizon then is turned
+            anticlockwise in the picture, as XMP GPano defines it.
+    """
+
+    projection: Projection
+    edges: Crop
+    heading: float = 0.0
+    pitch: float = 0.0
+    roll: float = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the picture's ends meet: it shows all azimuths."""
+        return self.projection != "rectilinear" and self.edges.right - self.edges.left >= 360
+
+    def find(self, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where a picture shows the directions of W compass bearings and H elevations, in degrees.
+
+        Returns: columns and rows as fractions of the width and the height, and whether they are inside; H W each.
+            Fractions outside of the picture have no meaning.
+        """
+        right, forward, up = self._seen_from(torch.deg2rad(azimuths - self.heading), torch.deg2rad(elevations))
+        left, last, top, bottom = (math.radians(edge) for edge in self.edges)
+        if self.projection == "rectilinear":
+            before = forward > 1e-6
+            depth = torch.where(before, forward, 1.0)
+            across = (right / depth - math.tan(left)) / (math.tan(last) - math.tan(left))
+            down = (math.tan(top) - up / depth) / (math.tan(top) - math.tan(bottom))
+        else:
+            angles = torch.atan2(right, forward)
+            middle = (left + last) / 2
+            angles = middle + torch.remainder(angles - middle + math.pi, 2 * math.pi) - math.pi
+            across = (angles - left) / (last - left)
+            if self.projection == "cylindrical":
+                level = torch.hypot(right, forward).clamp_(min=1e-6)
+                down = (math.tan(top) - up / level) / (math.tan(top) - math.tan(bottom))
+            else:
+                down = (top - torch.asin(up.clamp_(-1, 1))) / (top - bottom)
+            before = torch.ones_like(down, dtype=torch.bool)
+        beside = before if self.closed else before & (across >= 0) & (across <= 1)
+        return across, down, beside & (down >= 0) & (down <= 1)
+
+    def _seen_from(self, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return unit vectors along the camera's right, its axis and its upper side, H W each; angles in radians."""
+        level = torch.cos(elevations)[:, None]
+        right, forward = level * torch.sin(azimuths), level * torch.cos(azimuths)
+        up = torch.sin(elevations)[:, None].expand_as(right)
+        if self.pitch:
+            cosine, sine = math.cos(math.radians(self.pitch)), math.sin(math.radians(self.pitch))
+            forward, up = cosine * forward + sine * up, cosine * up - sine * forward
+        if self.roll:
+            cosine, sine = math.cos(math.radians(self.roll)), math.sin(math.radians(self.roll))
+            right, up = cosine * right - sine * up, sine * right + cosine * up
+        return right, forward, up
+
+
+def reproject(
+    picture: Tensor,
+    camera: Camera,
+    height: int,
+    width: int,
+    elevations: tuple[float, float],
+    rows: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """Return a picture on the whole horizon, and which pixels of it the picture shows.
+
+    Columns are equal steps of azimuth, with north in the middle; rows are equal steps of elevation. Each pixel is the
+    mean over the part of its area that the picture shows (an area is sampled at up to 4 x 4 places, in a copy of the
+    picture that has about two pixels per sample); it counts as seen where that is half of it or more.
+
+    Args:
+        picture: 3 h w, uint8.
+        camera: what it shows.
+        height, width: rows and columns of the result.
+        elevations: degrees of the upper edge of the first row and of the lower edge of the last one.
+        rows: the part of the picture's height that shows anything, as fractions from the top.
+
+    Returns: float32 3 height width in [0, 255], 0 where unseen; bool height width.
+    """
+    first, last = rows
+    across, down, inside = camera.find(_azimuths(width, 1), _elevations(height, 1, elevations))
+    inside &= (down >= first) & (down <= last)
+    view = torch.zeros(3, height, width)
+    seen = torch.zeros(height, width, dtype=torch.bool)
+    rows, columns = _around(inside.any(1), cyclic=False), _around(inside.any(0), cyclic=True)
+    if not len(rows):
+        return view, seen
+    steps = _steps(across, down, inside, camera.closed, picture.shape[-2], picture.shape[-1])
+    pooled, samples = _pooled(picture, steps, camera.closed)
+    azimuths = _azimuths(width, samples).view(width, samples)[columns].flatten()
+    tilts = _elevations(height, samples, elevations).view(height, samples)[rows].flatten()
+    across, down, inside = camera.find(azimuths, tilts)
+    inside &= (down >= first) & (down <= last)
+    if camera.closed:  # the pooled picture has one more column on each side
+        across = (across * (pooled.shape[-1] - 2) + 1) / pooled.shape[-1]
+    grid = torch.stack([across, down], dim=-1).mul_(2).sub_(1)
+    values = F.grid_sample(pooled[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
+    weights = inside.to(values.dtype)
+    shares = _means(weights, samples)
+    means = _means(values * weights, samples) / shares.clamp(min=1e-6)
+    shown = shares >= 0.5
+    view[:, rows[:, None], columns] = means * shown
+    seen[rows[:, None], columns] = shown
+    return view, seen
+
+
+def _azimuths(width: int, samples: int) -> Tensor:
+    """Return the bearings of the centres of `samples` parts of each column, in degrees."""
+    count = width * samples
+    return (torch.arange(count, dtype=torch.float32) + 0.5) * (360 / count) - 180
+
+
+def _elevations(height: int, samples: int, elevations: tuple[float, float]) -> Tensor:
+    """Return the elevations of the centres of `samples` parts of each row, in degrees."""
+    top, bottom = elevations
+    count = height * samples
+    return top + (torch.arange(count, dtype=torch.float32) + 0.5) * ((bottom - top) / count)
+
+
+def _around(hit: Tensor, *, cyclic: bool) -> Tensor:
+    """Return the places of a line that are hit or have a neighbour that is."""
+    near = hit.clone()
+    near[1:] |= hit[:-1]
+    near[:-1] |= hit[1:]
+    if cyclic:
+        near[0] |= hit[-1]
+        near[-1] |= hit[0]
+    return near.nonzero().flatten()
+
+
+class _Steps(NamedTuple):
+    """Pixels of the picture between neighbouring pixels of the view: the smaller and the larger ones."""
+
+    across: tuple[float, float]
+    down: tuple[float, float]
+
+
+def _steps(across: Tensor, down: Tensor, inside: Tensor, closed: bool, height: int, width: int) -> _Steps:
+    both = inside[1:, 1:] & inside[1:, :-1] & inside[:-1, 1:]
+    if not both.any():
+        return _Steps((1.0, 1.0), (1.0, 1.0))
+    sizes = []
+    for places, scale, wraps in ((across, width, closed), (down, height, False)):
+        along, upright = places[1:, 1:] - places[1:, :-1], places[1:, 1:] - places[:-1, 1:]
+        if wraps:
+            along, upright = along - along.round(), upright - upright.round()
+        found = torch.hypot(along[both], upright[both]) * scale
+        # every so many are enough, and quantile() limits their number
+        found = found[:: 1 + len(found) // 10_000]
+        smaller, larger = torch.quantile(found, torch.tensor([0.2, 0.95])).tolist()
+        sizes.append((smaller, larger))
+    return _Steps(*sizes)
+
+
+def _pooled(picture: Tensor, steps: _Steps, closed: bool) -> tuple[Tensor, int]:
+    """Return a smaller float picture 3 h w that keeps what the view shows, and the samples per side of a pixel."""
+    height, width = picture.shape[-2:]
+    factors = [max(1, int(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.down, steps.across)]
+    pooled = picture.float()
+    if max(factors) > 1:
+        size = max(1, height // factors[0]), max(1, width // factors[1])
+        pooled = F.interpolate(pooled[None], size, mode="area")[0]
+    largest = max(steps.down[1] / factors[0], steps.across[1] / factors[1])
+    if closed:
+        pooled = torch.cat([pooled[..., -1:], pooled, pooled[..., :1]], dim=-1)
+    return pooled, min(max(math.ceil(largest), 2), _MOST_SAMPLES)
+
+
+def _means(values: Tensor, samples: int) -> Tensor:
+    """Return the means of samples x samples parts of each pixel: ... H*samples W*samples to ... H W."""
+    shape = values.shape
+    return values.reshape(*shape[:-2], shape[-2] // samples, samples, shape[-1] // samples, samples).mean((-3, -1))

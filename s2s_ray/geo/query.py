@@ -1,0 +1,309 @@
+"""A query: a picture and what is known of it. Callers say a part, the file's metadata and its shape say the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+from s2s_ray.errors import ViewError
+from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
+from s2s_ray.geo.numbers import is_number, pair, real
+from s2s_ray.geo.projection import PROJECTIONS, Crop, Projection
+from s2s_ray.geo.seam import ends_meet
+
+Origin = Literal["given", "file", "release", "estimated", "assumed"]
+"""Where a value comes from: the caller, the file's metadata, the release's default, the search, the picture's shape."""
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+ASPECT_TOLERANCE = 0.02
+UNKNOWN_SPREAD = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a caller says of a picture.
+
+    Attributes:
+        heading: compass bearing of the picture's middle column in degrees, -360 to 360; `unknown`; or `auto`: from the
+            file's metadata, else the release's default, else unknown.
+        fov: horizontal field of view in degrees, above 0 and at most 360, below 180 for rectilinear pictures; or
+            `auto`: from the file's metadata, else 360 for a picture that has the shape of a full circle.
+        projection: how the picture shows directions; or `auto`: from the file's metadata, else by the shape.
+        pitch: degrees by which the camera looks above the horizon, -90 to 90. None: from the metadata, else 0.
+        roll: degrees by which the camera is turned clockwise, -180 to 180. None: from the metadata, else 0.
+        rows: the part of the picture's height to use, as fractions from the top. Of an equirectangular picture it is
+            the part that shows the model's range of elevations; of others, what lies outside counts as unseen. None:
+            for equirectangular pictures as in `ViewGeometry.default_rows`, for others all rows.
+
+    Raises:
+        ViewError: a value out of its range; the message names the field and the value.
+    """
+
+    heading: float | Literal["auto", "unknown"] = "auto"
+    fov: float | Literal["auto"] = "auto"
+    projection: Projection | Literal["auto"] = "auto"
+    pitch: float | None = None
+    roll: float | None = None
+    rows: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.heading not in ("auto", "unknown"):
+            self._set("heading", _within("heading", self.heading, -360, 360, "a bearing, `unknown` or `auto`"))
+        if self.projection not in ("auto", *PROJECTIONS):
+            known = ", ".join(PROJECTIONS)
+            raise ViewError(f"projection={_shown(self.projection)}: expected one of {known}, or auto")
+        if self.fov != "auto":
+            fov = _within("fov", self.fov, 0, 360, "a horizontal field of view, or `auto`")
+            if fov == 0:
+                raise ViewError("fov=0: expected above 0 and at most 360 degrees, or `auto`")
+            if self.projection == "rectilinear" and fov >= 180:
+                raise ViewError(
+                    f"fov={fov:g} with projection=rectilinear: a plane shows less than 180 degrees; correct one of them"
+                )
+            self._set("fov", fov)
+        if self.pitch is not None:
+            self._set("pitch", _within("pitch", self.pitch, -90, 90, "the elevation of the camera's axis"))
+        if self.roll is not None:
+            self._set("roll", _within("roll", self.roll, -180, 180, "the camera's turn, clockwise"))
+        if self.rows is not None:
+            first, last = pair("rows", self.rows, ViewError)
+            if not 0 <= first < last <= 1:
+                raise ViewError(f"rows={first:g},{last:g}: expected 0 <= first < last <= 1")
+            self._set("rows", (first, last))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Self:
+        """Return the query of values by field, as texts (of a URL, a table or a command line) or as they are.
+
+        A field that is missing, None or an empty text has its default; `rows` is `FIRST,LAST`; other keys are ignored.
+
+        Raises:
+            ViewError: a text that is not a value of its field.
+        """
+        found: dict[str, Any] = {}
+        for field in fields(cls):
+            value = values.get(field.name)
+            if isinstance(value, str):
+                value = value.strip()
+            if value is None or value == "":
+                continue
+            if isinstance(value, str) and field.name == "rows":
+                value = [_number("rows", part) for part in value.split(",")]
+            elif isinstance(value, str) and field.name != "projection" and value not in ("auto", "unknown"):
+                value = _number(field.name, value)
+            found[field.name] = value
+        return cls(**found)
+
+    @property
+    def heading_alone(self) -> bool:
+        """Whether the caller gave a heading and left everything else that says what the picture shows."""
+        others = (self.fov, self.projection, self.pitch, self.roll)
+        return is_number(self.heading) and others == ("auto", "auto", None, None)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """All that is known of a picture, as it is used, and where it comes from.
+
+    Attributes:
+        heading: compass bearing of the middle column in degrees, 0 up to below 360. None: unknown.
+        heading_origin: None: unknown.
+        heading_spread: degrees by which the heading may be wrong either way (one standard deviation); 180: unknown.
+        fov, projection, pitch, roll, rows: as in `Query`.
+        position: latitude and longitude in the file. The answer does not depend on it unless the caller asks for that.
+        crop: directions of the picture's edges; None: they follow from `fov`, `rows` and the picture's shape.
+        warnings: what was ignored in the metadata, and why.
+    """
+
+    heading: float | None
+    heading_origin: Origin | None
+    heading_spread: float
+    fov: float
+    fov_origin: Origin
+    projection: Projection
+    projection_origin: Origin
+    pitch: float = 0.0
+    roll: float = 0.0
+    rows: tuple[float, float] | None = None
+    position: tuple[float, float] | None = None
+    crop: Crop | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def settle(
+    query: Query,
+    pixels: Pixels,
+    photo: PhotoMetadata | None = None,
+    *,
+    release_heading: float | None = None,
+    model_shape: tuple[int, int] | None = None,
+) -> Known:
+    """Return what is known of a picture, from the caller, from its file and from its shape, in this order.
+
+    A heading that is given alone keeps the meaning that it always had: a picture at least twice as wide as high shows
+    the whole horizon and is level, whatever its metadata say (a warning names what was not used).
+
+    Args:
+        pixels: the picture as it is used, h w 3 uint8.
+        photo: its metadata.
+        release_heading: the release's default heading.
+        model_shape: rows and columns of the model's own images: pictures of that shape show the whole horizon, too.
+
+    Raises:
+        ViewError: the field of view is unknown, or contradicts the projection or the picture's shape.
+    """
+    photo = photo or PhotoMetadata()
+    height, width = pixels.shape[:2]
+    wide = width / height >= 2 * (1 - ASPECT_TOLERANCE)
+    of_model = model_shape is not None and has_shape(height, width, *model_shape)
+    warnings = list(photo.warnings)
+    heading, heading_origin, spread = _heading(query, photo, release_heading)
+    if query.heading_alone and (wide or of_model):
+        warnings += _unused(photo)
+        if not of_model and not ends_meet(pixels):
+            warnings.append(
+                "the picture's ends do not meet, but it was taken for 360 degrees because heading was given alone; "
+                "give fov as well"
+            )
+        return Known(
+            heading, heading_origin, spread, 360.0, "assumed", "equirectangular", "assumed",
+            rows=query.rows, position=photo.position, warnings=tuple(warnings),
+        )  # fmt: skip
+    shape = _Shape(height, width, wide, of_model, pixels)
+    projection, projection_origin, fov, fov_origin, of_file = _field(query, photo, shape, warnings)
+    crop = photo.crop if of_file else None
+    vertical = fov * height / width
+    if (
+        projection == "equirectangular" and crop is None and query.rows is None and not of_model
+        and vertical > 180 * (1 + 2 * ASPECT_TOLERANCE)
+    ):  # fmt: skip
+        raise ViewError(
+            f"fov={fov:g}: the picture is {width} x {height} pixels (width x height), so it would show {vertical:.0f} "
+            "degrees from top to bottom; correct fov, or give projection or rows"
+        )
+    return Known(
+        heading, heading_origin, spread, fov, fov_origin, projection, projection_origin,
+        pitch=(photo.pitch or 0.0) if query.pitch is None else query.pitch,
+        roll=(photo.roll or 0.0) if query.roll is None else query.roll,
+        rows=query.rows, position=photo.position, crop=crop, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def has_shape(height: int, width: int, model_height: int, model_width: int) -> bool:
+    """Return whether a picture has the aspect ratio of a model's own images, within 2%."""
+    return abs(width * model_height / (height * model_width) - 1) <= ASPECT_TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    height: int
+    width: int
+    wide: bool
+    of_model: bool
+    pixels: Pixels
+
+    def is_circle(self, projection: Projection | None) -> bool:
+        """Return whether a picture of that projection is taken for the whole horizon by its shape."""
+        if projection == "rectilinear":
+            return False
+        if self.of_model and projection != "cylindrical":
+            return True
+        return self.wide and (projection == "equirectangular" or ends_meet(self.pixels))
+
+
+def _heading(
+    query: Query, photo: PhotoMetadata, release_heading: float | None
+) -> tuple[float | None, Origin | None, float]:
+    if isinstance(query.heading, float):
+        return query.heading % 360, "given", 0.0
+    if query.heading == "auto" and photo.heading is not None:
+        return photo.heading % 360, "file", photo.heading_spread
+    if query.heading == "auto" and release_heading is not None:
+        return release_heading % 360, "release", 0.0
+    return None, None, UNKNOWN_SPREAD
+
+
+def _field(
+    query: Query, photo: PhotoMetadata, shape: _Shape, warnings: list[str]
+) -> tuple[Projection, Origin, float, Origin, bool]:
+    """Return projection and field of view with their origins, and whether the file's crop holds."""
+    given = None if query.projection == "auto" else query.projection
+    fov = query.fov if isinstance(query.fov, float) else None
+    in_file = photo.projection
+    if fov is not None and given is None and in_file == "rectilinear" and fov >= 180:
+        warnings.append(f"the file's focal length is ignored: a photograph does not show the given fov={fov:g}")
+        in_file = None
+    if given is not None and in_file not in (None, given):
+        warnings.append(f"the file's projection, {in_file}, is ignored: projection={given} was given")
+        in_file = None
+    usable = in_file is not None and photo.fov is not None and not (given == "rectilinear" and photo.fov >= 180)
+    projection: Projection | None = given or in_file
+    origin: Origin = "given" if given else "file" if in_file else "assumed"
+    if fov is None and usable and photo.fov is not None:
+        assert projection is not None, "the file's"
+        return projection, origin, photo.fov, "file", True
+    if fov is None:
+        return projection or "equirectangular", origin, _assumed_fov(shape, projection), "assumed", False
+    if usable and photo.fov is not None and abs(photo.fov - fov) > 0.5:
+        warnings.append(f"the file's field of view, {photo.fov:.4g} degrees, is ignored: fov={fov:g} was given")
+        usable = False
+    return projection or _assumed_projection(shape, fov), origin, fov, "given", usable
+
+
+def _assumed_fov(shape: _Shape, projection: Projection | None) -> float:
+    if shape.is_circle(projection):
+        return 360.0
+    size = f"the picture is {shape.width} x {shape.height} pixels (width x height)"
+    need = "give fov, the degrees of the horizon that it shows"
+    if shape.wide and projection is None:
+        raise ViewError(
+            f"fov is missing: {size} and its ends do not meet, so it is not the whole horizon, and its file does not "
+            f"say its field of view; {need} (projection=cylindrical for a phone's panorama)"
+        )
+    kind = "" if projection is None else f" with projection={projection}"
+    raise ViewError(f"fov is missing: {size}{kind}, and its file does not say its field of view; {need}")
+
+
+def _assumed_projection(shape: _Shape, fov: float) -> Projection:
+    if fov == 360 or shape.is_circle(None):
+        return "equirectangular"
+    if shape.wide:
+        return "cylindrical"
+    return "rectilinear" if fov < 180 else "equirectangular"
+
+
+def _unused(photo: PhotoMetadata) -> list[str]:
+    """Return warnings about metadata that a heading given alone leaves unused."""
+    said = {
+        "field of view": photo.fov is not None and photo.fov != 360,
+        "projection": photo.projection not in (None, "equirectangular"),
+        "pitch": bool(photo.pitch),
+        "roll": bool(photo.roll),
+    }
+    names = ", ".join(name for name, differs in said.items() if differs)
+    if not names:
+        return []
+    return [f"the file's {names} were not used because heading was given alone; give fov as well to use the file"]
+
+
+def _within(name: str, value: object, low: float, high: float, meaning: str) -> float:
+    number = real(name, value, ViewError)
+    if not low <= number <= high:
+        raise ViewError(f"{name}={number:g}: expected {low:g} to {high:g} degrees ({meaning})")
+    return number
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ViewError(f"{name}={_shown(text)}: expected a number") from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

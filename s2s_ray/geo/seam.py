@@ -1,0 +1,28 @@
+"""The seam of a panorama: whether the left and the right end of a picture meet."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from s2s_ray.geo.images import Pixels
+
+_ROWS, _COLUMNS = 64, 512
+_QUANTILE, _SLACK, _SMALLEST = 0.95, 1.25, 2.0
+
+
+def ends_meet(pixels: Pixels) -> bool:
+    """Return whether a picture, h w 3 uint8, continues from its right end to its left end, as a full circle does.
+
+    The first and the last column, of at most 512, are compared as neighbours are: by their mean absolute difference.
+    The ends meet if they differ at most 1.25 times as much as 95% of all neighbours do, or by less than 2 levels of
+    255. On six real panoramas the ends differ 0.2 to 0.6 times as much as these neighbours; with a twentieth of the
+    circle missing, 1.4 to 3.4 times as much.
+    """
+    height, width = pixels.shape[:2]
+    planes = torch.tensor(pixels).permute(2, 0, 1).float()[None]
+    columns = F.interpolate(planes, (min(height, _ROWS), min(width, _COLUMNS)), mode="area")[0]
+    neighbours = (columns[..., 1:] - columns[..., :-1]).abs().mean((0, 1))
+    ends = (columns[..., -1] - columns[..., 0]).abs().mean()
+    usual = torch.quantile(neighbours, _QUANTILE) if len(neighbours) else ends
+    return bool(ends <= max(_SLACK * float(usual), _SMALLEST))
