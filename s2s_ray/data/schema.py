@@ -77,9 +77,6 @@ class Imagery(Protocol):
             positions: latitudes and longitudes in degrees, N 2.
         """
 
-    def bearing(self, latitude: float, longitude: float) -> float:
-        """Return the compass bearing in degrees to which the top of a tile points that is cut there; 0: true north."""
-
 
 class Source(Protocol):
     """A provider of pairs. Instances are pickled into workers, so they hold settings and no open files."""

@@ -103,11 +103,12 @@ def rows_to_embed(
     """Return the rows of the source that are not in the index to extend.
 
     Raises:
-        ReferenceIndexError: an index of another checkpoint or descriptor size.
+        ReferenceIndexError: an index of another checkpoint or descriptor size, or of other tiles than a region's.
     """
     if extends is None:
         return list(range(len(source.ids)))
     extends.info.require(dimension, checkpoint)
+    extends.info.with_region(source.region)
     known = extends.ids()
     return [row for row, id in enumerate(source.ids) if id not in known]
 
@@ -179,7 +180,7 @@ def assemble(
         raise misfit
     entries = source.entries(kept)
     if extends is not None:
-        return extends.with_more(descriptors, entries), lines
+        return extends.with_more(descriptors, entries, source.region), lines
     info = IndexInfo(
         dimension=dimension,
         count=len(kept),
@@ -187,5 +188,6 @@ def assemble(
         dataset=source.uri,
         dataset_digest=source.digest,
         split=source.split,
+        region=source.region,
     )
-    return ReferenceIndex.build(info, descriptors, entries, source.pictures()), lines
+    return ReferenceIndex.build(info, descriptors, entries, source.pictures(kept)), lines

@@ -25,7 +25,7 @@ from s2s_ray.geo.images import Descriptors
 from s2s_ray.geo.numbers import whole
 from s2s_ray.geo.prior import Prior
 from s2s_ray.index import vectors
-from s2s_ray.index.info import INFO_FILE, IndexInfo
+from s2s_ray.index.info import INFO_FILE, IndexInfo, RegionInfo
 from s2s_ray.index.pictures import Pictures
 from s2s_ray.index.vectors import INDEX_FILE, Vectors
 from s2s_ray.secrets import masked_tree
@@ -102,22 +102,24 @@ class ReferenceIndex:
         built = vectors.build(descriptors)
         return cls(info.model_copy(update={"kind": built.kind}), built, entries, write_pictures=write_pictures)
 
-    def with_more(self, descriptors: Descriptors, entries: pa.Table) -> Self:
+    def with_more(self, descriptors: Descriptors, entries: pa.Table, region: RegionInfo | None = None) -> Self:
         """Return a new index with more tiles at the end; nothing is trained again and pictures are not carried over.
 
         Args:
             descriptors: n x dimension, of the same checkpoint.
             entries: n rows with the columns of `entries.parquet`.
+            region: the region that the tiles fill, joined to that of this index.
 
         Raises:
-            ReferenceIndexError: ids that are in the index already.
+            ReferenceIndexError: ids that are in the index already, or a region that does not fit.
         """
         known = self.ids()
         repeated = [id for id in entries.column("id").to_pylist() if id in known]
         if repeated:
             raise ReferenceIndexError(f"{len(repeated)} tiles are in the index already: {', '.join(repeated[:5])}")
         more = self._vectors.with_more(descriptors)
-        info = self.info.model_copy(update={"count": self.info.count + len(descriptors)})
+        count, joined = self.info.count + len(descriptors), self.info.with_region(region)
+        info = self.info.model_copy(update={"count": count, "region": joined})
         return type(self)(info, more, pa.concat_tables([self._entries, entries.cast(self._entries.schema)]))
 
     def ids(self) -> frozenset[str]:

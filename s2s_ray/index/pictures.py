@@ -1,13 +1,14 @@
 """Pictures stored with an index, so that a page can show matches without the data set.
 
 `thumbnails.arrow` has one small JPEG per tile, in the order of the vectors; `examples.arrow` has a few panoramas of
-the data set with their tiles. Both are read memory-mapped.
+the data set with their tiles, and the index of a region has none. Both are read memory-mapped.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,10 +86,7 @@ class Pictures:
 
 def write_pictures(dataset: PairDataset, folder: Path) -> None:
     """Write both files for all pairs of a data set."""
-    with pa.OSFile(str(folder / THUMBNAILS_FILE), "wb") as file, pa.ipc.new_file(file, _THUMBNAILS) as writer:
-        for start in range(0, len(dataset), _CHUNK):
-            rows = range(start, min(start + _CHUNK, len(dataset)))
-            writer.write_batch(pa.record_batch([[_small(_tile(dataset, row)) for row in rows]], schema=_THUMBNAILS))
+    write_thumbnails((_tile(dataset, row) for row in range(len(dataset))), folder)
     chosen = sorted({round(row) for row in np.linspace(0, len(dataset) - 1, EXAMPLES)})
     examples = [
         {
@@ -102,6 +100,14 @@ def write_pictures(dataset: PairDataset, folder: Path) -> None:
     ]
     with pa.OSFile(str(folder / EXAMPLES_FILE), "wb") as file, pa.ipc.new_file(file, _EXAMPLES) as writer:
         writer.write_table(pa.Table.from_pylist(examples, schema=_EXAMPLES))
+
+
+def write_thumbnails(tiles: Iterable[Pixels], folder: Path) -> None:
+    """Write the thumbnails of the tiles of an index, H W 3 each, in the order of its vectors."""
+    rest = iter(tiles)
+    with pa.OSFile(str(folder / THUMBNAILS_FILE), "wb") as file, pa.ipc.new_file(file, _THUMBNAILS) as writer:
+        while batch := [_small(tile) for tile in islice(rest, _CHUNK)]:
+            writer.write_batch(pa.record_batch([batch], schema=_THUMBNAILS))
 
 
 def _tile(dataset: PairDataset, row: int) -> Pixels:

@@ -17,6 +17,7 @@ from s2s_ray.data.schema import Record, Split
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.errors import ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.index.info import RegionInfo
 from s2s_ray.index.pictures import write_pictures
 
 
@@ -25,6 +26,8 @@ class TileSource(Protocol):
 
     uri: str
     split: Split | None
+    region: RegionInfo | None
+    """The region that the tiles fill, if they lie on a lattice."""
 
     @property
     def digest(self) -> str:
@@ -48,8 +51,8 @@ class TileSource(Protocol):
     def entries(self, rows: Sequence[int]) -> pa.Table:
         """Return the rows of `entries.parquet` for some tiles."""
 
-    def pictures(self) -> Callable[[Path], None] | None:
-        """Return a function that writes the pictures of all tiles into a folder; None if the source has none."""
+    def pictures(self, rows: Sequence[int]) -> Callable[[Path], None] | None:
+        """Return a function that writes the pictures of some tiles into a folder; None if the source has none."""
 
 
 class DatasetTiles:
@@ -58,6 +61,8 @@ class DatasetTiles:
     Raises:
         ReferenceIndexError: the split is empty.
     """
+
+    region = None
 
     def __init__(self, dataset: PairDataset, split: Split | None = None) -> None:
         """`split`: name of the split that `dataset` reads, recorded in `index.json`."""
@@ -85,8 +90,8 @@ class DatasetTiles:
         """Return the rows of `entries.parquet` for some tiles."""
         return entries_table(self._dataset).take(pa.array(rows, pa.int64()))
 
-    def pictures(self) -> Callable[[Path], None] | None:
-        """Return the function that writes thumbnails and examples."""
+    def pictures(self, rows: Sequence[int]) -> Callable[[Path], None] | None:
+        """Return the function that writes thumbnails and examples; all tiles of a data set can be read."""
         return partial(write_pictures, self._dataset)
 
 
@@ -98,6 +103,7 @@ class ManifestTiles:
     """
 
     split: Split | None = None
+    region = None
 
     def __init__(self, source: ManifestSource, views: ViewGeometry) -> None:
         """`source` is opened with `panoramas=False`; `views` are those of the model's checkpoint."""
@@ -131,5 +137,5 @@ class ManifestTiles:
         records = [self._records[row] for row in rows]
         return pa.table({name: [getattr(record, name) for record in records] for name in COLUMNS.names}, schema=COLUMNS)
 
-    def pictures(self) -> None:
+    def pictures(self, rows: Sequence[int]) -> None:
         """Return None: a manifest gives no pictures."""

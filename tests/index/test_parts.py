@@ -116,6 +116,7 @@ class Drawn:
 
     uri, digest, fingerprint = "memory", "digest", "fingerprint"
     split: Split | None = None
+    region = None
 
     def __init__(self, count: int) -> None:
         self.ids = [f"t{row}" for row in range(count)]
@@ -127,7 +128,7 @@ class Drawn:
         columns = {name: [None] * len(rows) for name in COLUMNS.names} | {"id": [self.ids[row] for row in rows]}
         return pa.table(columns, schema=COLUMNS)
 
-    def pictures(self) -> Callable[[Path], None] | None:
+    def pictures(self, rows: Sequence[int]) -> Callable[[Path], None] | None:
         return None
 
 

@@ -105,10 +105,6 @@ class GeoTiff:
         inside &= (columns >= 0) & (columns <= self._raster.width) & (rows >= 0) & (rows <= self._raster.height)
         return inside
 
-    def bearing(self, latitude: float, longitude: float) -> float:
-        """Return 0: the tiles are cut with true north up."""
-        return 0.0
-
     def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return metres east and true north of a position, N 2, for latitudes and longitudes in degrees, N 2."""
         return east_north(latitude, longitude, *positions.T)

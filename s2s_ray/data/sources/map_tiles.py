@@ -90,10 +90,6 @@ class MapTiles:
         on_map: NDArray[np.bool_] = np.abs(positions[:, 0]) <= _LIMIT
         return on_map
 
-    def bearing(self, latitude: float, longitude: float) -> float:
-        """Return 0: the tiles are cut with true north up."""
-        return 0.0
-
     def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return metres east and true north of a position, N 2, for latitudes and longitudes in degrees, N 2."""
         return east_north(latitude, longitude, *positions.T)

@@ -247,11 +247,6 @@ class CityImagery:
         """Return metres east and north of a position in the city's UTM grid, N 2, for latitudes and longitudes, N 2."""
         return np.stack(to_utm(*positions.T, ZONE), axis=-1) - np.array(to_utm(latitude, longitude, ZONE))
 
-    def bearing(self, latitude: float, longitude: float) -> float:
-        """Return the bearing of the grid's north, about -1.2 degrees near the city's origin."""
-        east = math.radians(longitude - _MERIDIAN)
-        return math.degrees(math.atan(math.tan(east) * math.sin(math.radians(latitude))))
-
     def _part(self, x: float, y: float, px: int, metres: float) -> Pixels:
         half = metres / 2
         scene = self._source.atlas.scene(x, y, half + SHADOW_REACH_M + 2.0)
