@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from s2s_ray import registry, storage
 from s2s_ray.errors import InputError, ReferenceIndexError, ViewError
+from s2s_ray.geo.polar import roll_to_north
 from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
 from s2s_ray.index import (
     IndexInfo,
@@ -132,6 +133,39 @@ def test_a_batch_is_a_whole_number(model: S2S, batch: Any) -> None:
         Embedder(model, batch=batch)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("width", "shifts"), [(72, 8), (176, 2), (352, 1), (616, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_turned_descriptors_are_those_of_each_heading(width: int, shifts: int, masked: bool) -> None:
+    """Equal steps of at most 8.2 degrees, and the rolls of images that a given heading means."""
+    torch.manual_seed(3)
+    config = tiny_model(width=width, circular=True)
+    embedder = Embedder(S2S(config))
+    views = torch.stack([torch.from_numpy(noise(32, width, seed)).permute(2, 0, 1) for seed in range(2)])
+    seen = (torch.arange(width) % 50 < 40).expand(2, 32, width) if masked else None
+    found, headings = embedder.embed_turned(views, seen)
+    assert headings.dtype == np.float64
+    np.testing.assert_allclose(headings, np.arange(len(headings)) * 360 / len(headings))
+    assert 360 / len(headings) <= 8.2
+    assert found.shape == (2, shifts * width // 8, config.descriptor_size)
+    assert found.dtype == np.float32
+    for number in range(0, len(headings), 5):
+        rolled = [roll_to_north(one, headings[number]) for one in (views, views[:, 0] if seen is None else seen)]
+        expected = embedder.embed_street(rolled[0], rolled[1] if masked else None)
+        np.testing.assert_allclose(found[:, number], expected, atol=2e-6)
+    assert embedder.embed_turned(views[:0])[0].shape == (0, *found.shape[1:])
+
+
+def test_a_partial_view_is_embedded_by_what_was_seen(model: S2S) -> None:
+    views = torch.stack([torch.from_numpy(noise(32, 72, seed)).permute(2, 0, 1) for seed in range(2)])
+    seen = torch.zeros(2, 32, 72, dtype=torch.bool)
+    seen[..., 8:40] = True
+    views[1] = torch.where(seen[1], views[0], views[1])
+    first, second = Embedder(model).embed_street(views, seen)
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - Embedder(model).embed_street(views)[0]).max() > 1e-4
+
+
 def test_localizer_ranks_the_nearest_tiles(model: S2S) -> None:
     panoramas = [noise(40, 100, seed) for seed in range(6)]
     found = Localizer(model, panorama_index(model, panoramas)).street(panoramas[2:5], k=3)
@@ -179,6 +213,9 @@ def test_a_process_for_one_use_keeps_what_that_needs(model: S2S, use: Use) -> No
     other = "satellite" if use == "street" else "street"
     with pytest.raises(AttributeError):
         calls[other](Embedder(special.model))
+    if use == "street":
+        turned = Embedder(model).embed_turned(view)[0]
+        assert np.abs(special.embed_turned(view)[0] - turned).max() <= 1e-6
     half: Any = type(special)(copy.deepcopy(model))
     half.specialise(use, "bfloat16")
     rounded = calls[use](half)

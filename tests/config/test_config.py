@@ -222,6 +222,14 @@ def test_pieces_of_a_batch_need_frozen_statistics() -> None:
     assert load_config("paper", ["train.micro_batch=4", "model.street_batchnorm=frozen"]).train.micro_batch == 4
 
 
+@pytest.mark.parametrize("start", ["plateau", "3"])
+def test_mining_needs_the_triplet_loss(start: str) -> None:
+    message = error_of("loss.retrieval=infonce", f"mining.start={start}")
+    assert f"mining.start={start!r} discards easy triplets" in message.replace("=3 ", "='3' ")
+    assert "loss.retrieval='infonce' has none" in message
+    assert load_config("paper", ["loss.retrieval=infonce", "mining.start=never"]).loss.retrieval == "infonce"
+
+
 def test_every_fault_is_reported_at_once() -> None:
     message = error_of("model.height=7", "train.batch=1", "data.colour=red")
     assert len(message.splitlines()) == 3

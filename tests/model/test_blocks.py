@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from s2s_ray.config import ModelConfig
 from s2s_ray.model.attention import NonLocalBlock, SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d, track_statistics
-from s2s_ray.model.blocks import DownBlock, SpectralConv2d, UpBlock, conv_then_pool, power_iterate, upsample_then_conv
+from s2s_ray.model.blocks import (
+    DownBlock,
+    SpectralConv2d,
+    UpBlock,
+    conv_class,
+    conv_then_pool,
+    power_iterate,
+    upsample_then_conv,
+)
 from s2s_ray.model.discriminator import Discriminator
 from s2s_ray.model.s2s import S2S
 from tests.support.models import tiny_model
@@ -106,6 +114,46 @@ def test_spatial_attention_position_by_position() -> None:
 def test_spatial_attention_refuses_another_resolution() -> None:
     with pytest.raises(ValueError, match=r"\(5, 3\).*\(3, 5\)"):
         SpatialAttention(3, 5, masks=2)(torch.zeros(1, 4, 5, 3))
+
+
+# The horizon
+
+
+def horizon_conv(weight: Tensor, bias: Tensor, x: Tensor, stride: int, padding: int, mode: str) -> Tensor:
+    """A convolution pixel by pixel, whose columns are numbered modulo the width."""
+    (height, width), kernel = x.shape[2:], weight.shape[2]
+    rows, columns = (height + 2 * padding - kernel) // stride + 1, width // stride
+    result = torch.zeros(x.shape[0], weight.shape[0], rows, columns, dtype=x.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            total = bias.clone()
+            for di in range(kernel):
+                row = i * stride - padding + di
+                if mode == "reflect":
+                    row = abs(row) if row < height else 2 * (height - 1) - row
+                if 0 <= row < height:
+                    for dj in range(kernel):
+                        total = total + x[:, :, row, (j * stride - padding + dj) % width] @ weight[:, :, di, dj].T
+            result[:, :, i, j] = total
+    return result
+
+
+@pytest.mark.parametrize("mode", ["reflect", "zeros", "plain"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 2, 3), (7, 1, 3), (4, 2, 1), (4, 1, 1)]
+)
+def test_circular_convolutions_continue_at_the_other_end(mode: Any, kernel: int, stride: int, padding: int) -> None:
+    x = torch.randn(2, 3, 6, 8, dtype=DOUBLE)
+    if mode == "plain":
+        conv = conv_class(circular=True)(3, 4, kernel, stride, padding).double()
+        weight = conv.weight
+    else:
+        conv = SpectralConv2d(3, 4, kernel, stride=stride, padding=padding, padding_mode=mode, circular=True).double()
+        weight = normalised_weight(conv)
+    assert conv.bias is not None
+    expected = horizon_conv(weight, conv.bias, x, stride, padding, mode)
+    torch.testing.assert_close(conv(x), expected, atol=1e-12, rtol=0)
+    assert conv(x[:0]).shape == (0, *expected.shape[1:])
 
 
 # Spectral normalisation
@@ -278,15 +326,16 @@ def test_a_frozen_batchnorm_uses_its_running_statistics() -> None:
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (14, 6)])
 @pytest.mark.parametrize("fused", [conv_then_pool, upsample_then_conv])
 def test_fused_convolutions_equal_the_plain_ones(
-    fused: Callable[[SpectralConv2d, Tensor], Tensor], mode: Any, height: int, width: int
+    fused: Callable[[SpectralConv2d, Tensor], Tensor], mode: Any, height: int, width: int, circular: bool
 ) -> None:
     """Forward, and the gradients of image, weight and bias, in float64."""
     torch.manual_seed(0)
-    conv = SpectralConv2d(5, 7, 3, padding=1, padding_mode=mode).double()
+    conv = SpectralConv2d(5, 7, 3, padding=1, padding_mode=mode, circular=circular).double()
     x = torch.randn(3, 5, height, width, dtype=torch.float64, requires_grad=True)
     if fused is conv_then_pool:
         plain = F.avg_pool2d(conv(x), 2)

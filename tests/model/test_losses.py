@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from pyproj import Geod
 from torch import Tensor
 
+from s2s_ray.config import LossConfig
 from s2s_ray.geo.places import Places
 from s2s_ray.model.losses import (
     adversarial_loss,
     allowed_negatives,
+    info_nce,
     reconstruction_loss,
+    retrieval_loss,
     squared_distances,
     triplet_loss,
 )
@@ -198,6 +201,103 @@ def test_gradients_of_the_triplet_loss(discard: float, negatives: Tensor | None)
         return triplet_loss(a, b, alpha=3.0, discard=discard, negatives=negatives).loss
 
     assert torch.autograd.gradcheck(loss, (satellite.requires_grad_(), street.requires_grad_()))
+
+
+def info_nce_by_hand(
+    satellite: Tensor, street: Tensor, scale: float, smoothing: float, negatives: Tensor | None
+) -> list[float]:
+    """The cross-entropy of every anchor that has a negative, one by one."""
+    losses = []
+    for anchors, others in ((satellite, street), (street, satellite)):
+        for i, anchor in enumerate(anchors.tolist()):
+            chosen = [j for j in range(len(others)) if j == i or negatives is None or negatives[i, j]]
+            if len(chosen) == 1:
+                continue
+            odds = [
+                math.exp(scale * sum(a * b for a, b in zip(anchor, others[j].tolist(), strict=True))) for j in chosen
+            ]
+            share = smoothing / len(chosen)
+            losses.append(
+                -sum(
+                    (share + (1 - smoothing) * (j == i)) * math.log(one / sum(odds))
+                    for j, one in zip(chosen, odds, strict=True)
+                )
+            )
+    return losses
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("negatives", [None, ASYMMETRIC])
+def test_info_nce_is_the_mean_cross_entropy_of_both_directions(smoothing: float, negatives: Tensor | None) -> None:
+    satellite, street = descriptors(4, seed=13)
+    losses = info_nce_by_hand(satellite, street, 10.0, smoothing, negatives)
+    found = info_nce(satellite, street, scale=10.0, label_smoothing=smoothing, negatives=negatives)
+    assert len(losses) == 8
+    assert found.loss.item() == pytest.approx(mean(losses), rel=1e-9)
+    assert (found.kept, found.valid) == ((24, 24) if negatives is None else (14, 14))
+
+
+def test_info_nce_is_pytorchs_cross_entropy() -> None:
+    satellite, street = descriptors(5)
+    logits, own = 7.0 * satellite @ street.T, torch.arange(5)
+    expected = (
+        F.cross_entropy(logits, own, label_smoothing=0.2) + F.cross_entropy(logits.T, own, label_smoothing=0.2)
+    ) / 2
+    torch.testing.assert_close(info_nce(satellite, street, scale=7.0, label_smoothing=0.2).loss, expected)
+
+
+def test_an_anchor_without_a_negative_does_not_count() -> None:
+    satellite, street = descriptors(4, seed=17)
+    negatives = torch.ones(4, 4, dtype=torch.bool)
+    negatives[2] = False
+    found = info_nce(satellite.requires_grad_(), street, scale=10.0, label_smoothing=0.1, negatives=negatives)
+    losses = info_nce_by_hand(satellite.detach(), street, 10.0, 0.1, negatives)
+    assert (len(losses), found.valid) == (6, 18)
+    assert found.loss.item() == pytest.approx(mean(losses), rel=1e-9)
+    found.loss.backward()
+    assert satellite.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("batch", "allowed"), [(1, True), (3, False)])
+def test_without_negatives_info_nce_is_zero(batch: int, allowed: bool) -> None:
+    satellite, street = descriptors(batch)
+    found = info_nce(
+        satellite.requires_grad_(),
+        street,
+        scale=10.0,
+        label_smoothing=0.1,
+        negatives=torch.full((batch, batch), allowed),
+    )
+    assert (found.loss.item(), found.kept, found.valid) == (0.0, 0, 0)
+    found.loss.backward()
+    assert satellite.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("negatives", [None, ASYMMETRIC])
+def test_gradients_of_info_nce(negatives: Tensor | None) -> None:
+    satellite, street = descriptors(4, seed=11)
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return info_nce(a, b, scale=5.0, label_smoothing=0.1, negatives=negatives).loss
+
+    assert torch.autograd.gradcheck(loss, (satellite.requires_grad_(), street.requires_grad_()))
+
+
+def test_a_sharp_info_nce_does_not_overflow() -> None:
+    satellite = torch.eye(2).requires_grad_()
+    found = info_nce(satellite, torch.eye(2).flip(0), scale=1e4)
+    assert found.loss.item() == pytest.approx(1e4)
+    found.loss.backward()
+    assert satellite.grad.isfinite().all()
+
+
+def test_the_configuration_chooses_the_retrieval_loss() -> None:
+    satellite, street = descriptors(4, seed=3)
+    triplets = retrieval_loss(LossConfig(alpha=3.0), satellite, street, discard=50.0, negatives=ASYMMETRIC)
+    assert triplets == triplet_loss(satellite, street, alpha=3.0, discard=50.0, negatives=ASYMMETRIC)
+    config = LossConfig(retrieval="infonce", scale=20.0, label_smoothing=0.2)
+    found = retrieval_loss(config, satellite, street, negatives=ASYMMETRIC)
+    assert found == info_nce(satellite, street, scale=20.0, label_smoothing=0.2, negatives=ASYMMETRIC)
 
 
 def test_near_pairs_are_not_negatives() -> None:

@@ -154,6 +154,25 @@ def test_pieces_give_the_step_of_the_whole_batch(ablation: Ablation) -> None:
             torch.testing.assert_close(value, other, rtol=1e-7, atol=1e-9, msg=name)
 
 
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_a_reference_is_embedded_by_the_encoder_of_the_ablation(ablation: Ablation) -> None:
+    """Only that encoder runs, and without the generator's decoder."""
+    model = make(ablation)
+    satellite, street = batch()
+    reference = satellite.flip(0)
+    runs: dict[str, list[Tensor]] = {"generator.encoder": [], "retrieval.satellite_encoder": []}
+    for name, inputs in runs.items():
+        if name in dict(model.named_modules()):
+            model.get_submodule(name).register_forward_hook(lambda _, args, __, inputs=inputs: inputs.append(args[0]))
+    TrainingStep(model, LOSS, TRAIN)(satellite, street, reference=reference)
+    own = ablation in ("retrieval_only", "separate_features")
+    seen_by_r = runs["retrieval.satellite_encoder" if own else "generator.encoder"]
+    assert any(torch.equal(x, reference) for x in seen_by_r)
+    if own:
+        assert not any(torch.equal(x, reference) for x in runs["generator.encoder"])
+        assert not any(torch.equal(x, satellite) for x in runs["retrieval.satellite_encoder"])
+
+
 @pytest.mark.parametrize("ablation", ["retrieval_only", "separate_features"])
 def test_descriptors_come_from_the_separate_encoder(ablation: Ablation) -> None:
     model = make(ablation).eval()

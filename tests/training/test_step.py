@@ -76,6 +76,8 @@ class PlainCycle:
         street: Tensor,
         *,
         order: str = "DRG",
+        query: tuple[Tensor, Tensor | None] | None = None,
+        reference: Tensor | None = None,
         discard: float = 0.0,
         negatives: Tensor | None = None,
     ) -> tuple[dict[str, float], dict[str, dict[str, Tensor]]]:
@@ -83,6 +85,9 @@ class PlainCycle:
         generator, discriminator = self.model.generator, self.model.discriminator
         _power_iterate(generator)
         fake, features = generator(satellite)
+        asked = (street, None) if query is None else query
+        if reference is not None:
+            features = generator.encoder(reference).features
         _power_iterate(discriminator)
         losses: dict[str, float] = {}
         gradients: dict[str, dict[str, Tensor]] = {}
@@ -94,17 +99,17 @@ class PlainCycle:
                 losses["d_loss"] = loss.item()
                 gradients["discriminator"] = self._step("discriminator", loss)
             elif step == "R":
-                loss = self._triplets(features.detach(), street, discard, negatives)
+                loss = self._retrieval(features.detach(), asked, discard, negatives)
                 losses["r_loss"] = loss.item()
                 gradients["retrieval"] = self._step("retrieval", loss)
             else:
                 for norm in self.norms:
                     norm.momentum = 0.0  # normalises with batch statistics, updates nothing
                 gan = _cross_entropy(discriminator(torch.cat([satellite, fake], 1)), self.loss.real_label)
-                triplets = self._triplets(features, street, discard, negatives)
+                retrieval = self._retrieval(features, asked, discard, negatives)
                 l1 = (fake - street).abs().mean()
-                loss = self.loss.lambda_gan * gan + self.loss.lambda_ret * triplets + self.loss.lambda_l1 * l1
-                losses |= {"gan": gan.item(), "ret_weighted": self.loss.lambda_ret * triplets.item()}
+                loss = self.loss.lambda_gan * gan + self.loss.lambda_ret * retrieval + self.loss.lambda_l1 * l1
+                losses |= {"gan": gan.item(), "ret_weighted": self.loss.lambda_ret * retrieval.item()}
                 losses |= {"l1_weighted": self.loss.lambda_l1 * l1.item(), "g_loss": loss.item()}
                 gradients["generator"] = self._step("generator", loss)
                 for norm in self.norms:
@@ -118,9 +123,13 @@ class PlainCycle:
         named = self.model.get_submodule(network).named_parameters()
         return {name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None}
 
-    def _triplets(self, features: Tensor, street: Tensor, discard: float, negatives: Tensor | None) -> Tensor:
+    def _retrieval(
+        self, features: Tensor, asked: tuple[Tensor, Tensor | None], discard: float, negatives: Tensor | None
+    ) -> Tensor:
         satellites = self.model.retrieval.embed_satellite(features)
-        streets = self.model.retrieval.embed_street(street)
+        streets = self.model.retrieval.embed_street(*asked)
+        if self.loss.retrieval == "infonce":
+            return self._info_nce(satellites @ streets.T, negatives)
         losses = []
         for anchors, others in ((satellites, streets), (streets, satellites)):
             for i in range(len(anchors)):
@@ -132,6 +141,16 @@ class PlainCycle:
         hardest = torch.stack(losses).sort(descending=True).values
         kept = -(-len(hardest) * round(100 - discard) // 100)
         return hardest[: max(1, kept)].mean()
+
+    def _info_nce(self, cosines: Tensor, negatives: Tensor | None) -> Tensor:
+        losses = []
+        for rows in (cosines, cosines.T):
+            for i in range(len(rows)):
+                chosen = [j for j in range(len(rows)) if i == j or negatives is None or negatives[i, j]]
+                target = torch.full((len(chosen),), self.loss.label_smoothing / len(chosen), dtype=rows.dtype)
+                target[chosen.index(i)] += 1 - self.loss.label_smoothing
+                losses.append(-(target * (self.loss.scale * rows[i, chosen]).log_softmax(0)).sum())
+        return torch.stack(losses).mean()
 
 
 def _replace_batchnorms(network: nn.Module) -> Iterator[nn.BatchNorm2d]:
@@ -187,6 +206,70 @@ def test_a_cycle_is_three_plain_steps(model: S2S, discard: float, negatives: Ten
         for name, value in model.get_submodule(network).state_dict().items():
             if name != NOISE and not name.endswith("num_batches_tracked"):
                 torch.testing.assert_close(value, weights[name], atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+INFONCE = LossConfig(retrieval="infonce", scale=8.0, label_smoothing=0.2)
+
+
+def views(pairs: int, seed: int = 0) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return other views of the same places: street views of which a part was seen, and satellite images."""
+    reference, street = batch(pairs, seed + 100)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, 30, (pairs, 1), generator=generator)
+    columns = torch.arange(40)
+    seen = ((columns >= first) & (columns < first + 25))[:, None].repeat(1, 32, 1)
+    return (street, seen), reference
+
+
+@pytest.mark.parametrize("loss", [LossConfig(), INFONCE], ids=["triplet", "infonce"])
+@pytest.mark.parametrize("negatives", [None, NEGATIVES])
+@pytest.mark.parametrize("given", ["both", "query", "reference", "neither"])
+def test_retrieval_compares_other_views_than_synthesis(
+    model: S2S, loss: LossConfig, negatives: Tensor | None, given: str
+) -> None:
+    plain, cycle = PlainCycle(model, loss, TRAIN), TrainingStep(model, loss, TRAIN)
+    query, reference = views(4)
+    options = {
+        "query": query if given in ("both", "query") else None,
+        "reference": reference if given in ("both", "reference") else None,
+        "negatives": negatives,
+    }
+    expected, gradients = plain(*batch(4), **options)
+    found = cycle(*batch(4), **options)
+    assert {name: found[name] for name in LOSS_NAMES} == pytest.approx(expected, rel=1e-9)
+    assert found["kept"] == found["valid"] == (24 if negatives is None else 18)
+    for network in NETWORKS:
+        assert_same_gradients(model.get_submodule(network), gradients[network])
+
+
+def test_other_views_change_no_target_of_synthesis(model: S2S) -> None:
+    other = copy.deepcopy(model)
+    query, reference = views(4)
+    expected = TrainingStep(model, LossConfig(), TRAIN)(*batch(4))
+    found = TrainingStep(other, LossConfig(), TRAIN)(*batch(4), query=query, reference=reference)
+    for name in ("d_loss", "gan", "l1_weighted"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-12)
+    assert found["r_loss"] != pytest.approx(expected["r_loss"], rel=1e-3)
+
+
+def test_the_aligned_views_as_other_views_are_the_same_cycle(model: S2S) -> None:
+    other = copy.deepcopy(model)
+    satellite, street = batch(4)
+    everything = torch.ones(4, 32, 40, dtype=torch.bool)
+    expected = TrainingStep(model, LossConfig(), TRAIN)(satellite, street)
+    found = TrainingStep(other, LossConfig(), TRAIN)(
+        satellite, street, query=(street.clone(), everything), reference=satellite.clone()
+    )
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_what_a_query_did_not_see_trains_nothing(model: S2S) -> None:
+    other = copy.deepcopy(model)
+    (street, seen), reference = views(4)
+    changed = torch.where(seen[:, None], street, 0.9)
+    expected = TrainingStep(model, INFONCE, TRAIN)(*batch(4), query=(street, seen), reference=reference)
+    assert TrainingStep(other, INFONCE, TRAIN)(*batch(4), query=(changed, seen), reference=reference) == expected
+    assert moved(state_of(model), other) == set()
 
 
 @pytest.mark.parametrize(
@@ -270,6 +353,25 @@ def test_the_weights_of_the_losses(model: S2S) -> None:
     assert found["ret_weighted"] == pytest.approx(default["ret_weighted"] * 2 / 1000)
     assert found["l1_weighted"] == pytest.approx(default["l1_weighted"] * 3 / 100)
     assert found["g_loss"] == pytest.approx(0.5 * found["gan"] + found["ret_weighted"] + found["l1_weighted"])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7])
+@pytest.mark.parametrize("loss", [LossConfig(), INFONCE], ids=["triplet", "infonce"])
+def test_pieces_of_other_views_have_the_gradients_of_the_whole_batch(
+    model: S2S, micro_batch: int, loss: LossConfig
+) -> None:
+    for norm in (module for module in model.modules() if isinstance(module, GlobalBatchNorm2d)):
+        norm.frozen = True
+    pieces = copy.deepcopy(model)
+    query, reference = views(4)
+    options = {"query": query, "reference": reference, "negatives": NEGATIVES}
+    expected = TrainingStep(model, loss, TRAIN)(*batch(4), **options)
+    cycle = TrainingStep(pieces, loss, TRAIN.model_copy(update={"micro_batch": micro_batch}))
+    assert cycle(*batch(4), **options) == pytest.approx(expected, rel=1e-9)
+    for network in NETWORKS:
+        named = model.get_submodule(network).named_parameters()
+        gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        assert_same_gradients(pieces.get_submodule(network), gradients)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 7])
