@@ -6,9 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+from s2s_ray.geo.images import Pixels
 
 Projection = Literal["equirectangular", "rectilinear", "cylindrical"]
 """How a picture shows directions: columns and rows at equal steps of azimuth and elevation (a panorama), a plane (a
@@ -95,7 +99,7 @@ class Camera:
 
 
 def reproject(
-    picture: Tensor,
+    picture: Pixels,
     camera: Camera,
     height: int,
     width: int,
@@ -109,7 +113,7 @@ def reproject(
     picture that has about two pixels per sample); it counts as seen where that is half of it or more.
 
     Args:
-        picture: 3 h w, uint8.
+        picture: h w 3, uint8.
         camera: what it shows.
         height, width: rows and columns of the result.
         elevations: degrees of the upper edge of the first row and of the lower edge of the last one.
@@ -125,15 +129,16 @@ def reproject(
     rows, columns = _around(inside.any(1), cyclic=False), _around(inside.any(0), cyclic=True)
     if not len(rows):
         return view, seen
-    steps = _steps(across, down, inside, camera.closed, picture.shape[-2], picture.shape[-1])
-    pooled, samples = _pooled(picture, steps, camera.closed)
+    steps = _steps(across, down, inside, camera.closed, *picture.shape[:2])
+    pooled, columns_in, rows_in, samples = _pooled(picture, steps, camera.closed)
     azimuths = _azimuths(width, samples).view(width, samples)[columns].flatten()
     tilts = _elevations(height, samples, elevations).view(height, samples)[rows].flatten()
     across, down, inside = camera.find(azimuths, tilts)
     inside &= (down >= first) & (down <= last)
-    if camera.closed:  # the pooled picture has one more column on each side
-        across = (across * (pooled.shape[-1] - 2) + 1) / pooled.shape[-1]
-    grid = torch.stack([across, down], dim=-1).mul_(2).sub_(1)
+    # in grid_sample's units, where -1 and 1 are the outer edges
+    x = across.mul_(2 * columns_in / pooled.shape[-1]).add_(2 * camera.closed / pooled.shape[-1] - 1)
+    y = down.mul_(2 * rows_in / pooled.shape[-2]).sub_(1)
+    grid = torch.stack([x, y], dim=-1)
     values = F.grid_sample(pooled[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
     weights = inside.to(values.dtype)
     shares = _means(weights, samples)
@@ -192,18 +197,20 @@ def _steps(across: Tensor, down: Tensor, inside: Tensor, closed: bool, height: i
     return _Steps(*sizes)
 
 
-def _pooled(picture: Tensor, steps: _Steps, closed: bool) -> tuple[Tensor, int]:
-    """Return a smaller float picture 3 h w that keeps what the view shows, and the samples per side of a pixel."""
-    height, width = picture.shape[-2:]
-    factors = [max(1, int(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.down, steps.across)]
-    pooled = picture.float()
-    if max(factors) > 1:
-        size = max(1, height // factors[0]), max(1, width // factors[1])
-        pooled = F.interpolate(pooled[None], size, mode="area")[0]
-    largest = max(steps.down[1] / factors[0], steps.across[1] / factors[1])
+def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, float, float, int]:
+    """Return a smaller picture that keeps what the view shows, and how it is sampled.
+
+    Returns: float32 3 h w, with one more column on both sides of a closed picture; its columns and rows that the width
+        and the height of the picture take; the samples per side of a pixel of the view.
+    """
+    factors = [max(1, round(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.across, steps.down)]
+    height, width = picture.shape[:2]
+    small = np.asarray(Image.fromarray(picture).reduce((factors[0], factors[1]))) if max(factors) > 1 else picture
+    pooled = torch.tensor(small).permute(2, 0, 1).float().contiguous()
     if closed:
         pooled = torch.cat([pooled[..., -1:], pooled, pooled[..., :1]], dim=-1)
-    return pooled, min(max(math.ceil(largest), 2), _MOST_SAMPLES)
+    largest = max(steps.across[1] / factors[0], steps.down[1] / factors[1])
+    return pooled, width / factors[0], height / factors[1], min(max(math.ceil(largest), 2), _MOST_SAMPLES)
 
 
 def _means(values: Tensor, samples: int) -> Tensor:

@@ -230,7 +230,7 @@ class ViewGeometry:
         axis = heading - (edges.left + edges.right) / 2
         camera = Camera(known.projection, edges, axis, known.pitch, known.roll)
         kept = (0.0, 1.0) if known.rows is None or rows is not None else known.rows
-        projected, seen = reproject(_planes(pixels), camera, self.height, self.width, self.span, kept)
+        projected, seen = reproject(_checked(pixels), camera, self.height, self.width, self.span, kept)
         if not seen.any():
             raise ViewError(
                 f"the picture shows nothing between the elevations {self.span[0]:g} and {self.span[1]:g} degrees: "
@@ -349,9 +349,14 @@ class ViewGeometry:
 
 def _planes(pixels: Pixels) -> Tensor:
     """Return h w 3 pixels as 3 h w, a copy: decoded images are read-only, which PyTorch does not support."""
+    return torch.tensor(_checked(pixels)).permute(2, 0, 1)
+
+
+def _checked(pixels: Pixels) -> Pixels:
+    """Return h w 3 pixels, uint8. Raises ViewError for any other array."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8" or not pixels.size:
         raise ViewError(f"image has shape {pixels.shape} and dtype {pixels.dtype}: expected h w 3, uint8")
-    return torch.tensor(pixels).permute(2, 0, 1)
+    return pixels
 
 
 def _resize(image: Tensor, height: int, width: int, how: Resize) -> Tensor:
