@@ -133,6 +133,11 @@ class Located(NamedTuple):
     blur_m: float
     right_m: float
 
+    def metres_to(self, position: NDArray[np.float64]) -> float:
+        """Return the metres from the first peak to a latitude and longitude in degrees."""
+        [point] = east_north(*self.origin, position[None, 0], position[None, 1])
+        return float(np.hypot(*(point - self.groups[0].centre)))
+
 
 def place(found: Posterior, positions: NDArray[np.float64], spacing_m: float, blur_m: float) -> Located | None:
     """Put a posterior on a map.
@@ -204,7 +209,7 @@ def fix_of(
         radii[1],
         heading,
         spread if calibrated or len(pictures[0].headings) == 1 else None,
-        confidence_of(located, found, parameters) if calibrated else None,
+        confidence_of(log_odds(located.groups[0].probability), found.evidence, parameters) if calibrated else None,
         region >= 0.5 if calibrated else None,
         region if calibrated else None,
         listed,
@@ -214,10 +219,16 @@ def fix_of(
     return fix, headings
 
 
-def confidence_of(located: Located, found: Posterior, parameters: Parameters) -> float:
-    """Return the probability that a position is right, if the picture is from the region."""
-    offset, peak, region = parameters.confidence
-    return sigmoid(offset + peak * log_odds(located.groups[0].probability) + region * found.evidence)
+def confidence_of(peak: float, evidence: float, parameters: Parameters) -> float:
+    """Return the probability that a position is right, if the picture is from the region.
+
+    Args:
+        peak: log-odds of the first peak.
+        evidence: that of the posterior.
+        parameters: of the picture.
+    """
+    offset, factor, region = parameters.confidence
+    return sigmoid(offset + factor * peak + region * evidence)
 
 
 def heading_of(picture: Turned, likely: NDArray[np.float64], factor: float) -> tuple[float, float]:

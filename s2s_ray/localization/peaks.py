@@ -35,17 +35,15 @@ def find_peaks(points: NDArray[np.float64], probabilities: NDArray[np.float64], 
         reach_m: reach of a peak.
     """
     left = probabilities.astype(np.float64, copy=True)
+    seeds = np.argsort(-left, kind="stable")[:_SEEDS]
+    near = _kernel(points[seeds], points, reach_m)
     groups: list[Group] = []
-    while len(groups) < MOST_PEAKS and left.any():
-        seeds = np.argsort(-left, kind="stable")[:_SEEDS]
-        near = _kernel(points[seeds], points, reach_m)
-        centre = points[seeds[np.argmax(near @ left)]]
+    while len(groups) < MOST_PEAKS and left[seeds].any():
+        centre = points[seeds[np.argmax(np.where(left[seeds] > 0, near @ left, -1.0))]]
         for _ in range(_STEPS):
             weights = _kernel(centre[None], points, reach_m)[0] * left
             centre = weights @ points / weights.sum()
         members = np.flatnonzero((np.hypot(*(points - centre).T) <= reach_m) & (left > 0))
-        if not len(members):
-            break
         mass = float(left[members].sum())
         if groups and mass < _LEAST:
             break
@@ -90,5 +88,6 @@ def _offsets() -> NDArray[np.float64]:
 
 def _kernel(centres: NDArray[np.float64], points: NDArray[np.float64], reach_m: float) -> NDArray[np.float64]:
     """Return the weight of each point for each centre, C N: normal, a third of the reach wide, nothing beyond it."""
-    squares = ((centres[:, None] - points[None]) ** 2).sum(axis=-1) / reach_m**2
+    east, north = (centres[:, None, axis] - points[None, :, axis] for axis in (0, 1))
+    squares = (east**2 + north**2) / reach_m**2
     return np.asarray(np.where(squares <= 1, np.exp(-4.5 * squares), 0.0))

@@ -59,7 +59,7 @@ class Posterior:
 
     rows: NDArray[np.int64]
     log_likelihoods: NDArray[np.float64]
-    headings: tuple[NDArray[np.float64], ...]
+    headings: tuple[NDArray[np.float32], ...]
     log_rest: float
     count: int
 
@@ -125,7 +125,7 @@ def log_sum_exp(values: NDArray[np.float64]) -> float:
 
 def log_likelihoods(
     similarities: NDArray[np.float32], weights: NDArray[np.float64], scale: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Return the logarithm of the likelihood of N tiles, over all headings, and the headings' probabilities at each.
 
     Args:
@@ -134,18 +134,17 @@ def log_likelihoods(
         scale: see `Parameters`.
 
     Returns:
-        N, and N T.
+        N float64, and N T float32.
     """
-    powers = scale * similarities.astype(np.float64)
-    most = powers.max(axis=1, keepdims=True)
-    terms = weights * np.exp(powers - most)
+    most = similarities.max(axis=1, keepdims=True)
+    terms = weights.astype(np.float32) * np.exp(np.float32(scale) * (similarities - most))
     sums = terms.sum(axis=1, keepdims=True)
-    return (most + np.log(sums))[:, 0], terms / sums
+    return (scale * most.astype(np.float64) + np.log(sums))[:, 0], terms / sums
 
 
 def _compare(
     vectors: Descriptors, pictures: Sequence[Turned], parameters: Sequence[Parameters]
-) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
+) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], ...]]:
     """Return the summed log-likelihood ratios of N tiles, and each picture's headings at each, N T."""
     total, headings = np.zeros(len(vectors)), []
     for picture, one in zip(pictures, parameters, strict=True):
