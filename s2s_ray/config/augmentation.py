@@ -41,9 +41,14 @@ class AugmentationConfig(Section):
         return value
 
     @property
+    def shows_parts(self) -> bool:
+        """True if a query may show a part of the horizon only."""
+        return self.fov is not None and self.fov_probability > 0
+
+    @property
     def varies_query(self) -> bool:
         """True if the panorama that is asked may differ from the aligned one."""
-        return (self.fov is not None and self.fov_probability > 0) or self.heading_noise > 0
+        return self.shows_parts or self.heading_noise > 0
 
     @property
     def active(self) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -16,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from s2s_ray import storage
-from s2s_ray.config import DataConfig
+from s2s_ray.config import AugmentationConfig, DataConfig
+from s2s_ray.data.augmentation import Draw, Draws, draw, uniform
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.schema import Split, TileSize
-from s2s_ray.errors import DamagedError, DatasetError, UnreadableImageError
+from s2s_ray.errors import ConfigError, DamagedError, DatasetError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, decode
 from s2s_ray.geo.polar import flip_pair
 from s2s_ray.storage.cache import ShardCache
@@ -28,11 +28,20 @@ from s2s_ray.uri import Uri
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pair: `polar` and `street` are 3 H W, uint8 RGB; `index` is its position in the split."""
+    """One pair: `polar` and `street` are 3 H W, uint8 RGB; `index` is its position in the split.
+
+    Attributes:
+        seen: what the panorama shows, bool H W; None: all of it.
+        tile: the raw tile with its margin, uint8 3 S S, for a reference off its centre; None if none is needed.
+        draw: the variation of the pair in an epoch; None: only the mirroring that the images have already.
+    """
 
     polar: Tensor
     street: Tensor
     index: int
+    seen: Tensor | None = None
+    tile: Tensor | None = None
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +49,40 @@ class Batch:
     """B pairs: `polar` and `street` are B 3 H W, uint8 RGB; `index` is B, int64. B may be 0.
 
     The memory of the images is laid out as B H W 3.
+
+    Attributes:
+        seen: what the panoramas show, bool B H W; None: all of them.
+        tiles: raw tiles with their margins, uint8 B 3 S S; None if none are needed.
+        draws: the variations of the pairs; None: none.
     """
 
     polar: Tensor
     street: Tensor
     index: Tensor
+    seen: Tensor | None = None
+    tiles: Tensor | None = None
+    draws: Draws | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; a copy of pinned memory to a GPU may still be in progress."""
-        return Batch(
-            self.polar.to(device, non_blocking=True),
-            self.street.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-        )
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; DataLoader's `pin_memory` calls this."""
-        return Batch(self.polar.pin_memory(), self.street.pin_memory(), self.index.pin_memory())
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            change(self.polar),
+            change(self.street),
+            change(self.index),
+            None if self.seen is None else change(self.seen),
+            None if self.tiles is None else change(self.tiles),
+            None if self.draws is None else self.draws.each(change),
+        )
 
 
 def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> Batch:
@@ -71,11 +94,24 @@ def collate(samples: Sequence[Sample], size: tuple[int, int] | None = None) -> B
         assert size is not None, "an empty batch needs the size of its images"
         empty = torch.empty((0, 3, *size), dtype=torch.uint8)
         return Batch(empty, empty.clone(), torch.empty(0, dtype=torch.int64))
+    tiles = [sample.tile for sample in samples if sample.tile is not None]
+    draws = [sample.draw for sample in samples if sample.draw is not None]
     return Batch(
         _joined([sample.polar for sample in samples]),
         _joined([sample.street for sample in samples]),
         torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        _seen([sample.seen for sample in samples], samples[0].street),
+        _joined(tiles) if tiles else None,
+        Draws.of(draws) if draws else None,
     )
+
+
+def _seen(masks: Sequence[Tensor | None], like: Tensor) -> Tensor | None:
+    """Stack masks as B H W, where None shows everything; None if all are None."""
+    if all(mask is None for mask in masks):
+        return None
+    everything = torch.ones(like.shape[-2:], dtype=torch.bool)
+    return torch.stack([everything if mask is None else mask for mask in masks])
 
 
 def _joined(images: Sequence[Tensor]) -> Tensor:
@@ -90,8 +126,9 @@ class PairDataset(Dataset[Sample]):
     """One split of a prepared data set; `open` takes its settings from a configuration.
 
     An index gives the pair as it is; a tuple (epoch, index) gives it as that epoch of training sees it: both images
-    mirrored with probability `flip`, drawn from (seed, epoch, id) alone, so that neither the order nor the number of
-    processes changes it. Opening reads `dataset.json` and the records; a shard is fetched with its first pair.
+    mirrored with probability `flip` and turned as `augmentation` says, with what a batch needs for its other
+    variations. All is drawn from (seed, epoch, id) alone, so that neither the order nor the number of processes changes
+    it. Opening reads `dataset.json` and the records; a shard is fetched with its first pair.
     Instances are pickled into loader processes, which open the shards themselves.
 
     Args:
@@ -102,6 +139,7 @@ class PairDataset(Dataset[Sample]):
         window: shards whose pairs are shuffled together; the cache must hold two windows.
         flip: probability that a pair of an epoch is mirrored.
         seed: seed of the augmentation.
+        augmentation: further variations of an epoch's pairs; None: none.
 
     Attributes:
         info: the data set's `DatasetInfo`.
@@ -114,7 +152,7 @@ class PairDataset(Dataset[Sample]):
     Raises:
         DatasetError: no complete data set, or no such split.
         StorageError: its files cannot be read or are damaged.
-        ConfigError: a cache smaller than two windows.
+        ConfigError: a cache smaller than two windows, or references farther off their centres than the margin.
     """
 
     def __init__(
@@ -127,11 +165,14 @@ class PairDataset(Dataset[Sample]):
         window: int = 8,
         flip: float = 0.0,
         seed: int = 0,
+        augmentation: AugmentationConfig | None = None,
     ) -> None:
         self.uri = uri
         self.info = read_dataset_info(uri)
         self.height, self.width = self.info.geometry.height, self.info.geometry.width
         self.flip, self.seed = flip, seed
+        self.augmentation = augmentation if augmentation is not None and augmentation.active else None
+        self._require_margin()
         info = self.info.split(split)
         self._shards = info.shards
         self.shard_sizes = [shard.count for shard in info.shards]
@@ -149,7 +190,15 @@ class PairDataset(Dataset[Sample]):
         self.zones: NDArray[np.int64] = records.column("zone").fill_null(0).to_numpy().astype(np.int64)
 
     @classmethod
-    def open(cls, config: DataConfig, split: Split, *, flip: float = 0.0, seed: int = 0) -> Self:
+    def open(
+        cls,
+        config: DataConfig,
+        split: Split,
+        *,
+        flip: float = 0.0,
+        seed: int = 0,
+        augmentation: AugmentationConfig | None = None,
+    ) -> Self:
         """Open a split as the configuration's section `data` says: place, cache and window."""
         return cls(
             Uri(config.uri).absolute,
@@ -159,6 +208,7 @@ class PairDataset(Dataset[Sample]):
             window=config.window,
             flip=flip,
             seed=seed,
+            augmentation=augmentation,
         )
 
     def __len__(self) -> int:
@@ -167,9 +217,19 @@ class PairDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (None, key)
         polar, street = self._planes("polar", index), self._planes("street", index)
-        if epoch is not None and _draw(self.seed, epoch, self.ids[index]) < self.flip:
+        if epoch is None:
+            return Sample(polar, street, index)
+        id, config = self.ids[index], self.augmentation
+        if config is None:
+            mirrored = uniform(self.seed, epoch, id) < self.flip
+            return Sample(*(flip_pair(polar, street) if mirrored else (polar, street)), index)
+        drawn = draw(config, self.flip, self.width, self.seed, epoch, id)
+        if drawn.mirrored:
             polar, street = flip_pair(polar, street)
-        return Sample(polar, street, index)
+        if drawn.turned:
+            polar, street = polar.roll(drawn.turned, -1), street.roll(drawn.turned, -1)
+        tile = torch.from_numpy(self.wide_tile(index)).permute(2, 0, 1) if config.offcentre_m else None
+        return Sample(polar, street, index, None, tile, drawn)
 
     def tile(self, index: int) -> Pixels | None:
         """Return the raw satellite tile, S S 3; None if the data set was prepared without `keep_tiles`."""
@@ -187,7 +247,7 @@ class PairDataset(Dataset[Sample]):
         Raises:
             DatasetError: the data set has no raw tiles, or a margin that is smaller than the offset.
         """
-        size, margin = self._tile_size, self.info.margin_px
+        size, margin = self.tile_size, self.info.margin_px
         for name, metres in (("east_m", east_m), ("north_m", north_m)):
             if not abs(metres) <= self.info.margin_m:
                 raise DatasetError(
@@ -204,7 +264,7 @@ class PairDataset(Dataset[Sample]):
         Raises:
             DatasetError: the data set has no raw tiles, or tiles of unknown size.
         """
-        side = self._tile_size.px + 2 * self.info.margin_px
+        side = self.tile_size.px + 2 * self.info.margin_px
         pixels = self._decode("satellite", index)
         if pixels.shape != (side, side, 3):
             raise DatasetError(
@@ -213,8 +273,18 @@ class PairDataset(Dataset[Sample]):
             )
         return pixels
 
+    def _require_margin(self) -> None:
+        distance = 0.0 if self.augmentation is None else self.augmentation.offcentre_m
+        if distance > self.info.margin_m:
+            raise ConfigError(
+                f"augmentation.offcentre_m={distance:g} is more than the margin of {self.uri}, "
+                f"{self.info.margin_m:g} m: prepare it with prepare.margin_m={distance:g}, prepare.keep_tiles=true and "
+                "a source that cuts or renders its tiles"
+            )
+
     @property
-    def _tile_size(self) -> TileSize:
+    def tile_size(self) -> TileSize:
+        """The size of a raw tile without its margin. Raises DatasetError if it is unknown."""
         info = self.info
         if not info.keep_tiles or info.tile_m is None or info.tile_px is None:
             raise DatasetError(
@@ -225,7 +295,12 @@ class PairDataset(Dataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Combine samples with `collate` for this data set's image size; pass this to the loader."""
-        return collate(samples, (self.height, self.width))
+        batch = collate(samples, (self.height, self.width))
+        if samples or self.augmentation is None:
+            return batch
+        side = self.tile_size.px + 2 * self.info.margin_px if self.augmentation.offcentre_m else None
+        tiles = None if side is None else torch.empty((0, 3, side, side), dtype=torch.uint8)
+        return replace(batch, tiles=tiles, draws=Draws.of([]))
 
     def _planes(self, column: str, index: int) -> Tensor:
         pixels = self._decode(column, index)
@@ -260,9 +335,3 @@ def _read_records(uri: str, digest: str) -> pa.Table:
 def _pairs(records: pa.Table, first: str, second: str) -> NDArray[np.float64]:
     columns = [records.column(name).fill_null(float("nan")).to_numpy() for name in (first, second)]
     return np.stack(columns, axis=1).astype(np.float64)
-
-
-def _draw(seed: int, epoch: int, id: str) -> float:
-    """Return a number in [0, 1) that depends on the three arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

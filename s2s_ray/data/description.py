@@ -16,7 +16,7 @@ from s2s_ray.storage.documents import Document, Tree
 
 SCHEMA_VERSION = 1
 DATASET_FILE = "dataset.json"
-_LATER = ("tile_m", "tile_px", "margin_m")
+_LATER = ("tile_m", "tile_px", "margin_m", "masked")
 
 
 class _Entry(BaseModel):
@@ -63,6 +63,8 @@ class DatasetInfo(Document):
         tile_m, tile_px: side of a satellite tile in metres and in pixels, without its margin; None where the source
             does not say it.
         margin_m: metres of imagery that are stored around each raw tile.
+        masked: whether a column `seen` marks what panoramas with a part of the horizon show. Earlier versions left the
+            remainder black and unmarked.
     """
 
     FORMAT: ClassVar[int] = SCHEMA_VERSION
@@ -83,6 +85,7 @@ class DatasetInfo(Document):
     tile_m: float | None = None
     tile_px: int | None = None
     margin_m: float = 0.0
+    masked: bool = False
 
     def tree(self) -> Tree:
         """Return the content of the file, without the keys that earlier versions did not write and that say nothing."""

@@ -46,6 +46,28 @@ def polar_transform(tile: Tensor, height: int, width: int) -> Tensor:
     return polar.reshape(*tile.shape[:-2], height, width)
 
 
+def polar_transform_around(tiles: Tensor, offsets: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Unroll a part of each of several tiles around a centre of its own.
+
+    A result equals `polar_transform` of the `size` x `size` pixels around that centre, but for samples beyond these,
+    which are those of the larger tile.
+
+    Args:
+        tiles: B C S S, floating point, north-up, with S - `size` even.
+        offsets: B 2, pixels of a tile by which its centre lies east and north of the middle of the tile.
+        size: side in pixels of the part that is unrolled.
+        height, width: rows and columns of the results.
+
+    Returns: B C height width, in the tiles' dtype and units; samples outside of the tiles count as zero.
+    """
+    wide = tiles.shape[-1]
+    centre = offsets.to(tiles.device, torch.float64) * torch.tensor([1.0, -1.0], dtype=torch.float64).to(tiles.device)
+    centre += (wide - size) / 2
+    pixels = (_polar_grid(size, height, width).to(tiles.device) + 1) * ((size - 1) / 2) + centre[:, None, None]
+    grid = (pixels * (2 / (wide - 1)) - 1).to(tiles.dtype)
+    return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
 @lru_cache(maxsize=16)
 def _polar_grid(size: int, height: int, width: int) -> Tensor:
     """Return the sampling positions of the polar transform, 1 H W 2 (x, y) in grid_sample's units, float64."""

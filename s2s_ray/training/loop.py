@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from s2s_ray.config import Config
+from s2s_ray.data.augmentation import query_views, reference_views
 from s2s_ray.data.dataset import Batch
 from s2s_ray.data.places import metres_rule, places_of
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
@@ -196,6 +197,8 @@ class Trainer:
                 losses = self.cycle(
                     self.model.normalise(batch.polar),
                     self.model.normalise(batch.street),
+                    query=self._query(batch),
+                    reference=self._reference(batch),
                     shares=[len(share(pairs, worker, world_size())) for worker in range(world_size())],
                     negatives=self._negatives(pairs),
                     discard=discard,
@@ -235,6 +238,25 @@ class Trainer:
             generator=torch.Generator().manual_seed(self.config.train.seed),
         )
         return (batch.to(self.device) for batch in loader)
+
+    def _query(self, batch: Batch) -> tuple[Tensor, Tensor | None] | None:
+        """Return the panoramas that retrieval learns to ask with, and what of them is seen; None: the aligned ones.
+
+        All workers do the same, also one whose share is empty or wholly seen.
+        """
+        augmentation, masked = self.config.augmentation, self.train_set.info.masked
+        if not (augmentation.varies_query or masked):
+            return None
+        views = query_views(batch.street, batch.seen, batch.draws)
+        seen = views.seen if masked or augmentation.shows_parts else None
+        return self.model.normalise(views.street, seen), seen
+
+    def _reference(self, batch: Batch) -> Tensor | None:
+        """Return the polar images that retrieval learns to find; None: the aligned ones."""
+        if batch.tiles is None or batch.draws is None:
+            return None
+        size = (self.train_set.height, self.train_set.width)
+        return self.model.normalise(reference_views(batch.tiles, self.train_set.tile_size, *size, batch.draws))
 
     def _negatives(self, pairs: NDArray[np.int64]) -> Tensor | None:
         """Return which pairs of the global batch may be each other's negatives, B B; None if all may."""
