@@ -53,7 +53,14 @@ class CvactSource:
 
     def views(self, height: int, width: int) -> ViewGeometry:
         """Keep the middle half of the spheres; make polar images at the model's resolution."""
-        return ViewGeometry(height, width, FULL_SPHERE_ROWS, polar_contrast=self.config.polar_contrast)
+        return ViewGeometry(
+            height,
+            width,
+            FULL_SPHERE_ROWS,
+            polar_contrast=self.config.polar_contrast,
+            elevations=(45.0, -45.0),
+            default_heading=0.0,
+        )
 
     def records(self) -> Sequence[Record]:
         """Return all pairs in the order of the index, training pairs first. Raises `ArchiveError` or `StorageError`."""

@@ -31,6 +31,10 @@ PUBLISHED: dict[Split, int] = {"train": 35_532, "test": 8_884}
 POLAR_SIZE = (224, 1232)
 """Rows and columns of the polar images before the resize, as in the released scripts."""
 
+ELEVATIONS = (180 * POLAR_SIZE[0] / POLAR_SIZE[1], -180 * POLAR_SIZE[0] / POLAR_SIZE[1])
+"""Degrees of a panorama's upper and lower edge, +32.7 and -32.7, if its pixels are square and the horizon is in the
+middle. The publication does not say how the spheres were cropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Files:
@@ -50,7 +54,16 @@ class CvusaSource:
 
     def views(self, height: int, width: int) -> ViewGeometry:
         """Keep all rows of the panorama; make polar images at the panorama's resolution."""
-        return ViewGeometry(height, width, ALL_ROWS, POLAR_SIZE, self.config.polar_contrast, self.config.resize)
+        return ViewGeometry(
+            height,
+            width,
+            ALL_ROWS,
+            POLAR_SIZE,
+            self.config.polar_contrast,
+            self.config.resize,
+            elevations=ELEVATIONS,
+            default_heading=0.0,
+        )
 
     def records(self) -> Sequence[Record]:
         """Return all pairs in the order of the split files, training first. Raises `ArchiveError` or `StorageError`."""
