@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from xml.parsers import expat
+
+from s2s_ray.geo.camera import Crop, Projection
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 _PREFIX = NAMESPACE + " "
 _MOST_BYTES, _MOST_ELEMENTS, _DEEPEST, _LONGEST = 1 << 20, 20_000, 64, 200
+_LARGEST_PANORAMA, _ASPECT_TOLERANCE = 10_000_000.0, 0.02
 
 
 class _UnsafeError(Exception):
@@ -77,3 +82,103 @@ def read_gpano(packet: bytes) -> tuple[dict[str, str], list[str]]:
 
 def _refuse(*_: object) -> None:
     raise _UnsafeError("it has a document type")
+
+
+class Panorama(NamedTuple):
+    """The content of GPano, as in `PhotoMetadata`."""
+
+    heading: float | None = None
+    fov: float | None = None
+    projection: Projection | None = None
+    pitch: float | None = None
+    roll: float | None = None
+    crop: Crop | None = None
+
+
+def panorama_of(properties: dict[str, str], width: int, height: int, notes: list[str]) -> Panorama:
+    """Return what GPano says of a picture that is `width` x `height` pixels."""
+    pitch = _property(properties, "PosePitchDegrees", -90, 90, notes)
+    roll = _property(properties, "PoseRollDegrees", -180, 180, notes)
+    heading = _property(properties, "PoseHeadingDegrees", -180, 360, notes)
+    name = properties.get("ProjectionType", "equirectangular").lower()
+    projection: Projection | None = None
+    if name == "equirectangular" or name == "cylindrical":
+        projection = name
+    else:
+        notes.append(f"GPano ProjectionType={name!r} is ignored: expected equirectangular or cylindrical")
+        return Panorama(heading, None, None, pitch, roll, None)
+    crop = _area(properties, projection, width, height, notes)
+    if crop is None:
+        stated = projection if "ProjectionType" in properties else None
+        return Panorama(heading, None, stated, pitch, roll, None)
+    # The heading is that of the middle of the full panorama.
+    middle = None if heading is None else heading + (crop.left + crop.right) / 2
+    return Panorama(middle, crop.right - crop.left, projection, pitch, roll, crop)
+
+
+def _area(properties: dict[str, str], projection: Projection, width: int, height: int, notes: list[str]) -> Crop | None:
+    """Return the directions of the edges of a panorama; None if GPano does not say them, or contradicts itself."""
+    sizes = {
+        name: _property(properties, name, low, _LARGEST_PANORAMA, notes)
+        for name, low in (
+            ("FullPanoWidthPixels", 1), ("FullPanoHeightPixels", 1),
+            ("CroppedAreaImageWidthPixels", 1), ("CroppedAreaImageHeightPixels", 1),
+            ("CroppedAreaLeftPixels", 0), ("CroppedAreaTopPixels", 0),
+        )
+    }  # fmt: skip
+    full_width, full_height, area_width, area_height, left, top = sizes.values()
+    if full_width is None or full_height is None:
+        return None
+    area_width = full_width if area_width is None else area_width
+    area_height = full_height if area_height is None else area_height
+    left = (full_width - area_width) / 2 if left is None else left
+    top = (full_height - area_height) / 2 if top is None else top
+    for side, offset, part, full in (
+        ("Width", left, area_width, full_width), ("Height", top, area_height, full_height)
+    ):  # fmt: skip
+        if not 0 <= offset <= full - part:
+            notes.append(
+                f"GPano's sizes are ignored: CroppedAreaImage{side}Pixels={part:g} at {offset:g} does not lie within "
+                f"FullPano{side}Pixels={full:g}"
+            )
+            return None
+    if abs(width * area_height / (height * area_width) - 1) > _ASPECT_TOLERANCE:
+        notes.append(
+            f"GPano's sizes are ignored: the picture is {width} x {height} pixels, which has not the shape of the "
+            f"cropped area, {area_width:g} x {area_height:g}; it was edited later"
+        )
+        return None
+    edges = (left / full_width - 0.5) * 360, ((left + area_width) / full_width - 0.5) * 360
+    up, down = full_height / 2 - top, full_height / 2 - top - area_height
+    if projection == "cylindrical":
+        radius = full_width / (2 * math.pi)
+        return Crop(*edges, math.degrees(math.atan(up / radius)), math.degrees(math.atan(down / radius)))
+    scale = 180 / full_height
+    if abs(full_width / full_height / 2 - 1) > _ASPECT_TOLERANCE:
+        notes.append(
+            f"GPano's full size, {full_width:g} x {full_height:g}, is not twice as wide as high: heights were taken to "
+            "have the scale of widths"
+        )
+        scale = 360 / full_width
+    if max(abs(up), abs(down)) * scale > 90 * (1 + _ASPECT_TOLERANCE):
+        notes.append(f"GPano's sizes are ignored: FullPanoHeightPixels={full_height:g} is more than a sphere has")
+        return None
+    return Crop(*edges, min(up * scale, 90.0), max(down * scale, -90.0))
+
+
+def _property(properties: dict[str, str], name: str, low: float, high: float, notes: list[str]) -> float | None:
+    text = properties.get(name)
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if low <= number <= high:
+        return number
+    notes.append(f"GPano {name}={_shown(text)} is ignored: expected a number from {low:g} to {high:,.0f}")
+    return None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
+from s2s_ray.geo.camera import Crop, Projection
 from s2s_ray.geo.exif import Exif, read_exif
-from s2s_ray.geo.gpano import read_gpano
+from s2s_ray.geo.gpano import panorama_of, read_gpano
 from s2s_ray.geo.images import FORMATS
-from s2s_ray.geo.projection import Crop, Projection
 
 COMPASS_SPREAD = 5.0
 MAGNETIC_SPREAD = 15.0
@@ -27,7 +27,6 @@ FILM_WIDTH_MM = 36.0
 _ASPECT_TOLERANCE = 0.02
 _WIDEST_PHOTOGRAPH = 2 * (1 - _ASPECT_TOLERANCE)
 _PNG, _XMP_KEYWORD, _MOST_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp", 1 << 20
-_LARGEST_PANORAMA = 10_000_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def read_metadata(data: bytes) -> PhotoMetadata:
     width, height = blocks.width, blocks.height
     if exif.number("Orientation") in (5, 6, 7, 8):
         width, height = height, width
-    panorama = _panorama(properties, width, height, notes)
+    panorama = panorama_of(properties, width, height, notes)
     heading, spread, reference = _heading(exif, panorama.heading, notes)
     fov, projection = panorama.fov, panorama.projection
     if projection is None and "ProjectionType" not in properties:
@@ -142,100 +141,6 @@ def _international_text(body: bytes) -> bytes | None:
         return zlib.decompressobj().decompress(parts[2], _MOST_XMP)
     except zlib.error:
         return b""
-
-
-class _Panorama(NamedTuple):
-    heading: float | None = None
-    fov: float | None = None
-    projection: Projection | None = None
-    pitch: float | None = None
-    roll: float | None = None
-    crop: Crop | None = None
-
-
-def _panorama(properties: dict[str, str], width: int, height: int, notes: list[str]) -> _Panorama:
-    """Return what GPano says of a picture that is `width` x `height` pixels."""
-    pitch = _property(properties, "PosePitchDegrees", -90, 90, notes)
-    roll = _property(properties, "PoseRollDegrees", -180, 180, notes)
-    heading = _property(properties, "PoseHeadingDegrees", -180, 360, notes)
-    name = properties.get("ProjectionType", "equirectangular").lower()
-    projection: Projection | None = None
-    if name == "equirectangular" or name == "cylindrical":
-        projection = name
-    else:
-        notes.append(f"GPano ProjectionType={name!r} is ignored: expected equirectangular or cylindrical")
-        return _Panorama(heading, None, None, pitch, roll, None)
-    crop = _crop(properties, projection, width, height, notes)
-    if crop is None:
-        stated = projection if "ProjectionType" in properties else None
-        return _Panorama(heading, None, stated, pitch, roll, None)
-    # The heading is that of the middle of the full panorama.
-    middle = None if heading is None else heading + (crop.left + crop.right) / 2
-    return _Panorama(middle, crop.right - crop.left, projection, pitch, roll, crop)
-
-
-def _crop(properties: dict[str, str], projection: Projection, width: int, height: int, notes: list[str]) -> Crop | None:
-    """Return the directions of the edges of a panorama; None if GPano does not say them, or contradicts itself."""
-    sizes = {
-        name: _property(properties, name, low, _LARGEST_PANORAMA, notes)
-        for name, low in (
-            ("FullPanoWidthPixels", 1), ("FullPanoHeightPixels", 1),
-            ("CroppedAreaImageWidthPixels", 1), ("CroppedAreaImageHeightPixels", 1),
-            ("CroppedAreaLeftPixels", 0), ("CroppedAreaTopPixels", 0),
-        )
-    }  # fmt: skip
-    full_width, full_height, area_width, area_height, left, top = sizes.values()
-    if full_width is None or full_height is None:
-        return None
-    area_width = full_width if area_width is None else area_width
-    area_height = full_height if area_height is None else area_height
-    left = (full_width - area_width) / 2 if left is None else left
-    top = (full_height - area_height) / 2 if top is None else top
-    for side, offset, part, full in (
-        ("Width", left, area_width, full_width), ("Height", top, area_height, full_height)
-    ):  # fmt: skip
-        if not 0 <= offset <= full - part:
-            notes.append(
-                f"GPano's sizes are ignored: CroppedAreaImage{side}Pixels={part:g} at {offset:g} does not lie within "
-                f"FullPano{side}Pixels={full:g}"
-            )
-            return None
-    if abs(width * area_height / (height * area_width) - 1) > _ASPECT_TOLERANCE:
-        notes.append(
-            f"GPano's sizes are ignored: the picture is {width} x {height} pixels, which has not the shape of the "
-            f"cropped area, {area_width:g} x {area_height:g}; it was edited later"
-        )
-        return None
-    edges = (left / full_width - 0.5) * 360, ((left + area_width) / full_width - 0.5) * 360
-    up, down = full_height / 2 - top, full_height / 2 - top - area_height
-    if projection == "cylindrical":
-        radius = full_width / (2 * math.pi)
-        return Crop(*edges, math.degrees(math.atan(up / radius)), math.degrees(math.atan(down / radius)))
-    scale = 180 / full_height
-    if abs(full_width / full_height / 2 - 1) > _ASPECT_TOLERANCE:
-        notes.append(
-            f"GPano's full size, {full_width:g} x {full_height:g}, is not twice as wide as high: heights were taken to "
-            "have the scale of widths"
-        )
-        scale = 360 / full_width
-    if max(abs(up), abs(down)) * scale > 90 * (1 + _ASPECT_TOLERANCE):
-        notes.append(f"GPano's sizes are ignored: FullPanoHeightPixels={full_height:g} is more than a sphere has")
-        return None
-    return Crop(*edges, min(up * scale, 90.0), max(down * scale, -90.0))
-
-
-def _property(properties: dict[str, str], name: str, low: float, high: float, notes: list[str]) -> float | None:
-    text = properties.get(name)
-    if text is None:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if low <= number <= high:
-        return number
-    notes.append(f"GPano {name}={_shown(text)} is ignored: expected a number from {low:g} to {high:,.0f}")
-    return None
 
 
 def _heading(

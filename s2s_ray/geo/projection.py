@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,90 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from s2s_ray.geo.camera import Camera
 from s2s_ray.geo.images import Pixels
-
-Projection = Literal["equirectangular", "rectilinear", "cylindrical"]
-"""How a picture shows directions: columns and rows at equal steps of azimuth and elevation (a panorama), a plane (a
-photograph), or columns at equal steps of azimuth and rows at equal steps of the tangent (a phone's sweep)."""
-PROJECTIONS: tuple[Projection, ...] = ("equirectangular", "rectilinear", "cylindrical")
 
 _MOST_SAMPLES = 4
 _POOLED_PER_PIXEL = 2.0
-
-
-class Crop(NamedTuple):
-    """The edges of a picture in degrees: azimuths from the axis of the camera, and elevations in its middle column."""
-
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-
-@dataclass(frozen=True, slots=True)
-class Camera:
-    """The directions that a picture shows.
-
-    Attributes:
-        projection: how they are spread over the picture.
-        edges: the directions of its edges, as seen by the camera. Those of `rectilinear` pictures are all less than 90
-            degrees from the axis, and so are the elevations of `cylindrical` ones.
-        heading: compass bearing of the camera's axis, in degrees.
-        pitch: degrees by which the axis points above the horizon.
-        roll: degrees by which the camera is turned clockwise around its axis; the horizon then is turned
-            anticlockwise in the picture, as XMP GPano defines it.
-    """
-
-    projection: Projection
-    edges: Crop
-    heading: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
-
-    @property
-    def closed(self) -> bool:
-        """Whether the picture's ends meet: it shows all azimuths."""
-        return self.projection != "rectilinear" and self.edges.right - self.edges.left >= 360
-
-    def find(self, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where a picture shows the directions of W compass bearings and H elevations, in degrees.
-
-        Returns: columns and rows as fractions of the width and the height, and whether they are inside; H W each.
-            Fractions outside of the picture have no meaning.
-        """
-        right, forward, up = self._seen_from(torch.deg2rad(azimuths - self.heading), torch.deg2rad(elevations))
-        left, last, top, bottom = (math.radians(edge) for edge in self.edges)
-        if self.projection == "rectilinear":
-            before = forward > 1e-6
-            depth = torch.where(before, forward, 1.0)
-            across = (right / depth - math.tan(left)) / (math.tan(last) - math.tan(left))
-            down = (math.tan(top) - up / depth) / (math.tan(top) - math.tan(bottom))
-        else:
-            angles = torch.atan2(right, forward)
-            middle = (left + last) / 2
-            angles = middle + torch.remainder(angles - middle + math.pi, 2 * math.pi) - math.pi
-            across = (angles - left) / (last - left)
-            if self.projection == "cylindrical":
-                level = torch.hypot(right, forward).clamp_(min=1e-6)
-                down = (math.tan(top) - up / level) / (math.tan(top) - math.tan(bottom))
-            else:
-                down = (top - torch.asin(up.clamp_(-1, 1))) / (top - bottom)
-            before = torch.ones_like(down, dtype=torch.bool)
-        beside = before if self.closed else before & (across >= 0) & (across <= 1)
-        return across, down, beside & (down >= 0) & (down <= 1)
-
-    def _seen_from(self, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return unit vectors along the camera's right, its axis and its upper side, H W each; angles in radians."""
-        level = torch.cos(elevations)[:, None]
-        right, forward = level * torch.sin(azimuths), level * torch.cos(azimuths)
-        up = torch.sin(elevations)[:, None].expand_as(right)
-        if self.pitch:
-            cosine, sine = math.cos(math.radians(self.pitch)), math.sin(math.radians(self.pitch))
-            forward, up = cosine * forward + sine * up, cosine * up - sine * forward
-        if self.roll:
-            cosine, sine = math.cos(math.radians(self.roll)), math.sin(math.radians(self.roll))
-            right, up = cosine * right - sine * up, sine * right + cosine * up
-        return right, forward, up
 
 
 def reproject(
@@ -122,7 +42,7 @@ def reproject(
     Returns: float32 3 height width in [0, 255], 0 where unseen; bool height width.
     """
     first, last = rows
-    across, down, inside = camera.find(_azimuths(width, 1), _elevations(height, 1, elevations))
+    across, down, inside = directions(camera, _azimuths(width, 1), _elevations(height, 1, elevations))
     inside &= (down >= first) & (down <= last)
     view = torch.zeros(3, height, width)
     seen = torch.zeros(height, width, dtype=torch.bool)
@@ -133,7 +53,7 @@ def reproject(
     pooled, columns_in, rows_in, samples = _pooled(picture, steps, camera.closed)
     azimuths = _azimuths(width, samples).view(width, samples)[columns].flatten()
     tilts = _elevations(height, samples, elevations).view(height, samples)[rows].flatten()
-    across, down, inside = camera.find(azimuths, tilts)
+    across, down, inside = directions(camera, azimuths, tilts)
     inside &= (down >= first) & (down <= last)
     # in grid_sample's units, where -1 and 1 are the outer edges
     x = across.mul_(2 * columns_in / pooled.shape[-1]).add_(2 * camera.closed / pooled.shape[-1] - 1)
@@ -147,6 +67,48 @@ def reproject(
     view[:, rows[:, None], columns] = means * shown
     seen[rows[:, None], columns] = shown
     return view, seen
+
+
+def directions(camera: Camera, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where a picture shows the directions of W compass bearings and H elevations, in degrees.
+
+    Returns: columns and rows as fractions of the width and the height, and whether they are inside; H W each.
+        Fractions outside of the picture have no meaning.
+    """
+    right, forward, up = _seen_from(camera, torch.deg2rad(azimuths - camera.heading), torch.deg2rad(elevations))
+    left, last, top, bottom = (math.radians(edge) for edge in camera.edges)
+    if camera.projection == "rectilinear":
+        before = forward > 1e-6
+        depth = torch.where(before, forward, 1.0)
+        across = (right / depth - math.tan(left)) / (math.tan(last) - math.tan(left))
+        down = (math.tan(top) - up / depth) / (math.tan(top) - math.tan(bottom))
+    else:
+        angles = torch.atan2(right, forward)
+        middle = (left + last) / 2
+        angles = middle + torch.remainder(angles - middle + math.pi, 2 * math.pi) - math.pi
+        across = (angles - left) / (last - left)
+        if camera.projection == "cylindrical":
+            level = torch.hypot(right, forward).clamp_(min=1e-6)
+            down = (math.tan(top) - up / level) / (math.tan(top) - math.tan(bottom))
+        else:
+            down = (top - torch.asin(up.clamp_(-1, 1))) / (top - bottom)
+        before = torch.ones_like(down, dtype=torch.bool)
+    beside = before if camera.closed else before & (across >= 0) & (across <= 1)
+    return across, down, beside & (down >= 0) & (down <= 1)
+
+
+def _seen_from(camera: Camera, azimuths: Tensor, elevations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit vectors along the camera's right, its axis and its upper side, H W each; angles in radians."""
+    level = torch.cos(elevations)[:, None]
+    right, forward = level * torch.sin(azimuths), level * torch.cos(azimuths)
+    up = torch.sin(elevations)[:, None].expand_as(right)
+    if camera.pitch:
+        cosine, sine = math.cos(math.radians(camera.pitch)), math.sin(math.radians(camera.pitch))
+        forward, up = cosine * forward + sine * up, cosine * up - sine * forward
+    if camera.roll:
+        cosine, sine = math.cos(math.radians(camera.roll)), math.sin(math.radians(camera.roll))
+        right, up = cosine * right - sine * up, sine * right + cosine * up
+    return right, forward, up
 
 
 def _azimuths(width: int, samples: int) -> Tensor:

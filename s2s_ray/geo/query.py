@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from s2s_ray.errors import ViewError
+from s2s_ray.geo.camera import PROJECTIONS, Camera, Crop, Projection
+from s2s_ray.geo.fov import ASPECT_TOLERANCE, Origin, Shape, field_of_view, has_shape
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import is_number, pair, real
-from s2s_ray.geo.projection import PROJECTIONS, Crop, Projection
 from s2s_ray.geo.seam import ends_meet
 
-Origin = Literal["given", "file", "release", "estimated", "assumed"]
-"""Where a value comes from: the caller, the file's metadata, the release's default, the search, the picture's shape."""
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
-ASPECT_TOLERANCE = 0.02
 UNKNOWN_SPREAD = 180.0
 
 
@@ -133,6 +131,21 @@ class Known:
     crop: Crop | None = None
     warnings: tuple[str, ...] = ()
 
+    def camera(self, height: int, width: int, elevations: tuple[float, float] | None = None) -> Camera:
+        """Return the camera of a picture of that size; an unknown heading counts as 0.
+
+        Args:
+            elevations: degrees of the picture's upper and lower edge, where its rows are equal steps of elevation.
+        """
+        half = self.fov / 2
+        across = math.tan(math.radians(half)) if self.projection == "rectilinear" else math.radians(half)
+        up = math.degrees(math.atan(across * height / width))
+        edges = self.crop or Crop(-half, half, up, -up)
+        if elevations is not None:
+            edges = Crop(edges.left, edges.right, *elevations)
+        axis = (self.heading or 0.0) - (edges.left + edges.right) / 2
+        return Camera(self.projection, edges, axis, self.pitch, self.roll)
+
 
 def settle(
     query: Query,
@@ -173,8 +186,10 @@ def settle(
             heading, heading_origin, spread, 360.0, "assumed", "equirectangular", "assumed",
             rows=query.rows, position=photo.position, warnings=tuple(warnings),
         )  # fmt: skip
-    shape = _Shape(height, width, wide, of_model, pixels)
-    projection, projection_origin, fov, fov_origin, of_file = _field(query, photo, shape, warnings)
+    given = None if query.projection == "auto" else query.projection
+    fov_given = query.fov if isinstance(query.fov, float) else None
+    shape = Shape(height, width, wide, of_model, pixels)
+    projection, projection_origin, fov, fov_origin, of_file = field_of_view(given, fov_given, photo, shape, warnings)
     crop = photo.crop if of_file else None
     vertical = fov * height / width
     if (
@@ -193,28 +208,6 @@ def settle(
     )  # fmt: skip
 
 
-def has_shape(height: int, width: int, model_height: int, model_width: int) -> bool:
-    """Return whether a picture has the aspect ratio of a model's own images, within 2%."""
-    return abs(width * model_height / (height * model_width) - 1) <= ASPECT_TOLERANCE
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    height: int
-    width: int
-    wide: bool
-    of_model: bool
-    pixels: Pixels
-
-    def is_circle(self, projection: Projection | None) -> bool:
-        """Return whether a picture of that projection is taken for the whole horizon by its shape."""
-        if projection == "rectilinear":
-            return False
-        if self.of_model and projection != "cylindrical":
-            return True
-        return self.wide and (projection == "equirectangular" or ends_meet(self.pixels))
-
-
 def _heading(
     query: Query, photo: PhotoMetadata, release_heading: float | None
 ) -> tuple[float | None, Origin | None, float]:
@@ -225,55 +218,6 @@ def _heading(
     if query.heading == "auto" and release_heading is not None:
         return release_heading % 360, "release", 0.0
     return None, None, UNKNOWN_SPREAD
-
-
-def _field(
-    query: Query, photo: PhotoMetadata, shape: _Shape, warnings: list[str]
-) -> tuple[Projection, Origin, float, Origin, bool]:
-    """Return projection and field of view with their origins, and whether the file's crop holds."""
-    given = None if query.projection == "auto" else query.projection
-    fov = query.fov if isinstance(query.fov, float) else None
-    in_file = photo.projection
-    if fov is not None and given is None and in_file == "rectilinear" and fov >= 180:
-        warnings.append(f"the file's focal length is ignored: a photograph does not show the given fov={fov:g}")
-        in_file = None
-    if given is not None and in_file not in (None, given):
-        warnings.append(f"the file's projection, {in_file}, is ignored: projection={given} was given")
-        in_file = None
-    usable = in_file is not None and photo.fov is not None and not (given == "rectilinear" and photo.fov >= 180)
-    projection: Projection | None = given or in_file
-    origin: Origin = "given" if given else "file" if in_file else "assumed"
-    if fov is None and usable and photo.fov is not None:
-        assert projection is not None, "the file's"
-        return projection, origin, photo.fov, "file", True
-    if fov is None:
-        return projection or "equirectangular", origin, _assumed_fov(shape, projection), "assumed", False
-    if usable and photo.fov is not None and abs(photo.fov - fov) > 0.5:
-        warnings.append(f"the file's field of view, {photo.fov:.4g} degrees, is ignored: fov={fov:g} was given")
-        usable = False
-    return projection or _assumed_projection(shape, fov), origin, fov, "given", usable
-
-
-def _assumed_fov(shape: _Shape, projection: Projection | None) -> float:
-    if shape.is_circle(projection):
-        return 360.0
-    size = f"the picture is {shape.width} x {shape.height} pixels (width x height)"
-    need = "give fov, the degrees of the horizon that it shows"
-    if shape.wide and projection is None:
-        raise ViewError(
-            f"fov is missing: {size} and its ends do not meet, so it is not the whole horizon, and its file does not "
-            f"say its field of view; {need} (projection=cylindrical for a phone's panorama)"
-        )
-    kind = "" if projection is None else f" with projection={projection}"
-    raise ViewError(f"fov is missing: {size}{kind}, and its file does not say its field of view; {need}")
-
-
-def _assumed_projection(shape: _Shape, fov: float) -> Projection:
-    if fov == 360 or shape.is_circle(None):
-        return "equirectangular"
-    if shape.wide:
-        return "cylindrical"
-    return "rectilinear" if fov < 180 else "equirectangular"
 
 
 def _unused(photo: PhotoMetadata) -> list[str]:

@@ -6,7 +6,6 @@ that evaluation measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, Self
@@ -19,11 +18,12 @@ from torch import Tensor
 from s2s_ray.config import Contrast, ModelConfig, Resize
 from s2s_ray.errors import CheckpointError, ViewError, faults_of
 from s2s_ray.geo import polar
+from s2s_ray.geo.fov import ASPECT_TOLERANCE, has_shape
 from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import finite, pair
-from s2s_ray.geo.projection import Camera, Crop, reproject
-from s2s_ray.geo.query import ASPECT_TOLERANCE, Known, Query, has_shape, settle
+from s2s_ray.geo.projection import reproject
+from s2s_ray.geo.query import Known, Query, settle
 
 PanoramaKind = Literal["sphere", "cropped", "part"]
 """A full sphere (2:1), the whole horizon cropped above and below, or a part of the horizon."""
@@ -226,9 +226,7 @@ class ViewGeometry:
         level = known.pitch == 0 and known.roll == 0
         if rows is not None and level and known.fov == 360 and rows[0] >= 0 and rows[1] <= 1:
             return View(prepare_street(pixels, heading, rows, self.height, self.width, resize=self.resize))
-        edges = self._edges(height, width, known, rows)
-        axis = heading - (edges.left + edges.right) / 2
-        camera = Camera(known.projection, edges, axis, known.pitch, known.roll)
+        camera = known.camera(height, width, None if rows is None else self._elevations_of(rows))
         kept = (0.0, 1.0) if known.rows is None or rows is not None else known.rows
         projected, seen = reproject(_checked(pixels), camera, self.height, self.width, self.span, kept)
         if not seen.any():
@@ -253,19 +251,11 @@ class ViewGeometry:
             return max(first, 0.0), min(last, 1.0)
         return first, last
 
-    def _edges(self, height: int, width: int, known: Known, rows: tuple[float, float] | None) -> Crop:
-        """Return the directions of a picture's edges."""
-        half = known.fov / 2
-        left, right = (-half, half) if known.crop is None else known.crop[:2]
-        if rows is not None:
-            (top, bottom), (first, last) = self.span, rows
-            a_row = (top - bottom) / (last - first)
-            return Crop(left, right, top + first * a_row, bottom - (1 - last) * a_row)
-        if known.crop is not None:
-            return known.crop
-        across = math.tan(math.radians(half)) if known.projection == "rectilinear" else math.radians(half)
-        up = math.degrees(math.atan(across * height / width))
-        return Crop(left, right, up, -up)
+    def _elevations_of(self, rows: tuple[float, float]) -> tuple[float, float]:
+        """Return the elevations of the edges of a panorama some of whose rows show the view's."""
+        (top, bottom), (first, last) = self.span, rows
+        whole = (top - bottom) / (last - first)
+        return top + first * whole, bottom - (1 - last) * whole
 
     def street(
         self,
