@@ -16,10 +16,14 @@ from torch import Tensor
 
 from s2s_ray.errors import InputError, ViewError
 from s2s_ray.geo.images import Descriptors, Layout, Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import elements, finite, whole
 from s2s_ray.geo.prior import Prior
-from s2s_ray.geo.views import BEARING, ViewGeometry, to_pixels
+from s2s_ray.geo.query import Query
+from s2s_ray.geo.prepare import BEARING
+from s2s_ray.geo.views import ViewGeometry, to_pixels
 from s2s_ray.index import Match, ReferenceIndex
+from s2s_ray.localization import Calibration, Found, Turned, locate
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.model.folding import fold
@@ -213,25 +217,83 @@ class Synthesizer(_Inference):
 
 
 class Localizer:
-    """Localisation of panoramas: the tiles of a region with the nearest descriptors."""
+    """Localisation of pictures: where each was taken, and the tiles of a region with the nearest descriptors."""
 
-    def __init__(self, model: S2S, index: ReferenceIndex, geometry: ViewGeometry | None = None) -> None:
+    def __init__(
+        self,
+        model: S2S,
+        index: ReferenceIndex,
+        geometry: ViewGeometry | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         """Combine a model and an index. Raises ReferenceIndexError if the index has another descriptor size."""
         index.info.require(model.config.descriptor_size)
         self.embedder = Embedder(model, geometry)
         self.index = index
+        self.calibration = calibration
 
     @classmethod
-    def load(cls, checkpoint: str, index: str, device: str | torch.device = "cpu") -> Self:
-        """Load a checkpoint and the index built with it from their URIs.
+    def load(
+        cls, checkpoint: str, index: str, device: str | torch.device = "cpu", *, calibration: str | None = None
+    ) -> Self:
+        """Load a checkpoint, the index built with it and its calibration, if there is one, from their URIs.
 
         Raises:
             StorageError, CheckpointError: they cannot be read.
             ReferenceIndexError: an index of another checkpoint.
+            RegistryError: a calibration of another checkpoint.
         """
         embedder, references = Embedder.load(checkpoint, device), ReferenceIndex.load(index)
-        references.info.require(embedder.model.config.descriptor_size, fingerprint(checkpoint))
-        return cls(embedder.model, references, embedder.geometry)
+        digest = fingerprint(checkpoint)
+        references.info.require(embedder.model.config.descriptor_size, digest)
+        calibrated = None if calibration is None else Calibration.read(calibration)
+        if calibrated is not None:
+            calibrated.require(digest, f"calibration {calibration}")
+        return cls(embedder.model, references, embedder.geometry, calibrated)
+
+    def locate(
+        self,
+        images: Sequence[Pixels],
+        query: Query | None = None,
+        k: int | None = None,
+        prior: Prior | None = None,
+        *,
+        together: bool = False,
+        photos: Sequence[PhotoMetadata | None] | None = None,
+    ) -> list[Found]:
+        """Return the fix and the most likely tiles of each picture, or of all together.
+
+        Args:
+            images: pictures of any size, uint8 h w 3.
+            query: what is known of each of them; default: nothing but what `photos` and their shapes say.
+            k: as in `street`.
+            prior: as in `ReferenceIndex.search`.
+            together: all pictures were taken at one place: the result has one element.
+            photos: what the file of each image says of it (`s2s_ray.geo.metadata.read_metadata`).
+
+        Raises:
+            ViewError: a picture that cannot become a view, or whose field of view is unknown.
+            InputError: `k` is out of range, no picture to locate together, or the wrong number of `photos`.
+        """
+        said = [None] * len(images) if photos is None else list(photos)
+        if len(said) != len(images):
+            raise InputError(f"{len(said)} photos for {len(images)} images: give the metadata of each, or none")
+        turned = [self._turned(pixels, query or Query(), photo) for pixels, photo in zip(images, said, strict=True)]
+        most = min(DEFAULT_K, len(self.index)) if k is None else k
+        places = [turned] if together else [[one] for one in turned]
+        return [locate(self.index, one, k=most, prior=prior, calibration=self.calibration) for one in places]
+
+    def _turned(self, pixels: Pixels, query: Query, photo: PhotoMetadata | None) -> Turned:
+        """Return a picture as it is searched. Raises ViewError."""
+        geometry = self.embedder.geometry
+        known = geometry.settle(query, pixels, photo)
+        view = geometry.of_query(pixels, known)
+        views, seen = view.pixels[None], None if view.seen is None else view.seen[None]
+        if known.heading is not None and known.heading_spread == 0:
+            return Turned(self.embedder.embed_street(views, seen), np.array([known.heading]), fov=known.fov)
+        [descriptors], turns = self.embedder.embed_turned(views, seen)
+        headings = ((known.heading or 0.0) + turns) % 360
+        return Turned(descriptors, headings, known.heading_spread, known.fov, known.heading)
 
     def street(
         self,
