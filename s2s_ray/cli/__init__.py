@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from s2s_ray.cli import checkpoint, inference, pipeline, results, service, watching
+from s2s_ray.cli import checkpoint, indexing, inference, pipeline, results, service, watching
 from s2s_ray.errors import S2SError
 from s2s_ray.runtime.cluster import log_plainly
 from s2s_ray.runtime.terminal import printable
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Satellite-to-street geo-localisation and view synthesis on Ray.",
 )
-for verbs in (pipeline.app, results.app, watching.app, inference.app, service.app):
+for verbs in (pipeline.app, indexing.app, results.app, watching.app, inference.app, service.app):
     app.add_typer(verbs)
 app.add_typer(checkpoint.app, name="checkpoint")
 

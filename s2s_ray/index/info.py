@@ -5,14 +5,16 @@ It is read without FAISS and without PyTorch, so that a registry can check an in
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from s2s_ray import storage
 from s2s_ray.errors import ReferenceIndexError
-from s2s_ray.geo.region import Region
 from s2s_ray.storage.documents import Document, Tree
+
+if TYPE_CHECKING:
+    from s2s_ray.geo.region import Region
 
 INFO_FILE = "index.json"
 
@@ -45,6 +47,8 @@ class RegionInfo(BaseModel):
     @property
     def region(self) -> Region:
         """The region itself."""
+        from s2s_ray.geo.region import Region  # needs NumPy, which reading an index does not
+
         return Region.of_geojson(self.polygon)
 
     def joined(self, other: RegionInfo) -> RegionInfo:

@@ -152,9 +152,9 @@ def build_in_parts(
     if len(todo) < len(plan):
         log.info("%d of %d parts exist already", len(plan) - len(todo), len(plan))
     try:
-        with progress(len(todo), "embed", "parts") as advance:
-            for _ in _with_ray(plan, todo) if parallel else map(PartWriter(plan), [{"item": part} for part in todo]):
-                advance(1)
+        with progress(sum(len(plan.rows_of(part)) for part in todo), "index", "tiles") as advance:
+            for done in _with_ray(plan, todo) if parallel else map(PartWriter(plan), [{"item": part} for part in todo]):
+                advance(done["tiles"])
     except KeyboardInterrupt:
         log.warning("interrupted; finished parts stay in %s, and the same command resumes", plan.folder)
         raise

@@ -8,8 +8,9 @@ the same pixels however the work is divided.
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ import pyarrow as pa
 from torch import Tensor
 
 from s2s_ray import storage
-from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
+from s2s_ray.config import ManifestSourceConfig, SourceConfig, SyntheticSourceConfig
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.data.schema import Imagery, TileSize
 from s2s_ray.data.sources import open_imagery
-from s2s_ray.errors import PriorError, UnreadableImageError
+from s2s_ray.errors import ConfigError, NotFoundError, PriorError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.geo.lattice import Cells, Lattice
 from s2s_ray.geo.region import Region
@@ -35,10 +36,60 @@ from s2s_ray.secrets import masked_tree
 
 THUMBNAILS_UP_TO = 50_000
 """Largest number of tiles with thumbnails, which take about as much space as descriptors."""
+log = logging.getLogger(__name__)
+
 NO_IMAGERY = "there is no imagery"
 _BLOCK_TILES = 4  # side of a block, in tiles
 _OVERLAP_FROM = 0.5  # spacing as a part of a tile's side from which tiles are cut one by one
+_TILE_PX = 512
+_SIZES_DIFFER = 0.01
 _SLACK = 1.01  # a lattice's columns are not quite as far apart everywhere as its rows
+
+
+def read_region(text: str) -> Region:
+    """Return the region of `WEST,SOUTH,EAST,NORTH` in degrees, or of a GeoJSON file at a path or URI.
+
+    Raises:
+        PriorError: neither of them, or a region that cannot be used.
+        StorageError: the file cannot be read.
+    """
+    if all(map(_is_number, text.split(","))):
+        return Region.parse(text)
+    try:
+        content = storage.read_bytes(storage.absolute(text))
+    except NotFoundError:
+        raise PriorError(
+            f"region={text}: expected WEST,SOUTH,EAST,NORTH in degrees or a GeoJSON file, and there is no such file"
+        ) from None
+    try:
+        return Region.of_geojson(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, PriorError):
+            raise
+        raise PriorError(f"region={text}: the file is not JSON ({error})") from None
+
+
+def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
+    """Return the size of the tiles for a model: as the source sets it, else as those that the model was trained on.
+
+    Args:
+        source: as the user wrote it, before its defaults are made explicit.
+        meta: of the model's checkpoint.
+
+    Raises:
+        ConfigError: neither of them says it.
+    """
+    given, trained = source.model_dump(exclude_unset=True), (meta.get("config") or {}).get("source") or {}
+    metres = given.get("tile_m") or trained.get("tile_m")
+    if metres is None:
+        raise ConfigError("source.tile_m is missing: the side of a tile in metres, as those the model was trained on")
+    if abs(metres / (trained.get("tile_m") or metres) - 1) > _SIZES_DIFFER:
+        log.warning(
+            "source.tile_m=%g: the model was trained on tiles of %g m, and finds others less well",
+            metres,
+            trained["tile_m"],
+        )
+    return TileSize(float(metres), int(given.get("tile_px") or trained.get("tile_px") or _TILE_PX))
 
 
 class RegionTiles:
@@ -58,7 +109,7 @@ class RegionTiles:
 
     def __init__(
         self,
-        imagery: ManifestSourceConfig | SyntheticSourceConfig,
+        imagery: SourceConfig,
         region: Region,
         every_m: float,
         size: TileSize,
@@ -73,7 +124,7 @@ class RegionTiles:
             views: those of the model's checkpoint.
         """
         self._config, self._size, self._views = imagery, size, views
-        self._lattice = Lattice(every_m)
+        covers, self._lattice = self._imagery.covers, Lattice(every_m)
         self._block: tuple[tuple[float, float], tuple[Pixels, Seen]] | None = None
         self.region = RegionInfo.of(region, self._lattice.every_m, size.metres)
         self.uri = _address(imagery)
@@ -83,7 +134,7 @@ class RegionTiles:
                 f"region: no point of a lattice of {every_m:g} m lies in it; reduce the spacing (--every) or enlarge it"
             )
         positions = self._lattice.positions(cells)
-        covered = self._imagery.covers(positions)
+        covered = covers(positions)
         if not covered.any():
             raise PriorError(f"region {_bounds(self.region)}: {NO_IMAGERY} of it in {self.uri}")
         self.outside = int((~covered).sum())
@@ -93,6 +144,13 @@ class RegionTiles:
             blocks = Lattice(self._block_m).nearest(positions[:, 0], positions[:, 1])
             cells = cells[np.lexsort((cells[:, 1], cells[:, 0], blocks[:, 1], blocks[:, 0]))]
         self._cells: Cells = cells
+
+    @property
+    def blocks(self) -> int:
+        """Number of pieces in which the imagery is read."""
+        if self._block_m is None:
+            return len(self._cells)
+        return len(np.unique(Lattice(self._block_m).nearest(*self._positions.T), axis=0))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what every process makes for itself: open imagery, its last block, positions and ids."""
@@ -199,11 +257,19 @@ class RegionTiles:
         return self._block[1]
 
 
-def _address(imagery: ManifestSourceConfig | SyntheticSourceConfig) -> str:
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _address(imagery: SourceConfig) -> str:
     """Return the URI of imagery, or what stands for it."""
-    if isinstance(imagery, SyntheticSourceConfig):
-        return f"synthetic:{imagery.seed}"
-    return storage.absolute(imagery.geotiff or imagery.tiles or "")
+    if isinstance(imagery, ManifestSourceConfig):
+        return storage.absolute(imagery.geotiff or imagery.tiles or "")
+    return f"{imagery.kind}:{imagery.seed}" if isinstance(imagery, SyntheticSourceConfig) else imagery.kind
 
 
 def _bounds(region: RegionInfo) -> str:

@@ -183,12 +183,12 @@ def test_an_index_is_built_in_parts_by_ray_and_goes_on(filled: PairFolder, tmp_p
 
     @contextmanager
     def watched(total: int, _label: str, _unit: str) -> Iterator[Callable[[int], None]]:
-        assert total == 3, "one of four parts exists"
+        assert total == 9, "one of four parts exists"
         yield seen.append
         assert written.stat().st_mtime_ns == before
 
     index, left_out = build_in_parts(with_ray, parallel=True, progress=watched)
-    assert (len(index), left_out, kept["tiles"], sum(seen)) == (13, [], 4, 3)
+    assert (len(index), left_out, kept["tiles"], sum(seen)) == (13, [], 4, 9)
     plain = Build(with_ray.checkpoint, source, str(tmp_path / "plain"), batch=2, part=6)
     build_in_parts(plain, parallel=False)
     assert content(tmp_path / "with-ray") == content(tmp_path / "plain")
