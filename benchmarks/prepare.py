@@ -3,7 +3,7 @@
     python benchmarks/prepare.py
 
 The usual script evaluates the formula for all pixels of the result with NumPy: four samples in float64, zero outside
-the tile, again for every tile. Ours is `s2s_ray.geo.views.prepare_satellite`, which preparation and the service call.
+the tile, again for every tile. Ours is `s2s_ray.geo.prepare.prepare_satellite`, which preparation and the service call.
 Repetitions alternate; the speed-up is the median of their ratios. Exits with 1 if it is below 6 x or a pixel differs
 by more than one grey level.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s2s_ray.geo.views import prepare_satellite
+from s2s_ray.geo.prepare import prepare_satellite
 
 Pixels = NDArray[np.uint8]
 

@@ -18,9 +18,9 @@ from s2s_ray.errors import InputError, ViewError
 from s2s_ray.geo.images import Descriptors, Layout, Pixels
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import elements, finite, whole
+from s2s_ray.geo.prepare import BEARING
 from s2s_ray.geo.prior import Prior
 from s2s_ray.geo.query import Query
-from s2s_ray.geo.prepare import BEARING
 from s2s_ray.geo.views import ViewGeometry, to_pixels
 from s2s_ray.index import Match, ReferenceIndex
 from s2s_ray.localization import Calibration, Found, Turned, locate

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from s2s_ray import registry, storage
 from s2s_ray.errors import InputError, ReferenceIndexError, ViewError
 from s2s_ray.geo.polar import roll_to_north
-from s2s_ray.geo.views import ViewGeometry, prepare_polar, prepare_satellite, prepare_street
+from s2s_ray.geo.prepare import prepare_polar, prepare_satellite, prepare_street
+from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import (
     IndexInfo,
     ReferenceIndex,

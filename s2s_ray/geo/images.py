@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from s2s_ray.errors import TooManyPixelsError, UnreadableImageError
+from s2s_ray.errors import TooManyPixelsError, UnreadableImageError, ViewError
 
 Pixels = NDArray[np.uint8]
 Seen = NDArray[np.bool_]
@@ -93,6 +93,13 @@ def encode(pixels: Pixels, encoding: Encoding) -> bytes:
     else:
         image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
+
+
+def checked(pixels: Pixels) -> Pixels:
+    """Return h w 3 pixels, uint8. Raises ViewError for any other array."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8" or not pixels.size:
+        raise ViewError(f"image has shape {pixels.shape} and dtype {pixels.dtype}: expected h w 3, uint8")
+    return pixels
 
 
 def _too_large(width: int, height: int, max_pixels: int) -> str:

@@ -91,7 +91,7 @@ def directions(camera: Camera, azimuths: Tensor, elevations: Tensor) -> tuple[Te
             level = torch.hypot(right, forward).clamp_(min=1e-6)
             down = (math.tan(top) - up / level) / (math.tan(top) - math.tan(bottom))
         else:
-            down = (top - torch.asin(up.clamp_(-1, 1))) / (top - bottom)
+            down = (top - torch.asin(up.clamp(-1, 1))) / (top - bottom)
         before = torch.ones_like(down, dtype=torch.bool)
     beside = before if camera.closed else before & (across >= 0) & (across <= 1)
     return across, down, beside & (down >= 0) & (down <= 1)

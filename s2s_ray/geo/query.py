@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from s2s_ray.errors import ViewError
 from s2s_ray.geo.camera import PROJECTIONS, Camera, Crop, Projection
 from s2s_ray.geo.fov import ASPECT_TOLERANCE, Origin, Shape, field_of_view, has_shape
-from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.images import Pixels, checked
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import is_number, pair, real
 from s2s_ray.geo.seam import ends_meet
@@ -46,24 +46,24 @@ class Query:
     rows: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.heading not in ("auto", "unknown"):
-            self._set("heading", _within("heading", self.heading, -360, 360, "a bearing, `unknown` or `auto`"))
-        if self.projection not in ("auto", *PROJECTIONS):
+        if not _is_word(self.heading, "auto", "unknown"):
+            self._set("heading", _within("heading", self.heading, -360, 360, ", unknown or auto"))
+        if not _is_word(self.projection, "auto", *PROJECTIONS):
             known = ", ".join(PROJECTIONS)
             raise ViewError(f"projection={_shown(self.projection)}: expected one of {known}, or auto")
-        if self.fov != "auto":
-            fov = _within("fov", self.fov, 0, 360, "a horizontal field of view, or `auto`")
+        if not _is_word(self.fov, "auto"):
+            fov = _within("fov", self.fov, 0, 360, ", or auto")
             if fov == 0:
-                raise ViewError("fov=0: expected above 0 and at most 360 degrees, or `auto`")
+                raise ViewError("fov=0: expected above 0 and at most 360 degrees, or auto")
             if self.projection == "rectilinear" and fov >= 180:
                 raise ViewError(
                     f"fov={fov:g} with projection=rectilinear: a plane shows less than 180 degrees; correct one of them"
                 )
             self._set("fov", fov)
         if self.pitch is not None:
-            self._set("pitch", _within("pitch", self.pitch, -90, 90, "the elevation of the camera's axis"))
+            self._set("pitch", _within("pitch", self.pitch, -90, 90))
         if self.roll is not None:
-            self._set("roll", _within("roll", self.roll, -180, 180, "the camera's turn, clockwise"))
+            self._set("roll", _within("roll", self.roll, -180, 180))
         if self.rows is not None:
             first, last = pair("rows", self.rows, ViewError)
             if not 0 <= first < last <= 1:
@@ -170,7 +170,7 @@ def settle(
         ViewError: the field of view is unknown, or contradicts the projection or the picture's shape.
     """
     photo = photo or PhotoMetadata()
-    height, width = pixels.shape[:2]
+    height, width = checked(pixels).shape[:2]
     wide = width / height >= 2 * (1 - ASPECT_TOLERANCE)
     of_model = model_shape is not None and has_shape(height, width, *model_shape)
     warnings = list(photo.warnings)
@@ -234,10 +234,14 @@ def _unused(photo: PhotoMetadata) -> list[str]:
     return [f"the file's {names} were not used because heading was given alone; give fov as well to use the file"]
 
 
-def _within(name: str, value: object, low: float, high: float, meaning: str) -> float:
-    number = real(name, value, ViewError)
+def _is_word(value: object, *words: str) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _within(name: str, value: object, low: float, high: float, others: str = "") -> float:
+    number = real(name, value, ViewError) if is_number(value) else math.nan
     if not low <= number <= high:
-        raise ViewError(f"{name}={number:g}: expected {low:g} to {high:g} degrees ({meaning})")
+        raise ViewError(f"{name}={_shown(value)}: expected {low:g} to {high:g} degrees{others}")
     return number
 
 

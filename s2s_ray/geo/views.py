@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, Self
 
-import torch
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from s2s_ray.config import Contrast, ModelConfig, Resize
 from s2s_ray.errors import CheckpointError, ViewError, faults_of
-from s2s_ray.geo import polar
 from s2s_ray.geo.fov import ASPECT_TOLERANCE, has_shape
-from s2s_ray.geo.images import LAYOUTS, Layout, Pixels
+from s2s_ray.geo.images import LAYOUTS, Layout, Pixels, checked
 from s2s_ray.geo.metadata import PhotoMetadata
-from s2s_ray.geo.numbers import finite, pair
+from s2s_ray.geo.numbers import finite
+from s2s_ray.geo.prepare import prepare_polar, prepare_satellite, prepare_street, rounded
 from s2s_ray.geo.projection import reproject
 from s2s_ray.geo.query import Known, Query, settle
 
@@ -31,7 +30,6 @@ PanoramaKind = Literal["sphere", "cropped", "part"]
 FULL_SPHERE_ROWS = (0.25, 0.75)
 ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
-BEARING = "a compass bearing in degrees"
 CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
 DEFAULT_ELEVATIONS = (45.0, -45.0)
 _LATER = ("elevations", "default_heading")
@@ -49,76 +47,9 @@ class View(NamedTuple):
     seen: Tensor | None = None
 
 
-def prepare_street(
-    pixels: Pixels,
-    heading: float,
-    rows: tuple[float, float],
-    height: int,
-    width: int,
-    *,
-    fov: float = 360.0,
-    resize: Resize = "area",
-) -> Tensor:
-    """Return a panorama as the model takes it: turned to put north in the middle column, cropped, resized.
-
-    Args:
-        pixels: h w 3, uint8 RGB.
-        heading: compass bearing of the panorama's middle column, in degrees.
-        rows: part of the height to keep, as fractions from the top.
-        fov: degrees of the horizon that the panorama shows; the remainder becomes black.
-
-    Returns: uint8 3 height width, rounded to nearest.
-
-    Raises:
-        ViewError: not h w 3 uint8, a heading that is not finite, a field of view or rows that keep nothing.
-    """
-    panorama = _planes(pixels)
-    heading = finite("heading", heading, ViewError, BEARING)
-    canvas = polar.panorama_canvas(panorama, finite("fov", fov, ViewError))
-    kept = polar.panorama_crop(polar.roll_to_north(canvas, heading % 360), pair("rows", rows, ViewError))
-    return _resize(kept.float(), height, width, resize)
-
-
-def prepare_satellite(
-    tile: Pixels,
-    height: int,
-    width: int,
-    *,
-    polar_size: tuple[int, int] | None = None,
-    polar_contrast: Contrast = "none",
-    resize: Resize = "area",
-) -> Tensor:
-    """Return a square north-up tile as the model takes it: unrolled around its centre.
-
-    Args:
-        tile: S S 3, uint8 RGB.
-        polar_size, polar_contrast, resize: as in `ViewGeometry`.
-
-    Returns: uint8 3 height width, rounded to nearest; black outside the tile.
-
-    Raises:
-        ViewError: not S S 3 uint8.
-    """
-    unrolled = polar.polar_transform(_planes(tile).float(), *(polar_size or (height, width)))
-    if polar_contrast == "stretch":
-        unrolled = _stretched(unrolled)
-    if polar_size in (None, (height, width)):
-        return _round(unrolled)
-    # docs/model.md, CVUSA: the image between the two steps has 8 bits, by truncation; float32 sums may fall short
-    return _resize((unrolled + 1e-3).floor(), height, width, resize)
-
-
-def prepare_polar(pixels: Pixels, height: int, width: int, *, resize: Resize = "area") -> Tensor:
-    """Return an image that is already polar at the model's resolution (unchanged if it has that resolution).
-
-    Returns: uint8 3 height width, rounded to nearest.
-    """
-    return _resize(_planes(pixels).float(), height, width, resize)
-
-
 def to_pixels(views: Tensor) -> Tensor:
     """Convert views in [-1, 1], as the generator makes them, to uint8 (the inverse of the model's normalisation)."""
-    return _round((views.float() + 1) * 127.5)
+    return rounded((views.float() + 1) * 127.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,13 +159,13 @@ class ViewGeometry:
             return View(prepare_street(pixels, heading, rows, self.height, self.width, resize=self.resize))
         camera = known.camera(height, width, None if rows is None else self._elevations_of(rows))
         kept = (0.0, 1.0) if known.rows is None or rows is not None else known.rows
-        projected, seen = reproject(_checked(pixels), camera, self.height, self.width, self.span, kept)
+        projected, seen = reproject(checked(pixels), camera, self.height, self.width, self.span, kept)
         if not seen.any():
             raise ViewError(
                 f"the picture shows nothing between the elevations {self.span[0]:g} and {self.span[1]:g} degrees: "
                 f"correct fov={known.fov:g}, pitch={known.pitch:g}, roll={known.roll:g} or rows"
             )
-        return View(_round(projected), None if seen.all() else seen)
+        return View(rounded(projected), None if seen.all() else seen)
 
     def _rows_of(self, height: int, width: int, known: Known) -> tuple[float, float] | None:
         """Return the rows of an equirectangular picture that show the view's elevations; they may lie outside of it."""
@@ -335,35 +266,6 @@ class ViewGeometry:
 
     def _has_model_shape(self, height: int, width: int) -> bool:
         return has_shape(height, width, self.height, self.width)
-
-
-def _planes(pixels: Pixels) -> Tensor:
-    """Return h w 3 pixels as 3 h w, a copy: decoded images are read-only, which PyTorch does not support."""
-    return torch.tensor(_checked(pixels)).permute(2, 0, 1)
-
-
-def _checked(pixels: Pixels) -> Pixels:
-    """Return h w 3 pixels, uint8. Raises ViewError for any other array."""
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != "uint8" or not pixels.size:
-        raise ViewError(f"image has shape {pixels.shape} and dtype {pixels.dtype}: expected h w 3, uint8")
-    return pixels
-
-
-def _resize(image: Tensor, height: int, width: int, how: Resize) -> Tensor:
-    """Resize 3 h w in [0, 255] to uint8 3 height width, rounded to nearest."""
-    if how == "cubic" and image.shape[-2:] != (height, width):
-        return _round(polar.resize_cubic(image, height, width))
-    return _round(polar.resize_area(image, height, width))
-
-
-def _stretched(image: Tensor) -> Tensor:
-    """Map the minimum and the maximum to 0 and 255; an image of one value becomes black."""
-    low, high = image.min(), image.max()
-    return (image - low) * (255 / (high - low).clamp(min=1e-6))
-
-
-def _round(image: Tensor) -> Tensor:
-    return image.round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
 
 def _require_size(pixels: Pixels, smallest: int = SMALLEST_SIDE) -> None:

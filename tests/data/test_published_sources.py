@@ -32,7 +32,8 @@ from s2s_ray.data.sources.cvact import CvactSource
 from s2s_ray.data.sources.cvusa import CvusaSource
 from s2s_ray.data.verify import verify
 from s2s_ray.errors import ArchiveError, ConfigError, DatasetError, UnreadableImageError
-from s2s_ray.geo.views import ViewGeometry, prepare_satellite, prepare_street
+from s2s_ray.geo.prepare import prepare_satellite, prepare_street
+from s2s_ray.geo.views import ViewGeometry
 
 PLACE = (692_000.25, 6_090_000.125)
 

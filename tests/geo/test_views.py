@@ -10,13 +10,8 @@ from numpy.typing import NDArray
 from s2s_ray.data.schema import Pair, Record
 from s2s_ray.data.shard import prepare_pair
 from s2s_ray.errors import ViewError
-from s2s_ray.geo.views import (
-    ViewGeometry,
-    prepare_polar,
-    prepare_satellite,
-    prepare_street,
-    to_pixels,
-)
+from s2s_ray.geo.prepare import prepare_polar, prepare_satellite, prepare_street
+from s2s_ray.geo.views import ViewGeometry, to_pixels
 
 
 def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
