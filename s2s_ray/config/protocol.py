@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator
 
 from s2s_ray.errors import InputError
 
@@ -11,7 +13,8 @@ ALIGNED = "aligned"
 LARGEST_OFFCENTRE_M = 1000.0
 _EXAMPLES = "aligned, heading, fov=180, offcentre=16, or several joined by +, such as heading+fov=90"
 
-RECALLS = ("recall_at_1", "recall_at_5", "recall_at_10", "recall_at_1_percent")
+RECALL = "recall_at_1"
+RECALLS = (RECALL, "recall_at_5", "recall_at_10", "recall_at_1_percent")
 SHARES = (
     *RECALLS,
     "heading_within_5",
@@ -107,6 +110,16 @@ def metric(text: str) -> tuple[Protocol | None, str]:
             f"metric {text!r}: {figure!r} is unknown; expected {', '.join(known)}, after PROTOCOL. or alone"
         )
     return (Protocol.parse(protocol) if dot else None), figure
+
+
+def metric_name(text: str) -> str:
+    """Return the name of a metric with its protocol's own name, as a history has it. Raises InputError."""
+    protocol, figure = metric(text)
+    return figure if protocol is None else f"{protocol.name}.{figure}"
+
+
+Metric = Annotated[str, AfterValidator(metric_name)]
+"""The name of a validation metric, see `metric`."""
 
 
 def direction(text: str) -> Literal["maximize", "minimize"]:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from s2s_ray.config.frozen import FrozenDict
+from s2s_ray.config.protocol import Metric
 from s2s_ray.config.section import NAME, BelowOne, Positive, Section
 from s2s_ray.uri import Uri
 
@@ -45,6 +46,11 @@ class TrainConfig(Section):
     checkpoint_every: int | None = Field(None, ge=1, description="steps between checkpoints inside an epoch")
     keep_checkpoints: int = Field(2, ge=2, description="newest checkpoints kept, beside the best")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    best_metric: Metric = Field(
+        "recall_at_1",
+        description="validation figure that chooses the best checkpoint: recall_at_1, or PROTOCOL.FIGURE of one of "
+        "evaluation.protocols, such as heading.recall_at_1",
+    )
     validate_synthesis: bool = Field(False, description="also measure L1, PSNR and SSIM at validations")
     log_every_s: Positive = Field(10.0, description="seconds between progress lines")
     max_failures: int = Field(3, ge=-1, description="worker failures survived by restarting; -1: any number")

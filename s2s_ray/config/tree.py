@@ -20,6 +20,7 @@ from s2s_ray.config.frozen import FrozenDict
 from s2s_ray.config.keys import Place, assign, find
 from s2s_ray.config.losses import LossConfig, MiningConfig
 from s2s_ray.config.model import ModelConfig
+from s2s_ray.config.protocol import metric
 from s2s_ray.config.section import STORED, Section
 from s2s_ray.config.sources import SourceConfig, SyntheticSourceConfig
 from s2s_ray.config.training import TrainConfig
@@ -79,6 +80,18 @@ class Config(Section):
                     raise ValueError(
                         f"{key} measures synthesised views, and model.ablation={self.model.ablation!r} makes none"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_are_measured(self) -> Self:
+        given = self.evaluation.protocols
+        for key, name in (("train.best_metric", self.train.best_metric), ("tune.metric", self.tune.metric)):
+            protocol = metric(name)[0]
+            if protocol is not None and protocol.name not in given:
+                raise ValueError(
+                    f"{key}={name!r} is a figure of the protocol {protocol.name}, and evaluation.protocols="
+                    f"{list(given)!r} does not measure it: add it there"
+                )
         return self
 
     @model_validator(mode="after")

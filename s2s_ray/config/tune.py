@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, FiniteFloat, model_validator
 
 from s2s_ray.config.frozen import FrozenDict
+from s2s_ray.config.protocol import Metric
 from s2s_ray.config.section import NAME, Positive, Scalar, Section
 from s2s_ray.uri import Uri
 
@@ -87,8 +88,13 @@ class TuneConfig(Section):
     sampler: str = Field("TPESampler", description="a class of optuna.samplers")
     sampler_options: FrozenDict[str, Any] = Field(default_factory=FrozenDict, description="its arguments")
     seed: int = Field(0, ge=0, description="seed of the sampler, if it takes one")
+    metric: Metric = Field(
+        "recall_at_1",
+        description="objective: recall_at_1 of validation, or PROTOCOL.FIGURE of one of evaluation.protocols, such as "
+        "heading.recall_at_1; errors and ranks go down, all else up",
+    )
     synthesis: Literal["l1", "psnr", "ssim"] | None = Field(
-        None, description="second objective beside validation R@1: l1 down, psnr up or ssim up; default: none"
+        None, description="second objective beside the metric: l1 down, psnr up or ssim up; default: none"
     )
     scheduler: Literal["asha", "median", "none"] = Field("asha", description="how poor trials are stopped early")
     grace_epochs: int = Field(1, ge=1, description="epochs that every trial gets")

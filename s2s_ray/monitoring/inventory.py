@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from s2s_ray import registry, storage
+from s2s_ray.config.protocol import RECALL
 from s2s_ray.errors import NotFoundError, S2SError
 from s2s_ray.storage.store import store_of
 from s2s_ray.training.checkpoint_store import CheckpointStore
@@ -61,7 +62,12 @@ class SweepStatus:
     """Trials to run."""
     states: dict[str, int]
     best_recall: float | None
+    """Of the best trial; None if another metric is the objective."""
     best_trial: int | None
+    metric: str = RECALL
+    """The objective."""
+    best_value: float | None = None
+    """Of the best trial."""
 
 
 @dataclass(frozen=True)
@@ -169,21 +175,22 @@ def run_status(uri: str) -> RunStatus:
 def sweep_status(uri: str) -> SweepStatus:
     """Return the state of one sweep. Raises S2SError if it is damaged."""
     from s2s_ray.sweep.origin import SweepOrigin
-    from s2s_ray.sweep.study import RECALL, read_records
+    from s2s_ray.sweep.study import best_of, read_records
 
     origin = SweepOrigin.at(uri)
     config = origin.configuration(uri).tune
     records = read_records(config, uri, origin.study(config))
     states = {state: sum(record.state == state for record in records) for state in ("complete", "failed", "running")}
-    complete = [record for record in records if record.state == "complete"]
-    best = max(complete, key=lambda record: record.values[RECALL], default=None)
+    best = best_of(records, config.metric)
     return SweepStatus(
         name=storage.name(uri),
         uri=uri,
         requested=config.trials,
         states=states,
-        best_recall=best.values[RECALL] if best else None,
+        best_recall=best.values.get(RECALL) if best else None,
         best_trial=best.number if best else None,
+        metric=config.metric,
+        best_value=best.values[config.metric] if best else None,
     )
 
 

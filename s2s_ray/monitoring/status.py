@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from s2s_ray.config.protocol import RECALL
 from s2s_ray.errors import ClusterError
-from s2s_ray.monitoring.inventory import Inventory, RunStatus
+from s2s_ray.monitoring.inventory import Inventory, RunStatus, SweepStatus
 from s2s_ray.runtime.cluster import auth_token
 from s2s_ray.runtime.terminal import as_typed
 
@@ -114,6 +115,12 @@ def _state(run: RunStatus) -> Text:
     return Text("complete" if run.complete else "unfinished")
 
 
+def _best(sweep: SweepStatus) -> Text:
+    if sweep.metric == RECALL or sweep.best_value is None:
+        return Text(_percent(sweep.best_recall))
+    return as_typed(f"{sweep.best_value:.4g} {sweep.metric}")
+
+
 def _sweeps(inventory: Inventory) -> Table:
     table = Table("sweep", "finished", "failed", "running", "best R@1", "of trial", title="sweeps")
     for sweep in inventory.sweeps:
@@ -123,7 +130,7 @@ def _sweeps(inventory: Inventory) -> Table:
             f"{finished} of {sweep.requested}",
             str(sweep.states["failed"]),
             str(sweep.states["running"]),
-            _percent(sweep.best_recall),
+            _best(sweep),
             "" if sweep.best_trial is None else str(sweep.best_trial),
         )
     return table

@@ -18,13 +18,15 @@ from rich.live import Live
 from rich.table import Table
 
 from s2s_ray import storage
+from s2s_ray.config.protocol import RECALL
 from s2s_ray.errors import StorageError
 from s2s_ray.runtime.cluster import original_error
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.runtime.terminal import as_typed
+from s2s_ray.sweep.objectives import shown
 from s2s_ray.sweep.search import StudySearch
 from s2s_ray.sweep.space import format_params, format_value
-from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
+from s2s_ray.sweep.study import SweepStudy, TrialRecord, searched
 from s2s_ray.sweep.trial import EPOCH, FAILED
 from s2s_ray.training.checkpoint_store import CheckpointStore
 
@@ -116,7 +118,9 @@ class SweepProgress(tune.Callback):
             store.require_lease = self._study.check
             with self._search.ending(), suppress(StorageError):  # its process may be pruning the same checkpoints
                 store.keep_best()
-        self._show(trial, "finished: %s", f"R@1 {record.values[RECALL]:.1%}" if record.values else record.reason)
+        metric = self._study.objectives[0]
+        outcome = shown(metric, record.values[metric]) if record.values else record.reason
+        self._show(trial, "finished: %s", outcome)
 
     def _count(self) -> None:
         """Set the sweep's gauges."""
@@ -124,7 +128,7 @@ class SweepProgress(tune.Callback):
         for state in ("complete", "failed", "running"):
             self._gauges("s2s_sweep_trials", sum(record.state == state for record in records), state=state)
         self._gauges("s2s_sweep_trials_asked", self._total)
-        if best is not None:
+        if best is not None and RECALL in best.values:
             self._gauges("s2s_sweep_best_recall_at_1", best.values[RECALL])
 
     def _show(self, trial: Trial, text: str, *values: Any) -> None:

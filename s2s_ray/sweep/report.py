@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,18 +24,19 @@ from s2s_ray import storage
 from s2s_ray.config import Config
 from s2s_ray.evaluation.page import render
 from s2s_ray.secrets import masked
-from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, searched
+from s2s_ray.sweep.objectives import direction, label, shown
+from s2s_ray.sweep.study import SweepStudy, TrialRecord, searched
 
 TRIALS_FILE = "trials.parquet"
 REPORT_FILE = "report.html"
 PLOTS = "plots"
 _MIN_FOR_IMPORTANCE = 4  # complete trials; the importance of fewer means nothing
-_LABELS = {RECALL: "validation R@1", "l1": "L1", "psnr": "PSNR, dB", "ssim": "SSIM"}
 
 
 def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord | None) -> None:
     """Write `trials.parquet`, `plots/NAME.png` and `report.html` below the sweep's root."""
-    records = study.records()
+    records, metric = study.records(), study.objectives[0]
+    sign = 1 if direction(metric) == "maximize" else -1
     buffer = io.BytesIO()
     pq.write_table(trials_table(study), buffer)
     storage.write_bytes(storage.join(root, TRIALS_FILE), buffer.getvalue())
@@ -46,9 +48,10 @@ def write_report(root: str, config: Config, study: SweepStudy, best: TrialRecord
         "sweep.html",
         name=config.tune.name,
         best=best,
+        best_value=None if best is None else shown(metric, best.values[metric]),
         objectives=study.objectives,
-        labels=_LABELS,
-        records=sorted(records, key=lambda record: -record.values.get(RECALL, -1.0)),
+        labels={name: label(name) for name in study.objectives},
+        records=sorted(records, key=lambda record: -sign * record.values.get(metric, -sign * math.inf)),
         keys=searched(records),
         pareto=study.pareto() if len(study.objectives) > 1 else set(),
         pictures=pictures,
@@ -95,7 +98,7 @@ def plots(study: SweepStudy) -> dict[str, Figure]:
     if not complete:
         return {}
     drawn = optuna.visualization.matplotlib
-    target: dict[str, Any] = {"target_name": _LABELS[RECALL]}
+    target: dict[str, Any] = {"target_name": label(study.objectives[0])}
     if len(study.objectives) > 1:
         target["target"] = lambda trial: trial.values[0]
     wanted: dict[str, Callable[[], Any]] = {"history": lambda: drawn.plot_optimization_history(study.study, **target)}
@@ -115,7 +118,7 @@ def plots(study: SweepStudy) -> dict[str, Figure]:
             study.study, evaluator=evaluator, params=shared, **target
         )
     if len(study.objectives) > 1:
-        names = [_LABELS[name] for name in study.objectives]
+        names = [label(name) for name in study.objectives]
         wanted["pareto_front"] = lambda: drawn.plot_pareto_front(study.study, target_names=names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna marks all of its figures as experimental

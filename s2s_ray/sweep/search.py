@@ -17,8 +17,9 @@ from ray.tune.search import Searcher
 
 from s2s_ray.config import Config
 from s2s_ray.errors import ConfigError, S2SError, StorageError
+from s2s_ray.sweep.objectives import direction
 from s2s_ray.sweep.space import Params, Space
-from s2s_ray.sweep.study import RECALL, SweepStudy, direction, run_name, sampler
+from s2s_ray.sweep.study import SweepStudy, run_name, sampler
 from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class StudySearch(Searcher):
         return self._trials[trial_id].number
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Record the epochs of a running trial and, if it is the only objective, its recall."""
+        """Record the epochs of a running trial and, if it is the only objective, its value."""
         if FAILED not in result:
             with self.ending():
                 self._record(trial_id, result)
@@ -172,7 +173,9 @@ def early_stopping(config: Config, past: Sequence[History]) -> TrialScheduler:
             f"tune.grace_epochs={chosen.grace_epochs}: with train.epochs={epochs} nothing could be stopped early; "
             "lower it, or set tune.scheduler=none"
         )
-    common: dict[str, Any] = {"time_attr": EPOCH, "metric": RECALL, "mode": "max", "grace_period": chosen.grace_epochs}
+    upwards = direction(chosen.metric) == "maximize"
+    common: dict[str, Any] = {"time_attr": EPOCH, "metric": chosen.metric, "mode": "max" if upwards else "min"}
+    common["grace_period"] = chosen.grace_epochs
     scheduler: Any  # the stand-ins below are neither a controller nor a trial
     if chosen.scheduler == "asha":
         scheduler = AsyncHyperBandScheduler(
@@ -182,11 +185,13 @@ def early_stopping(config: Config, past: Sequence[History]) -> TrialScheduler:
         # An infinite time slice: trials are stopped, never paused to make room for others.
         scheduler = MedianStoppingRule(min_samples_required=3, **common | {"min_time_slice": math.inf})
     for number, history in enumerate(past):
-        trial, best, result = StandIn(f"past {number}"), 0.0, None
+        trial, result = StandIn(f"past {number}"), None
+        worst = 0.0 if upwards else math.inf
+        best = worst
         scheduler.on_trial_add(None, trial)
         for figures in history:
-            best = max(best, figures.get(RECALL, 0.0))
-            result = {EPOCH: figures["epoch"] + 1, RECALL: best}
+            best = (max if upwards else min)(best, figures.get(chosen.metric, worst))
+            result = {EPOCH: figures["epoch"] + 1, chosen.metric: best}
             scheduler.on_trial_result(None, trial, result)
         if result is not None:
             scheduler.on_trial_complete(None, trial, result)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, RDBStorage
@@ -29,13 +29,12 @@ from s2s_ray.errors import ConfigError, NotFoundError, SweepError
 from s2s_ray.references import resolved
 from s2s_ray.storage.filesystem import is_local
 from s2s_ray.sweep.journal import cut_torn_tail, open_journal
+from s2s_ray.sweep.objectives import direction, objectives
 from s2s_ray.sweep.space import Params, Space
 
 logger = logging.getLogger(__name__)
 
 JOURNAL = "study.journal"
-RECALL = "recall_at_1"
-_HIGHER_IS_BETTER = ("psnr", "ssim")
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,8 @@ class SweepStudy:
         return _records(self.study, self.objectives)
 
     def best(self) -> TrialRecord | None:
-        """Return the complete trial with the highest recall, the earliest of equals, or None if none is complete."""
-        complete = [record for record in self.records() if record.state == "complete"]
-        return max(complete, key=lambda record: record.values[RECALL], default=None)
+        """Return the complete trial with the best metric, the earliest of equals, or None if none is complete."""
+        return best_of(self.records(), self.objectives[0])
 
     def pareto(self) -> set[int]:
         """Return the numbers of the trials that no other trial beats in all objectives."""
@@ -185,6 +183,13 @@ def read_records(config: TuneConfig, root: str, name: str | None = None) -> list
         except KeyError:
             return []
         return _records(study, objectives(config))
+
+
+def best_of(records: Sequence[TrialRecord], metric: str) -> TrialRecord | None:
+    """Return the complete trial with the best metric, the earliest of equals, or None if none is complete."""
+    complete = [record for record in records if record.state == "complete"]
+    sign = 1 if direction(metric) == "maximize" else -1
+    return max(complete, key=lambda record: sign * record.values[metric], default=None)
 
 
 def searched(records: Sequence[TrialRecord]) -> list[str]:
@@ -248,16 +253,6 @@ def _opening(url: str) -> Iterator[str]:
         yield address
     except Exception as error:  # each database driver has its own classes
         raise ConfigError(f"tune.study={url!r} cannot be opened: {error}") from None
-
-
-def objectives(config: TuneConfig) -> list[str]:
-    """Return the names of the objectives, recall first."""
-    return [RECALL, *([config.synthesis] if config.synthesis else [])]
-
-
-def direction(objective: str) -> Literal["maximize", "minimize"]:
-    """Return the direction in which an objective improves, as Optuna names it."""
-    return "maximize" if objective == RECALL or objective in _HIGHER_IS_BETTER else "minimize"
 
 
 def run_name(params: Mapping[str, Any]) -> str:

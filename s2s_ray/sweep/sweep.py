@@ -26,12 +26,13 @@ from s2s_ray.runtime.cluster import in_thread
 from s2s_ray.runtime.ray_internals import keep_credentials
 from s2s_ray.runtime.ray_settings import quieten_tune
 from s2s_ray.storage.lease import Lease, driving
+from s2s_ray.sweep.objectives import is_share, shown
 from s2s_ray.sweep.origin import SweepOrigin
 from s2s_ray.sweep.progress import SweepProgress
 from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import History, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space, format_params
-from s2s_ray.sweep.study import RECALL, SweepStudy, TrialRecord, sampler
+from s2s_ray.sweep.study import SweepStudy, TrialRecord, sampler
 from s2s_ray.sweep.trial import run_trial
 from s2s_ray.training.checkpoint_store import CheckpointStore
 from s2s_ray.training.history import read_history
@@ -154,7 +155,7 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     if best is None:
         reasons = "; ".join(f"trial {record.number}: {record.reason}" for record in records[:3])
         write_report(root, config, study, None)
-        raise SweepError(f"sweep {config.tune.name!r}: no trial reported {RECALL} ({reasons})")
+        raise SweepError(f"sweep {config.tune.name!r}: no trial reported {study.objectives[0]} ({reasons})")
     best_config = space.config(best.params)
     storage.write_bytes(storage.join(root, BEST_FILE), best_config.to_yaml().encode())
     store = CheckpointStore(storage.join(root, "trials", best.run, "checkpoints"))
@@ -170,9 +171,10 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
 
 def describe(result: SweepResult) -> str:
     """Return a summary of a sweep in two lines."""
-    recall = result.best.values[RECALL]
-    lines = [f"best of {len(result.trials)} trials: number {result.best.number}, validation R@1 {recall:.1%}"]
+    metric, best = result.config.tune.metric, result.best
+    lines = [f"best of {len(result.trials)} trials: number {best.number}, {shown(metric, best.values[metric])}"]
     if result.start is not None and result.start.values:
-        gain = 100 * (recall - result.start.values[RECALL])
-        lines[0] += f", {gain:+.1f} points over the configuration's own values"
+        gain = best.values[metric] - result.start.values[metric]
+        text = f"{100 * gain:+.1f} points over" if is_share(metric) else f"{gain:+.4g} against"
+        lines[0] += f", {text} the configuration's own values"
     return "\n".join([*lines, format_params(result.best.params)])

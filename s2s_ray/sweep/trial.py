@@ -15,8 +15,9 @@ from s2s_ray.config import Config
 from s2s_ray.errors import DivergedError
 from s2s_ray.runtime.gauges import RayGauges
 from s2s_ray.storage.lease import Fence
+from s2s_ray.sweep.objectives import direction, objectives
 from s2s_ray.sweep.space import Space
-from s2s_ray.sweep.study import RECALL, objectives, run_name
+from s2s_ray.sweep.study import run_name
 from s2s_ray.training.loop import Report, Trainer
 
 EPOCH = "epoch"
@@ -31,7 +32,7 @@ class BestSoFar:
     """A wrapper of a report function that reports the best validated epoch so far, once its checkpoint is stored.
 
     Args:
-        names: the objectives to report.
+        names: the objectives to report; the first one decides which epoch is the best.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -42,9 +43,11 @@ class BestSoFar:
         logging.getLogger("s2s_ray").setLevel(logging.WARNING)  # the sweep logs the epochs of all its trials
         started = time.time()
         best: dict[str, float] = {}
+        metric = self.names[0]
+        sign = 1 if direction(metric) == "maximize" else -1
 
         def report_best(figures: Mapping[str, Any]) -> None:
-            if RECALL in figures and figures[RECALL] >= best.get(RECALL, 0.0):
+            if metric in figures and (not best or sign * figures[metric] >= sign * best[metric]):
                 best.update({name: float(figures[name]) for name in self.names})
             if best:
                 trainer.store.flush()  # Tune may stop the trial immediately
@@ -60,6 +63,7 @@ def trial_config(base: Config, params: Mapping[str, Any], root: str) -> Config:
         "name": run_name(params),
         "storage": storage.join(root, "trials"),
         "validate_synthesis": base.tune.synthesis is not None,
+        "best_metric": base.tune.metric,
     }
     return config.model_copy(update={"train": config.train.model_copy(update=own)})
 

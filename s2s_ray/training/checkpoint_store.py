@@ -12,14 +12,15 @@ import logging
 import pickle
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2s_ray import storage
-from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, StateError
+from s2s_ray.config.protocol import RECALL, direction
+from s2s_ray.errors import CheckpointError, DamagedError, InputError, NotFoundError, StateError
 from s2s_ray.model.checkpoint_meta import MODEL_FILE, read_meta
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import, and a process that only looks for checkpoints needs none of it
@@ -58,7 +59,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._sound: set[int] = set()
         self._damaged: set[int] = set()
-        self._recalls: dict[int, float | None] = {}
+        self._scores: dict[int, float | None] = {}
         self._unknown: set[int] = set()  # sound, with metadata that this version cannot read
         self._logged: set[int] = set()
         self._committed: int | None = None
@@ -77,7 +78,7 @@ class CheckpointStore:
         return self._finished(self._started())
 
     def best(self) -> int | None:
-        """Return the sound step with the highest validation recall (the later if equal), None if none has a recall."""
+        """Return the sound step that is best by `train.best_metric`, the later of equals; None if none has it."""
         while True:
             steps = self.steps()
             best = self._best_of(steps)
@@ -156,7 +157,7 @@ class CheckpointStore:
         return [step for step in steps if storage.is_complete(self.uri(step))]
 
     def _best_of(self, steps: list[int]) -> int | None:
-        scored = [(recall, step) for step in steps if (recall := self._recall(step)) is not None]
+        scored = [(score, step) for step in steps if (score := self._score(step)) is not None]
         return next((step for _, step in sorted(scored, reverse=True) if self._is_sound(step)), None)
 
     def _write(self, step: int, model: dict[str, Tensor], trainer: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -208,7 +209,7 @@ class CheckpointStore:
 
     def _forget(self, step: int) -> None:
         """Forget what is known of a checkpoint that was deleted or replaced, perhaps only in part."""
-        self._recalls.pop(step, None)
+        self._scores.pop(step, None)
         for steps in (self._sound, self._damaged, self._unknown, self._logged):
             steps.discard(step)
 
@@ -232,11 +233,15 @@ class CheckpointStore:
         except (DamagedError, NotFoundError):
             storage.check(self.uri(step))
 
-    def _recall(self, step: int) -> float | None:
-        """Return the validation recall of a checkpoint; None for one that is damaged or that a newer version wrote."""
-        if step not in self._recalls:
+    def _score(self, step: int) -> float | None:
+        """Return what the best checkpoint has most of: the validation metric that its run is to be chosen by.
+
+        It is negative for a metric that goes down, and None for a checkpoint that was not validated, is damaged or was
+        written by a newer version.
+        """
+        if step not in self._scores:
             try:
-                metrics = read_meta(self.uri(step)).get("metrics") or {}
+                meta = read_meta(self.uri(step))
             except StateError as error:
                 self._set_aside(step, error)
                 return None
@@ -245,10 +250,13 @@ class CheckpointStore:
                 if self._is_sound(step):
                     self._set_aside(step, error)
                 return None
-            recall = metrics.get("recall_at_1")
-            self._recalls[step] = None if recall is None else float(recall)
+            try:
+                self._scores[step] = validation_score(meta)
+            except InputError as error:  # a metric of a newer version
+                self._set_aside(step, error)
+                return None
             self._unknown.discard(step)
-        return self._recalls[step]
+        return self._scores[step]
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """Keep a checkpoint whose metadata cannot be read: a newer version wrote it, or it is damaged."""
@@ -260,3 +268,16 @@ class CheckpointStore:
         if step not in self._logged:
             logger.warning("checkpoint %s is damaged and not used: %s", self.uri(step), error)
         self._logged.add(step)
+
+
+def validation_score(meta: Mapping[str, Any]) -> float | None:
+    """Return a checkpoint's figure of its run's `train.best_metric`, negative if it goes down; None without one.
+
+    Raises:
+        InputError: this version does not know the metric.
+    """
+    metric = ((meta.get("config") or {}).get("train") or {}).get("best_metric", RECALL)
+    value = (meta.get("metrics") or {}).get(metric)
+    if value is None:
+        return None
+    return float(value) if direction(metric) == "maximize" else -float(value)

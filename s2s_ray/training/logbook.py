@@ -16,6 +16,7 @@ from s2s_ray.training.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
+_PROTOCOL_RECALL = ".recall_at_1"
 SHOWN = ("d_loss", "r_loss", "gan", "l1_weighted", "g_loss")
 
 
@@ -80,7 +81,13 @@ class Logbook:
                 self._events.add_scalar(f"epoch/{name}", value, entry["step"])
         recall = entry.get("recall_at_1")
         if recall is not None:
-            logger.info("epoch %d validation R@1 %.1f%% of %d", entry["epoch"] + 1, 100 * recall, entry["gallery"])
+            others = "".join(
+                f"; {key.removesuffix(_PROTOCOL_RECALL)} {100 * value:.1f}%"
+                for key, value in entry.items()
+                if key.endswith(_PROTOCOL_RECALL)
+            )
+            figures = (entry["epoch"] + 1, 100 * recall, entry["gallery"], others)
+            logger.info("epoch %d validation R@1 %.1f%% of %d%s", *figures)
         self._events.flush()
         write_history(self.run, history)
         for path in sorted(Path(self._local.name).iterdir()):

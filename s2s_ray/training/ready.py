@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from s2s_ray.config import Config
+from s2s_ray.config.protocol import Protocol
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Split
 from s2s_ray.errors import DamagedError, NotFoundError, RunError
+from s2s_ray.evaluation.protocols import require_margin
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import check_resumable, checkpoint_store
 from s2s_ray.training.trackers import check_installed
@@ -16,7 +18,7 @@ def check_ready(config: Config) -> None:
 
     Raises:
         ConfigError: a tracker that is not installed, too small a cache, or a secret in the configuration.
-        DatasetError: no data set, or an empty split.
+        DatasetError: no data set, an empty split, or no margin for a protocol of the validation.
         RunError: another resolution, or a run that was started with incompatible settings.
         CheckpointError: a checkpoint of another model, or all checkpoints are damaged.
         StorageError: a file cannot be read.
@@ -38,12 +40,20 @@ def check_ready(config: Config) -> None:
 
 
 def open_split(config: Config, split: Split, flip: float) -> PairDataset:
-    """Open a split of the configured data set. Raises RunError if it has another resolution than the model."""
-    dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed)
+    """Open a split of the configured data set.
+
+    Raises:
+        RunError: it has another resolution than the model.
+        DatasetError: the validation split has no margin for a protocol that is to be measured on it.
+    """
+    augmentation = config.augmentation if split == "train" else None
+    dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed, augmentation=augmentation)
     found = (dataset.height, dataset.width)
     if found != (config.model.height, config.model.width):
         raise RunError(
             f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
             f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
         )
+    for name in config.evaluation.protocols if split == "val" else ():
+        require_margin(dataset, Protocol.parse(name), config.evaluation)
     return dataset

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from s2s_ray import storage
-from s2s_ray.config import Config, load_stored
+from s2s_ray.config import AugmentationConfig, Config, load_stored
 from s2s_ray.errors import CheckpointError, RunError
 from s2s_ray.model.checkpoint_meta import META_FILE, check_fits, read_meta
 from s2s_ray.training.checkpoint_store import CheckpointStore
@@ -17,8 +17,8 @@ CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
 CHECKPOINTS = "checkpoints"
 
-# With another value of these a step number would mean other pairs.
-_FIXED = ("train.batch", "train.seed", "data.window", "data.flip")
+# With another value of these a step number would mean other pairs, or the best checkpoint another comparison.
+_FIXED = ("train.batch", "train.seed", "data.window", "data.flip", "train.best_metric")
 
 
 def run_uri(config: Config) -> str:
@@ -55,7 +55,7 @@ def check_resumable(uri: str, meta: dict[str, Any], config: Config, dataset_dige
     saved = Config.from_stored(meta["config"], storage.join(uri, META_FILE))
     check_fits(uri, saved.model, config.model)
     before, now = saved.model_dump(), config.model_dump()
-    for key in _FIXED:
+    for key in (*_FIXED, *(f"augmentation.{field}" for field in AugmentationConfig.model_fields)):
         section, field = key.split(".")
         if before[section][field] != now[section][field]:
             raise RunError(

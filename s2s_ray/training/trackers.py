@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,8 @@ class MlflowTracker:
 
         with _warning("MLflow"):
             now, step = int(time.time() * 1000), int(metrics["step"])
-            self._client.log_batch(self._run, [Metric(key, value, now, step) for key, value in numbers(metrics)])
+            named = [Metric(_allowed(key), value, now, step) for key, value in numbers(metrics)]
+            self._client.log_batch(self._run, named)
 
     def close(self, *, complete: bool) -> None:
         with _warning("MLflow"):
@@ -117,6 +119,11 @@ class WandbTracker:
     def close(self, *, complete: bool) -> None:
         with _warning("Weights & Biases"):
             self._run.finish(exit_code=0 if complete else 1)
+
+
+def _allowed(key: str) -> str:
+    """Return a metric's name with the characters that MLflow allows: `fov=90.metres_median` has `fov_90` there."""
+    return re.sub(r"[^\w\-./: ]", "_", key)
 
 
 def _searchable(uri: str) -> str:

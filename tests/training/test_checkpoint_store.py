@@ -50,6 +50,25 @@ def test_the_later_of_equal_recalls_is_best(model: S2S, tmp_path: Path) -> None:
     assert store.best() == 2
 
 
+@pytest.mark.parametrize(("metric", "best"), [("heading.recall_at_1", 3), ("heading.metres_median", 1), ("median", 0)])
+def test_another_metric_may_choose_the_best(
+    model: S2S, tmp_path: Path, metric: str, best: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"), keep=2)
+    for step, value in ((1, 0.1), (2, 0.5), (3, 0.7), (4, None), (5, 0.3)):
+        metrics = {"recall_at_1": 0.9 if step == 2 else 0.1, **({} if value is None else {metric: value})}
+        config = {"train": {"best_metric": metric}}
+        meta = {"run": "r", "step": step, "metrics": metrics, "config": config, "model": SMALL.model_dump(mode="json")}
+        store.save(step, model.state_dict(), {}, meta)
+    store.flush()
+    assert store.best() == (best or None)
+    if best:
+        assert store.steps() == sorted({best, 4, 5})
+    else:  # a metric of a newer version: nothing is chosen, and nothing deleted that was validated by it
+        assert "is kept, but not used: metric 'median'" in caplog.text
+        assert store.steps() == [1, 2, 3, 4, 5]
+
+
 def test_saving_copies_the_state_before_it_changes(model: S2S, tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path / "checkpoints"))
     before = model.generator.decoder.head.weight.detach().clone()
