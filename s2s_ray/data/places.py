@@ -27,7 +27,12 @@ def places_of(dataset: PairDataset, rule: Metres | None = None) -> Places:
     """
     if (rule or metres_rule(dataset)) == "utm":
         return Places(dataset.positions, dataset.zones)
-    return Places.on_ellipsoid(_latlon(dataset.latlon, dataset.positions, dataset.zones))
+    return Places.on_ellipsoid(degrees_of(dataset))
+
+
+def degrees_of(dataset: PairDataset) -> NDArray[np.float64]:
+    """Return the latitude and longitude of all pairs of a split in degrees, N 2; NaN if unknown."""
+    return _latlon(dataset.latlon, dataset.positions, dataset.zones)
 
 
 def latlon_of(records: Sequence[Record]) -> NDArray[np.float64]:

@@ -112,7 +112,7 @@ def posterior(
 def spacing_m(index: Gallery) -> float:
     """Return the metres between neighbouring tiles of an index, at most 32: the picture may be anywhere between them.
 
-    It is the median over a sample of tiles; tiles without a position count as sparse.
+    It is the median over a sample of tiles.
     """
     return _ground(index).spacing_m
 
@@ -174,7 +174,7 @@ class _Ground:
     def __init__(self, index: Gallery) -> None:
         rows = np.sort(np.random.default_rng(0).permutation(len(index))[:_SAMPLE])
         self.sample = rows, index.descriptors(rows)
-        self.spacing_m = _spacing(index.positions, rows)
+        self.spacing_m = spacing_of(index.positions)
 
 
 _GROUNDS: WeakKeyDictionary[Gallery, _Ground] = WeakKeyDictionary()
@@ -187,14 +187,19 @@ def _ground(index: Gallery) -> _Ground:
     return found
 
 
-def _spacing(positions: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
-    """Return the median distance from some tiles to the closest other one, at most `_SPARSE_M`."""
+def spacing_of(positions: NDArray[np.float64]) -> float:
+    """Return the median distance in metres from a sample of tiles to the closest other one, at most `_SPARSE_M`.
+
+    Args:
+        positions: latitude and longitude in degrees, N 2; NaN if unknown.
+    """
     known = np.flatnonzero(np.isfinite(positions).all(axis=1))
     order = known[np.argsort(positions[known, 0], kind="stable")]
     latitudes, longitudes = positions[order].T
     reach = _SPARSE_M / _METRES_PER_DEGREE
     closest = []
-    for latitude, longitude in positions[rows]:
+    sample = np.random.default_rng(0).permutation(len(known))[:_SAMPLE]
+    for latitude, longitude in positions[known[sample]]:
         low, high = np.searchsorted(latitudes, (latitude - reach, latitude + reach))
         east = (longitudes[low:high] - longitude + 180) % 360 - 180
         metres = np.hypot(latitudes[low:high] - latitude, east * np.cos(np.radians(latitude))) * _METRES_PER_DEGREE
