@@ -14,7 +14,7 @@ from s2s_ray.config import EvaluationConfig
 from s2s_ray.config.protocol import Protocol
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.places import places_of
-from s2s_ray.errors import DatasetError
+from s2s_ray.errors import ConfigError, DatasetError
 from s2s_ray.evaluation.asked import asked, offcentre
 from s2s_ray.evaluation.descriptors import allocate, batches, embed_turned, evaluating
 from s2s_ray.evaluation.hypotheses import best_hypotheses
@@ -148,7 +148,7 @@ def embed_gallery(
     rows, done = allocate(model, len(indices) * len(grid), device), 0
     with evaluating(model), torch.inference_mode():
         for index, shifts in zip(indices, pixels, strict=True):
-            tiles = _cut(dataset, index, shifts)
+            tiles = cut(dataset, index, shifts)
             for first in range(0, len(tiles), config.batch):
                 views = torch.stack([geometry.satellite(tile, "north-up") for tile in tiles[first:][: config.batch]])
                 rows[done : done + len(views)] = model.embed_satellite(views.to(device))
@@ -224,12 +224,17 @@ def grid_of(radius_m: float, step_m: float) -> NDArray[np.float64]:
 
 
 def require_margin(dataset: PairDataset, protocol: Protocol, config: EvaluationConfig) -> None:
-    """Raise DatasetError if a protocol needs more imagery around the tiles than the data set has."""
+    """Refuse a protocol whose positions a data set does not hold.
+
+    Raises:
+        DatasetError: it needs more imagery around the tiles than the data set has.
+        ConfigError: the step makes too many positions.
+    """
     if protocol.offcentre_m is None:
         return
     grid = grid_of(protocol.offcentre_m, config.offcentre_step_m)
     if len(grid) > LARGEST_GRID:
-        raise DatasetError(
+        raise ConfigError(
             f"{protocol.name}: evaluation.offcentre_step_m={config.offcentre_step_m:g} makes {len(grid):,} positions "
             f"in each tile, more than {LARGEST_GRID:,}: choose a larger step"
         )
@@ -253,7 +258,7 @@ def _pixels(dataset: PairDataset, metres: NDArray[np.float64]) -> NDArray[np.int
     return np.rint(metres / _metres_per_pixel(dataset)).astype(np.int64)
 
 
-def _cut(dataset: PairDataset, index: int, shifts: NDArray[np.int64]) -> list[Pixels]:
+def cut(dataset: PairDataset, index: int, shifts: NDArray[np.int64]) -> list[Pixels]:
     """Return raw tiles of a pair, shifted by pixels to the east and to the north (C 2), as `tile_around` does."""
     wide, first, side = dataset.wide_tile(index), dataset.info.margin_px, dataset.info.tile_px or 0
     corners = [(first - north, first + east) for east, north in shifts.tolist()]

@@ -14,17 +14,25 @@ from s2s_ray.config.protocol import Protocol
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.places import places_of
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import DescriptorError, InputError
+from s2s_ray.errors import ConfigError, DatasetError, DescriptorError, InputError
 from s2s_ray.evaluation import hypotheses
 from s2s_ray.evaluation.asked import asked, drawn, offcentre, rolled
 from s2s_ray.evaluation.descriptors import embed_dataset, embed_turned
 from s2s_ray.evaluation.hypotheses import best_hypotheses
 from s2s_ray.evaluation.outcome import Outcome, table
-from s2s_ray.evaluation.protocols import ask, embed_gallery, measure, measure_protocols
+from s2s_ray.evaluation.protocols import (
+    ask,
+    cut,
+    embed_gallery,
+    grid_of,
+    measure,
+    measure_protocols,
+    require_margin,
+)
 from s2s_ray.evaluation.recall import Nearby, recall_at_k
 from s2s_ray.geo.polar import roll_to_north
 from s2s_ray.model.s2s import S2S
-from tests.evaluation.test_evaluate import HEIGHT, PAIRS, SMALL, WIDTH, write_pairs
+from tests.evaluation.test_evaluate import HEIGHT, METRES_PER_DEGREE, PAIRS, SMALL, WIDTH, write_pairs
 
 IDS = [f"pair{number}" for number in range(5)]
 CONFIG = EvaluationConfig(batch=3)
@@ -320,3 +328,102 @@ def test_figures_of_an_outcome_by_hand() -> None:
     }
     again = Outcome.of_columns(outcome.columns, 150)
     assert again.figures() == outcome.figures()
+
+
+class TestOffcentre:
+    """A data set whose tiles have a margin: 16 m wide, 2 pixels a metre, with 9 m around them."""
+
+    SIDE, MARGIN = 32, 18
+
+    @pytest.fixture
+    def wide(self, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch) -> PairDataset:
+        known = {"tile_m": 16.0, "tile_px": self.SIDE, "margin_m": 9.0, "keep_tiles": True}
+        monkeypatch.setattr(dataset, "info", dataset.info.model_copy(update=known))
+        size = self.SIDE + 2 * self.MARGIN
+
+        def wide_tile(index: int) -> np.ndarray:
+            """Return blurred noise that is white where the panorama was taken."""
+            rng = np.random.default_rng(index)
+            pixels = rng.integers(0, 200, (size, size, 3), np.uint8)
+            pixels[size // 2, size // 2] = 255
+            return pixels
+
+        monkeypatch.setattr(dataset, "wide_tile", wide_tile)
+        return dataset
+
+    def test_the_panorama_is_where_its_offset_says(self, wide: PairDataset) -> None:
+        shifts = np.array([[0, 0], [5, 0], [0, -3], [-18, 18]])
+        for (east, north), tile in zip(shifts, cut(wide, 1, shifts), strict=True):
+            assert tile.shape == (self.SIDE, self.SIDE, 3)
+            spot = np.argwhere((tile == 255).all(2)).tolist()
+            inside = max(abs(east), abs(north)) < self.SIDE // 2
+            # a centre to the east of the panorama has it on its left, one to the north has it below
+            assert spot == ([[self.SIDE // 2 + north, self.SIDE // 2 - east]] if inside else [])
+
+    def test_the_margin_holds_cameras_and_positions(self, wide: PairDataset) -> None:
+        config = EvaluationConfig(offcentre_step_m=2.0)
+        require_margin(wide, Protocol(offcentre_m=5), config)  # the positions end at 4 m
+        with pytest.raises(DatasetError, match=r"offcentre=6 needs 12 m of imagery around each tile, and .* has 9 m"):
+            require_margin(wide, Protocol(offcentre_m=6), config)
+        require_margin(wide, Protocol(offcentre_m=9), config.model_copy(update={"offcentre_step_m": 0.0}))
+
+    @pytest.mark.parametrize("text", ["offcentre=4", "heading+offcentre=4"])
+    def test_the_outcome_equals_positions_one_by_one(self, text: str, model: S2S, wide: PairDataset) -> None:
+        protocol, config = Protocol.parse(text), EvaluationConfig(batch=4, offcentre_step_m=3.0)
+        geometry = wide.info.geometry
+        gallery = embed_gallery(model, wide, geometry, protocol, 1, range(PAIRS), config, "cpu")
+        outcome = ask(model, wide, protocol, 1, gallery, range(PAIRS), config, "cpu")
+        cameras = offcentre(wide.ids, 4.0, 1)
+        size = self.SIDE + 2 * self.MARGIN
+        centres: dict[tuple[int, int], tuple[np.ndarray, Tensor]] = {}
+        for tile in range(PAIRS):
+            pixels = wide.wide_tile(tile)
+            for number, grid in enumerate((e, n) for e in (-3.0, 0.0, 3.0) for n in (-3.0, 0.0, 3.0)):
+                shift = np.rint(2 * (np.array(grid) - cameras[tile])).astype(int)
+                row, column = (size - self.SIDE) // 2 - shift[1], (size - self.SIDE) // 2 + shift[0]
+                view = geometry.satellite(pixels[row : row + self.SIDE, column : column + self.SIDE], "north-up")
+                with torch.no_grad():
+                    centres[tile, number] = shift / 2, model.embed_satellite(view[None])[0].double()
+        for i in range(PAIRS):
+            query = asked(wide[i].street[None], [wide.ids[i]], protocol, 1)
+            with torch.no_grad():
+                if protocol.heading:
+                    views, headings = embed_turned(model, query.street, query.seen)
+                else:
+                    views, headings = model.embed_street(query.street)[None], np.zeros(1)
+            best: dict[int, tuple[float, float, np.ndarray]] = {}
+            for (tile, _), (offset, descriptor) in centres.items():
+                squares = (views[0].double() - descriptor).square().sum(1)
+                found = (float(squares.min()), float(headings[int(squares.argmin())]), offset)
+                best[tile] = min(best.get(tile, found), found, key=lambda item: item[0])
+            order = sorted(best, key=lambda tile: best[tile][0])
+            assert outcome.ranks[i] == 1 + order.index(i)
+            if protocol.heading:
+                error = abs(best[i][1] - query.headings[0]) % 360
+                assert outcome.own_heading_errors[i] == pytest.approx(min(error, 360 - error), abs=1e-9)
+            first, offset = order[0], best[order[0]][2]
+            if first == i:
+                assert outcome.metres[i] == pytest.approx(np.hypot(*offset), abs=1e-9)
+            elif PAIRS - 1 in (first, i):
+                assert np.isnan(outcome.metres[i])  # the place of the last pair is unknown
+            else:
+                apart = wide.latlon[first] - wide.latlon[i]
+                east = apart[1] * METRES_PER_DEGREE + offset[0]
+                north = apart[0] * 111_200 + offset[1]
+                assert outcome.metres[i] == pytest.approx(np.hypot(east, north), rel=1e-3)
+
+    def test_the_centre_alone_and_grids(self) -> None:
+        assert grid_of(16, 0).tolist() == [[0, 0]]
+        assert len(grid_of(16, 4)) == 81
+        assert np.abs(grid_of(10, 4)).max() == 8
+        assert len(np.unique(grid_of(0.3, 0.1), axis=0)) == 49
+
+    def test_a_data_set_without_a_margin(self, model: S2S, dataset: PairDataset) -> None:
+        config = EvaluationConfig(protocols=("offcentre=16",))
+        with pytest.raises(DatasetError, match=r"offcentre=16 needs 32 m of imagery around each tile, and .* has 0 m"):
+            measure_protocols(model, dataset, config)
+        with pytest.raises(DatasetError, match=r"prepare\.margin_m=32"):
+            measure(model, dataset, dataset.info.geometry, Protocol(offcentre_m=16), 0)
+        config = EvaluationConfig(protocols=("offcentre=16",), offcentre_step_m=0.01)
+        with pytest.raises(ConfigError, match=r"offcentre_step_m=0\.01 makes 10,246,401 positions"):
+            measure_protocols(model, dataset, config)
