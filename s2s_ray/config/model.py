@@ -42,7 +42,13 @@ class ModelConfig(Section):
     street_batchnorm: Literal["live", "frozen"] = Field(
         "live", description="live: batch statistics over all workers; frozen: the running statistics"
     )
-    masks: int = Field(8, ge=1, description="spatial attention masks per view")
+    pooling: Literal["attention", "azimuth"] = Field(
+        "attention",
+        description="attention: the paper's spatial attention; azimuth: keeps the columns apart, so that descriptors "
+        "can be turned and partial views compare by what they show",
+    )
+    masks: int = Field(8, ge=1, description="attention: spatial attention masks per view")
+    azimuth_channels: int = Field(24, ge=1, description="azimuth: numbers per column of local features")
     circular: bool = Field(
         False, description="convolutions continue at the other end of the horizon, which has no seam; false: the paper"
     )
@@ -96,5 +102,7 @@ class ModelConfig(Section):
 
     @property
     def descriptor_size(self) -> int:
-        """Length of a descriptor: feature channels times masks."""
+        """Length of a descriptor: feature channels times masks, or numbers per column times columns."""
+        if self.pooling == "azimuth":
+            return self.azimuth_channels * (self.width // 8)
         return self.feature_channels * self.masks

@@ -1,4 +1,4 @@
-"""Attention: the non-local block of G and D, and the spatial attention that pools features to descriptors."""
+"""Attention: the non-local block of G and D, and what pools local features to descriptors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class SpatialAttention(nn.Module):
 
     Each of the k masks is a two-layer linear map n -> n//2 -> n of the channel-wise maximum, n = h*w. A descriptor is
     the mask-weighted sum of the features over positions, flattened channel-major and L2-normalised. n is fixed by the
-    resolution. Source: docs/model.md, "Retrieval" (the main paper's SA module; Shi et al. 2019).
+    resolution. Features count by the share of their pixels that was seen, B 1 h w, if it is given.
+
+    Source: docs/model.md, "Retrieval" (the main paper's SA module; Shi et al. 2019).
     """
 
     def __init__(self, height: int, width: int, masks: int) -> None:
@@ -68,13 +70,13 @@ class SpatialAttention(nn.Module):
             nn.init.normal_(weight, 0.0, 0.005)
             nn.init.constant_(bias, 0.1)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, share: Tensor | None = None) -> Tensor:
         self._check(features)
         with torch.autocast(features.device.type, enabled=False):
-            local = at_least_float32(features).flatten(2)
+            local = weighted(at_least_float32(features), share).flatten(2)
             return F.normalize((local @ self._masks(local.amax(dim=1))).flatten(1), dim=1)
 
-    def turned(self, features: Tensor) -> Tensor:
+    def turned(self, features: Tensor, share: Tensor | None = None) -> Tensor:
         """Return the descriptors of the features rolled right by 0, 1, ... w - 1 columns, B w (C*k), float32.
 
         The masks depend on the roll through the maxima alone, which are rolled instead of the features; the masks of a
@@ -82,12 +84,11 @@ class SpatialAttention(nn.Module):
         """
         self._check(features)
         with torch.autocast(features.device.type, enabled=False):
-            local = at_least_float32(features)
+            local = weighted(at_least_float32(features), share)
             count, (height, width) = len(local), self.shape
             column = torch.arange(width, device=local.device)
-            source = (column[None] - column[:, None]) % width  # w w: what each column of each roll shows
             target = (column[None] + column[:, None]) % width  # w w: where each roll shows a column
-            maxima = local.amax(dim=1)[..., source].transpose(1, 2)  # B roll h w
+            maxima = rolls(local.amax(dim=1)).movedim(-2, 1)  # B roll h w
             masks = self._masks(maxima.reshape(count * width, height * width))
             masks = masks.view(count, width, height, width, masks.shape[2])
             masks = masks.gather(3, target[None, :, None, :, None].expand_as(masks))
@@ -104,3 +105,54 @@ class SpatialAttention(nn.Module):
     def _check(self, features: Tensor) -> None:
         if tuple(features.shape[-2:]) != self.shape:
             raise ValueError(f"features have size {tuple(features.shape[-2:])}, this attention expects {self.shape}")
+
+
+class AzimuthPooling(nn.Module):
+    """Aggregation that keeps the azimuth: local features B C h w -> unit descriptors B (k*w), float32.
+
+    A column of features becomes k numbers by one linear map, the same for all columns; the vector of all columns,
+    flattened k-major, is L2-normalised. So a descriptor is turned by rolling its columns, and columns of which nothing
+    was seen are zero: the product with the descriptor of a tile is then that of the seen directions alone. With
+    `even_columns` all columns have the same norm, as those of tiles, of which everything is known; otherwise the norm
+    of a column is a learned weight of its direction.
+
+    The share of its pixels that was seen, B 1 h w, weighs every feature and, averaged over the column, the bias.
+    """
+
+    def __init__(self, channels: int, height: int, width: int, numbers: int, *, even_columns: bool) -> None:
+        super().__init__()
+        self.shape = (height, width)
+        self.even_columns = even_columns
+        self.column = nn.Conv2d(channels, numbers, (height, 1))
+
+    def forward(self, features: Tensor, share: Tensor | None = None) -> Tensor:
+        if tuple(features.shape[-2:]) != self.shape:
+            raise ValueError(f"features have size {tuple(features.shape[-2:])}, this pooling expects {self.shape}")
+        assert self.column.bias is not None
+        with torch.autocast(features.device.type, enabled=False):
+            sums = F.conv2d(weighted(at_least_float32(features), share), self.column.weight).squeeze(2)
+            bias = self.column.bias[:, None]
+            columns = sums + (bias if share is None else bias * share.to(sums).mean(2))
+            if self.even_columns:
+                columns = F.normalize(columns, dim=1)
+            return F.normalize(columns.flatten(1), dim=1)
+
+    def turned(self, features: Tensor, share: Tensor | None = None) -> Tensor:
+        """Return the descriptors of the features rolled right by 0, 1, ... w - 1 columns, B w (k*w), float32."""
+        return self.turn(self(features, share))
+
+    def turn(self, descriptors: Tensor) -> Tensor:
+        """Return descriptors B D for every roll of their columns, B w D."""
+        return rolls(descriptors.unflatten(1, (-1, self.shape[1]))).transpose(1, 2).flatten(2)
+
+
+def weighted(features: Tensor, share: Tensor | None) -> Tensor:
+    """Return local features B C h w times the share of their pixels that was seen, B 1 h w; None: all."""
+    return features if share is None else features * share.to(features)
+
+
+def rolls(columns: Tensor) -> Tensor:
+    """Return ... w rolled right by 0, 1, ... w - 1 columns: ... w w, entry t of the last but one dimension by t."""
+    width = columns.shape[-1]
+    column = torch.arange(width, device=columns.device)
+    return columns[..., (column[None] - column[:, None]) % width]

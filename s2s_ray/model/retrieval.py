@@ -1,4 +1,4 @@
-"""The retrieval branch R: a street encoder, and one spatial attention per view.
+"""The retrieval branch R: a street encoder, and for each view what pools its local features to a descriptor.
 
 A street view may show a part of what the model's view covers (`seen`). Unseen pixels are zero, which is what the
 convolutions pad with, and local features count by the share of their 8 x 8 pixels that was seen: what is unseen
@@ -16,7 +16,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
-from s2s_ray.model.attention import SpatialAttention
+from s2s_ray.model.attention import AzimuthPooling, SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import conv_class
 from s2s_ray.model.generator import Encoder
@@ -104,25 +104,31 @@ def visible(images: Tensor, seen: Tensor | None) -> Tensor:
     return images if seen is None else images.masked_fill(~seen[:, None], 0.0)
 
 
-def visible_features(features: Tensor, seen: Tensor | None) -> Tensor:
-    """Return local features B C H/8 W/8 times the share of their pixels that was seen."""
-    if seen is None:
-        return features
-    return features * nn.functional.avg_pool2d(seen[:, None].to(features.dtype), 8)
+def seen_share(seen: Tensor | None) -> Tensor | None:
+    """Return the share of the pixels of each local feature that was seen, float32 B 1 H/8 W/8."""
+    return None if seen is None else nn.functional.avg_pool2d(seen[:, None].float(), 8)
+
+
+def _pooling(config: ModelConfig, *, even_columns: bool) -> SpatialAttention | AzimuthPooling:
+    height, width = config.height // 8, config.width // 8
+    if config.pooling == "attention":
+        return SpatialAttention(height, width, config.masks)
+    channels = config.feature_channels
+    return AzimuthPooling(channels, height, width, config.azimuth_channels, even_columns=even_columns)
 
 
 class Retrieval(nn.Module):
     """The network from the local features of both views to unit descriptors B x (8c*k); 26,789,520 parameters.
 
+    With `model.pooling=azimuth` the two attentions are poolings that keep the azimuth, and descriptors B x (k*W/8).
     `satellite_encoder` is None except in ablations whose R does not use the features of the generator.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.street_encoder = StreetEncoder(config)
-        height, width = config.height // 8, config.width // 8
-        self.satellite_attention = SpatialAttention(height, width, config.masks)
-        self.street_attention = SpatialAttention(height, width, config.masks)
+        self.satellite_attention = _pooling(config, even_columns=True)
+        self.street_attention = _pooling(config, even_columns=False)
         # last, so that a seed gives the other weights the same values with and without it
         self.satellite_encoder = Encoder(config) if config.separate_encoder else None
 
@@ -137,9 +143,9 @@ class Retrieval(nn.Module):
 
     def pool_street(self, features: Tensor, seen: Tensor | None = None) -> Tensor:
         """Embed local street features B 8c H/8 W/8, made from `visible` images, as B D."""
-        descriptor: Tensor = self.street_attention(visible_features(features, seen))
+        descriptor: Tensor = self.street_attention(features, seen_share(seen))
         return descriptor
 
     def embed_street_turned(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
         """Embed street views for every heading at steps of a feature column, B T D, T = W/8; see `S2S`."""
-        return self.street_attention.turned(visible_features(self.street_encoder(visible(street, seen)), seen))
+        return self.street_attention.turned(self.street_encoder(visible(street, seen)), seen_share(seen))

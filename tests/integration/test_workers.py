@@ -86,10 +86,14 @@ def cycle(
     micro_batch: int | None = None,
     dtype: torch.dtype = DOUBLE,
     seed: int = 0,
+    other_views: bool = False,
 ) -> Result:
-    """Run a training cycle of a tiny model with effective attention; with live statistics if not in pieces."""
+    """Run a training cycle of a tiny model with effective attention; with live statistics if not in pieces.
+
+    With `other_views` InfoNCE compares partly seen street views with other satellite images than synthesis.
+    """
     torch.manual_seed(seed)
-    config = tiny_model(residual_blocks=6, discriminator_channels=8)
+    config = tiny_model(residual_blocks=6, discriminator_channels=8, circular=other_views)
     model = S2S(config).to(dtype).train()
     for module in model.modules():
         if isinstance(module, NonLocalBlock):
@@ -101,12 +105,20 @@ def cycle(
     negatives = torch.ones(pairs, pairs, dtype=torch.bool)
     if pairs > 2:
         negatives[0, pairs - 1] = negatives[pairs - 1, 0] = False  # pairs of the first and the last worker
-    losses = TrainingStep(model, LossConfig(), TrainConfig(micro_batch=micro_batch))(
+    loss, options = LossConfig(), dict[str, Any](discard=discard)
+    if other_views:
+        seen = torch.rand(pairs, 1, 40) < 0.7
+        query = own(street.flip(1), shares), own(seen.repeat(1, 32, 1), shares)
+        loss, options = (
+            LossConfig(retrieval="infonce"),
+            {"query": query, "reference": own(satellite.roll(3, 2), shares)},
+        )
+    losses = TrainingStep(model, loss, TrainConfig(micro_batch=micro_batch))(
         own(satellite, shares),
         own(street, shares),
+        **options,
         shares=shares if world_size() > 1 else None,
         negatives=negatives,
-        discard=discard,
     )
     named = {network: model.get_submodule(network).named_parameters() for network in NETWORKS}
     gradients = {
@@ -121,12 +133,31 @@ def pieces(shares: tuple[int, ...]) -> Result:
     return cycle(shares, micro_batch=2 if world_size() > 1 else sum(shares))
 
 
+def views(shares: tuple[int, ...]) -> Result:
+    """Run a cycle of InfoNCE on other views."""
+    return cycle(shares, other_views=True)
+
+
+def views_in_pieces(shares: tuple[int, ...]) -> Result:
+    """Run the same in pieces of two pairs on many workers and at once on one worker."""
+    micro_batch = 2 if world_size() > 1 else sum(shares)
+    return cycle(shares, micro_batch=micro_batch, other_views=True)
+
+
 def single(shares: tuple[int, ...]) -> Result:
     """Run cycles in float32, by seed."""
     return {str(seed): cycle(shares, dtype=torch.float32, seed=seed) for seed in range(SEEDS)}
 
 
-CHECKS = {"gathered": gathered, "normalised": normalised, "cycle": cycle, "pieces": pieces, "single": single}
+CHECKS = {
+    "gathered": gathered,
+    "normalised": normalised,
+    "cycle": cycle,
+    "pieces": pieces,
+    "views": views,
+    "views_in_pieces": views_in_pieces,
+    "single": single,
+}
 # Tolerances of a gradient's difference, in units of its norm or a millionth of its network's.
 DOUBLE_TOLERANCE, SINGLE_TOLERANCE = 1e-10, 3e-4
 
@@ -243,7 +274,7 @@ def assert_alike(found: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=name_of)
-@pytest.mark.parametrize("check", ["cycle", "pieces"])
+@pytest.mark.parametrize("check", ["cycle", "pieces", "views", "views_in_pieces"])
 def test_a_cycle_has_the_losses_and_gradients_of_the_whole_batch(
     folder: Path, shares: tuple[int, ...], check: str
 ) -> None:
