@@ -2,46 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from s2s_ray.errors import OptionError, UnreadableImageError
+from s2s_ray.errors import OptionError, UnreadableImageError, ViewError
 
-if TYPE_CHECKING:  # NumPy, Pillow and httpx2 would delay every other verb
-    from s2s_ray.client import ServedMatch
+if TYPE_CHECKING:  # NumPy, Pillow, PyTorch and httpx2 would delay every other verb
+    from s2s_ray.client import ServedLocation
     from s2s_ray.geo.images import Descriptors, Layout, Pixels
-    from s2s_ray.geo.prior import Prior
+    from s2s_ray.geo.prior import FileCircle, Prior
+    from s2s_ray.geo.query import Known, Query
+    from s2s_ray.geo.views import View
+    from s2s_ray.inference import Embedder
+    from s2s_ray.localization import Turned
 
-Rows = tuple[float, float]
+Position = tuple[float, float]
+
+
+class Search(NamedTuple):
+    """What to search for, besides the pictures: see `Client.locate`."""
+
+    k: int | None = None
+    prior: Prior | FileCircle | None = None
+    true: Position | None = None
+    together: bool = False
 
 
 class Engine(Protocol):
-    """A model to use: `Client`, or a checkpoint on this machine."""
+    """A model to use."""
 
-    def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors: ...
+    def embed_street(self, images: list[str], query: Query) -> Descriptors: ...
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors: ...
     def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]: ...
-    def localize(
-        self, images: list[str], k: int | None, heading: float, rows: Rows | None, prior: Prior | None, true: Any
-    ) -> list[list[ServedMatch]]: ...
+    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]: ...
+
+
+class Remote:
+    """A service."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        """Open no connection yet. Raises InputError."""
+        from s2s_ray.client import Client
+
+        self.client = Client(url, token)
+
+    def embed_street(self, images: list[str], query: Query) -> Descriptors:
+        """Return descriptors of pictures, N x D."""
+        known = {"fov": query.fov, "projection": query.projection, "pitch": query.pitch, "roll": query.roll}
+        return self.client.embed_street(images, query.heading, query.rows, **known)
+
+    def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors:
+        """Return descriptors of satellite images, N x D."""
+        return self.client.embed_satellite(images, layout)
+
+    def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]:
+        """Return the street view of each satellite image, H W 3."""
+        return self.client.synthesize(images, layout)
+
+    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]:
+        """Return where each picture, or all of them together, were taken."""
+        return self.client.locate(
+            images, query, k=search.k, prior=search.prior, true=search.true, together=search.together
+        )
 
 
 class Local:
-    """A checkpoint, and for localisation its index, in this process."""
+    """A checkpoint, and for localisation its index and calibration, in this process."""
 
-    def __init__(self, checkpoint: str, index: str | None, device: str) -> None:
+    def __init__(self, checkpoint: str, index: str | None, calibration: str | None, device: str) -> None:
         """Find the checkpoint. Raises RunError, StorageError, OptionError."""
         from s2s_ray.cli.options import local_device
         from s2s_ray.training.run import find_checkpoint
 
-        self._checkpoint, self._index, self._device = find_checkpoint(checkpoint), index, local_device(device)
+        self._checkpoint, self._index, self._calibration = find_checkpoint(checkpoint), index, calibration
+        self._device = local_device(device)
 
-    def embed_street(self, images: list[str], heading: float, rows: Rows | None) -> Descriptors:
-        """Return descriptors of panoramas, N x D."""
+    def embed_street(self, images: list[str], query: Query) -> Descriptors:
+        """Return descriptors of pictures, N x D. Raises ViewError for a picture of unknown heading."""
+        import numpy as np
+
         from s2s_ray.inference import Embedder
 
-        return Embedder.load(self._checkpoint, self._device).street(_read(images), heading, rows)
+        embedder = Embedder.load(self._checkpoint, self._device)
+        pictures = _street_views(embedder, images, query)
+        for image, (known, _) in zip(images, pictures, strict=True):
+            if known.heading is None:
+                raise ViewError(
+                    f"the heading of {image} is unknown, and one descriptor has one heading: give --heading DEGREES"
+                )
+        nothing = np.empty((0, embedder.model.config.descriptor_size), np.float32)
+        return np.concatenate([nothing, *(_embedded(embedder, view) for _, view in pictures)])
 
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors:
         """Return descriptors of satellite images, N x D."""
@@ -55,72 +106,105 @@ class Local:
 
         return list(Synthesizer.load(self._checkpoint, self._device).street(_read(images), layout))
 
-    def localize(
-        self,
-        images: list[str],
-        k: int | None,
-        heading: float,
-        rows: Rows | None,
-        prior: Prior | None,
-        true: tuple[float, float] | None,
-    ) -> list[list[ServedMatch]]:
-        """Return the nearest tiles of each panorama, best first."""
-        from s2s_ray.client import ServedMatch
-        from s2s_ray.inference import Localizer
+    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]:
+        """Return where each picture, or all of them together, were taken."""
+        from s2s_ray.client import ServedLocation
+        from s2s_ray.inference import DEFAULT_K, Localizer
+        from s2s_ray.localization import locate
+        from s2s_ray.service import answers
 
         if self._index is None:
             raise OptionError("--checkpoint alone cannot localise: give --index with it")
-        localizer = Localizer.load(self._checkpoint, self._index, self._device)
-        found = localizer.street(_read(images), k, heading, rows, prior)
-        return [
-            [
-                ServedMatch(
-                    one.rank, one.id, one.latitude, one.longitude, one.descriptor_distance,
-                    _metres(true, one.latitude, one.longitude),
-                )
-                for one in matches
+        localizer = Localizer.load(self._checkpoint, self._index, self._device, calibration=self._calibration)
+        pictures = _street_views(localizer.embedder, images, query)
+        known = [one for one, _ in pictures]
+        turned = [_turned(localizer.embedder, *picture) for picture in pictures]
+        k = min(DEFAULT_K, len(localizer.index)) if search.k is None else search.k
+        numbers = range(len(images))
+        locations = []
+        for place in [numbers] if search.together else [numbers[number : number + 1] for number in numbers]:
+            area, position, warnings = answers.area(search.prior, [known[number] for number in place])
+            found = answers.found_tree(
+                localizer.index,
+                locate(
+                    localizer.index,
+                    [turned[number] for number in place],
+                    k=k,
+                    prior=area,
+                    calibration=localizer.calibration,
+                ),
+                surface=False,
+            )
+            queries = [
+                {"query": answers.query(known[number], warnings, estimated)}
+                for number, estimated in zip(place, found["headings"], strict=True)
             ]
-            for matches in found
-        ]  # fmt: skip
+            tree = {"images": queries, **answers.localization(found, search.true or position)}
+            locations.append(ServedLocation.parse(tree))
+        return locations
 
 
 @contextmanager
-def open_engine(url: str | None, checkpoint: str | None, index: str | None, device: str) -> Iterator[Engine]:
+def open_engine(
+    url: str | None, checkpoint: str | None, index: str | None, device: str, calibration: str | None = None
+) -> Iterator[Engine]:
     """Connect to the service, or open the local checkpoint, that the options name. Raises OptionError, S2SError."""
     if (url is None) == (checkpoint is None):
         raise OptionError("give either --url of a service or --checkpoint")
     if url is not None:
         import os
 
-        from s2s_ray.client import Client
-
-        if index is not None:
-            raise OptionError("--index: a service has its own; give it with --checkpoint only")
-        with Client(url, os.environ.get("S2S_TOKEN")) as client:
-            yield cast(Engine, client)
+        for option, value in (("--index", index), ("--calibration", calibration)):
+            if value is not None:
+                raise OptionError(f"{option}: a service has its own; give it with --checkpoint only")
+        remote = Remote(url, os.environ.get("S2S_TOKEN"))
+        with remote.client:
+            yield remote
     else:
         assert checkpoint is not None
-        yield Local(checkpoint, index, device)
+        yield Local(checkpoint, index, calibration, device)
 
 
-def _read(images: list[str]) -> list[Pixels]:
+def _street_views(embedder: Embedder, images: list[str], query: Query) -> list[tuple[Known, View]]:
+    """Return what is known of each picture, and the model's view of it."""
+    from s2s_ray.geo.metadata import read_metadata
+
+    geometry = embedder.geometry
+    pictures = []
+    for image in images:
+        content, pixels = _decoded(image)
+        try:
+            known = geometry.settle(query, pixels, read_metadata(content))
+            pictures.append((known, geometry.of_query(pixels, known)))
+        except ViewError as error:
+            raise ViewError(f"{image}: {error}") from None
+    return pictures
+
+
+def _embedded(embedder: Embedder, view: View) -> Descriptors:
+    return embedder.embed_street(view.pixels[None], None if view.seen is None else view.seen[None])
+
+
+def _turned(embedder: Embedder, known: Known, view: View) -> Turned:
+    from s2s_ray.service import answers
+
+    if not answers.turns(known):
+        return answers.turned(known, _embedded(embedder, view))
+    [descriptors], turned_by = embedder.embed_turned(view.pixels[None], None if view.seen is None else view.seen[None])
+    return answers.turned(known, descriptors, turned_by)
+
+
+def _read(images: Sequence[str]) -> list[Pixels]:
+    return [_decoded(image)[1] for image in images]
+
+
+def _decoded(image: str) -> tuple[bytes, Pixels]:
+    """Return the content and the pixels of an image file. Raises StorageError, UnreadableImageError."""
     from s2s_ray import storage
     from s2s_ray.geo.images import decode
 
-    pixels = []
-    for image in images:
-        try:
-            pixels.append(decode(storage.read_bytes(image)))
-        except UnreadableImageError as error:
-            raise UnreadableImageError(f"the image {image} {error}") from None
-    return pixels
-
-
-def _metres(true: tuple[float, float] | None, latitude: float | None, longitude: float | None) -> float | None:
-    import numpy as np
-
-    from s2s_ray.geo.prior import distances_m
-
-    if true is None or latitude is None or longitude is None:
-        return None
-    return float(distances_m(*true, np.array([latitude]), np.array([longitude]))[0])
+    content = storage.read_bytes(image)
+    try:
+        return content, decode(content)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"the image {image} {error}") from None

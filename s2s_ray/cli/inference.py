@@ -8,16 +8,17 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from s2s_ray.cli.engine import Rows, open_engine
+from s2s_ray.cli.engine import Search, open_engine
 from s2s_ray.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from s2s_ray.geo.images import Layout
-    from s2s_ray.geo.prior import Prior
+    from s2s_ray.geo.prior import FileCircle, Prior
+    from s2s_ray.geo.query import Query
 
 app = typer.Typer()
 
@@ -27,7 +28,19 @@ Url = Annotated[str | None, typer.Option("--url", help="URL of the service; its 
 Checkpoint = Annotated[str | None, typer.Option("--checkpoint", help="A checkpoint or a run, instead of a service.")]
 Index = Annotated[str | None, typer.Option("--index", help="URI of the index built with that checkpoint.")]
 Device = Annotated[str, typer.Option(help="Device of a local model: cpu, cuda or cuda:N.")]
-Heading = Annotated[float, typer.Option(help="Compass bearing of the panoramas' middle column, in degrees.")]
+Heading = Annotated[
+    str,
+    typer.Option(
+        metavar="DEG|auto|unknown",
+        help="Compass bearing of the pictures' middle column; auto: by the file, else the release's default.",
+    ),
+]
+Fov = Annotated[str, typer.Option(metavar="DEG|auto", help="Horizontal field of view; auto: by the file.")]
+ProjectionOption = Annotated[
+    str, typer.Option("--projection", help="auto, equirectangular, rectilinear or cylindrical.")
+]
+Pitch = Annotated[float | None, typer.Option(help="Degrees that the camera looks up; default: by the file, else 0.")]
+Roll = Annotated[float | None, typer.Option(help="Degrees that the camera is turned clockwise; default: likewise.")]
 RowsOption = Annotated[
     str | None, typer.Option("--rows", metavar="FIRST,LAST", help="Part of the height to keep, as fractions.")
 ]
@@ -40,37 +53,47 @@ def localize(
     url: Url = None,
     checkpoint: Checkpoint = None,
     index: Index = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", help="URI of that checkpoint's calibration; without it, no radius.")
+    ] = None,
     k: Annotated[
         int | None,
-        typer.Option("-k", min=1, help=f"Number of tiles per panorama; default: {DEFAULT_K}, or all if fewer."),
+        typer.Option("-k", min=1, help=f"Number of tiles per picture; default: {DEFAULT_K}, or all if fewer."),
     ] = None,
-    heading: Heading = 0.0,
+    heading: Heading = "auto",
+    fov: Fov = "auto",
+    projection: ProjectionOption = "auto",
+    pitch: Pitch = None,
+    roll: Roll = None,
     rows: RowsOption = None,
+    together: Annotated[bool, typer.Option("--together", help="All pictures were taken at one place.")] = False,
     near: Annotated[str | None, typer.Option(metavar="LAT,LON,METRES", help="Search only within a circle.")] = None,
     bbox: Annotated[str | None, typer.Option(metavar="W,S,E,N", help="Search only within a box.")] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(metavar="file[,METRES]", help="Search only around the file's position, by default within 2 km."),
+    ] = None,
     true: Annotated[str | None, typer.Option(metavar="LAT,LON", help="True position, to print the error.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per panorama.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture or place.")] = False,
+    as_geojson: Annotated[bool, typer.Option("--geojson", help="Print one GeoJSON FeatureCollection.")] = False,
     device: Device = "cpu",
 ) -> None:
-    """Localise panoramas: print the nearest tiles of an index."""
-    position = _position(true)
-    prior, kept = _prior(near, bbox), _rows(rows)
-    with open_engine(url, checkpoint, index, device) as engine:
-        found = engine.localize(images, k, _heading(heading), kept, prior, position)
-    for image, matches in zip(images, found, strict=True):
-        shown = matches[: k or DEFAULT_K]
-        if as_json:
-            typer.echo(json.dumps({"image": image, "matches": [match._asdict() for match in shown]}))
-            continue
-        typer.echo(image)
-        for match in shown:
-            place = "position unknown"
-            if match.latitude is not None and match.longitude is not None:
-                place = f"{match.latitude:.6f}, {match.longitude:.6f}"
-            away = "" if match.distance_m is None else f"  {match.distance_m:,.0f} m away"
-            typer.echo(
-                f"  {match.rank:>3}  {match.id}  {place}  descriptor distance {match.descriptor_distance:.3f}{away}"
-            )
+    """Find where photographs and panoramas were taken: print the position, and the nearest tiles of an index."""
+    from s2s_ray.cli.locations import as_features, as_tree, in_words
+
+    if as_json and as_geojson:
+        raise OptionError("--json and --geojson exclude each other")
+    query = _query(heading, fov, projection, pitch, roll, rows)
+    search = Search(k, _prior(near, bbox, prior), _position(true), together)
+    with open_engine(url, checkpoint, index, device, calibration) as engine:
+        found = engine.locate(images, query, search)
+    places = [images] if together else [[image] for image in images]
+    shown = [location._replace(matches=location.matches[: k or DEFAULT_K]) for location in found]
+    if as_geojson:
+        typer.echo(json.dumps(as_features(images, shown, together=together)))
+        return
+    for place, location in zip(places, shown, strict=True):
+        typer.echo(json.dumps(as_tree(place, location)) if as_json else in_words(place, location))
 
 
 @app.command()
@@ -80,20 +103,24 @@ def embed(
     out: Annotated[str, typer.Option(help="Output file of the descriptors, path or URI, .npy, float32 images x D.")],
     url: Url = None,
     checkpoint: Checkpoint = None,
-    heading: Heading = 0.0,
+    heading: Heading = "auto",
+    fov: Fov = "auto",
+    projection: ProjectionOption = "auto",
+    pitch: Pitch = None,
+    roll: Roll = None,
     rows: RowsOption = None,
     layout: LayoutOption = "auto",
     device: Device = "cpu",
 ) -> None:
-    """Write unit descriptors of panoramas or satellite images."""
+    """Write unit descriptors of street views, each at its heading, or of satellite images."""
     import numpy as np
 
     from s2s_ray import storage
 
-    kept, checked = _rows(rows), _layout(layout)
+    query, checked = _query(heading, fov, projection, pitch, roll, rows), _layout(layout)
     with open_engine(url, checkpoint, None, device) as engine:
         if view == "street":
-            descriptors = engine.embed_street(images, _heading(heading), kept)
+            descriptors = engine.embed_street(images, query)
         else:
             descriptors = engine.embed_satellite(images, checked)
     if storage.is_local(out):  # written in place: it may be a device, such as /dev/stdout
@@ -159,13 +186,31 @@ def _numbers(text: str, option: str, count: int) -> list[float]:
     return numbers
 
 
-def _heading(degrees: float) -> float:
-    if not -360 <= degrees <= 360:
-        raise OptionError(f"--heading {degrees:g}: expected a compass bearing in degrees, from -360 to 360")
-    return degrees
+def _query(heading: str, fov: str, projection: str, pitch: float | None, roll: float | None, rows: str | None) -> Query:
+    """Return what the options say of the pictures. Raises OptionError."""
+    from s2s_ray.geo.query import Query
+
+    bearing = _degrees(heading, "--heading", "auto", "unknown")
+    angle = _degrees(fov, "--fov", "auto")
+    kept = _rows(rows)
+    options = {"heading": bearing, "fov": angle, "projection": projection, "pitch": pitch, "roll": roll}
+    for option, value in options.items():  # alone, so that the error names one option
+        if value is not None:
+            with _named(f"--{option}", str(value) if isinstance(value, str) else f"{value:g}"):
+                Query(**{option: value})
+    return Query(**options, rows=kept)
 
 
-def _rows(text: str | None) -> Rows | None:
+def _degrees(text: str, option: str, *words: str) -> Any:
+    if text in words:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"{option} {text}: expected degrees, {' or '.join(words)}") from None
+
+
+def _rows(text: str | None) -> tuple[float, float] | None:
     if text is None:
         return None
     first, last = _numbers(text, "--rows", 2)
@@ -185,17 +230,21 @@ def _position(text: str | None) -> tuple[float, float] | None:
     return latitude, longitude
 
 
-def _prior(near: str | None, bbox: str | None) -> Prior | None:
-    from s2s_ray.geo.prior import Box, Circle
+def _prior(near: str | None, bbox: str | None, own: str | None) -> Prior | FileCircle | None:
+    from s2s_ray.geo.prior import Box, Circle, FileCircle
 
-    if near is not None and bbox is not None:
-        raise OptionError("--near and --bbox exclude each other")
+    given = [option for option, text in (("--near", near), ("--bbox", bbox), ("--prior", own)) if text is not None]
+    if len(given) > 1:
+        raise OptionError(f"{' and '.join(given)} exclude each other")
     if near is not None:
         with _named("--near", near):
             return Circle(*_numbers(near, "--near", 3))
     if bbox is not None:
         with _named("--bbox", bbox):
             return Box(*_numbers(bbox, "--bbox", 4))
+    if own is not None:
+        with _named("--prior", own):
+            return FileCircle.parse(own)
     return None
 
 

@@ -7,33 +7,26 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sized
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import numpy as np
 
 from s2s_ray.client import parameters
 from s2s_ray.client.connection import Connection, Response
+from s2s_ray.client.location import ServedLocation, ServedMatch, served_match
 from s2s_ray.client.parameters import ImageLike
 from s2s_ray.errors import ServiceError
 from s2s_ray.geo.images import Descriptors, Layout, Pixels, decode
-from s2s_ray.geo.prior import Prior
+from s2s_ray.geo.prior import FileCircle, Prior
+from s2s_ray.geo.query import Projection, Query
 
 T = TypeVar("T")
 
+Heading = float | Literal["auto", "unknown"]
+Fov = float | Literal["auto"]
 _IMAGES_PER_REQUEST = 8
 _MAX_RELEASES = 3  # attempts to get all responses from one release
-
-
-class ServedMatch(NamedTuple):
-    """A reference tile found for a panorama (`s2s_ray.index.Match`); unknown values are None."""
-
-    rank: int
-    id: str
-    latitude: float | None
-    longitude: float | None
-    descriptor_distance: float
-    distance_m: float | None
 
 
 class Client:
@@ -76,10 +69,23 @@ class Client:
         self._connection.close()
 
     def embed_street(
-        self, images: Iterable[ImageLike], heading: float = 0.0, rows: tuple[float, float] | None = None
+        self,
+        images: Iterable[ImageLike],
+        heading: Heading = "auto",
+        rows: tuple[float, float] | None = None,
+        *,
+        fov: Fov = "auto",
+        projection: Projection | Literal["auto"] = "auto",
+        pitch: float | None = None,
+        roll: float | None = None,
     ) -> Descriptors:
-        """Return unit descriptors of panoramas, N x D, all from one release."""
-        return self._embed("/v1/embed/street", images, parameters.panorama(heading, rows))
+        """Return unit descriptors of panoramas and photographs, N x D, all from one release.
+
+        The parameters are those of `s2s_ray.geo.query.Query`, the same for all images. The service refuses a picture
+        of unknown heading: one descriptor has one heading.
+        """
+        query = Query(heading, fov, projection, pitch, roll, rows)
+        return self._embed("/v1/embed/street", images, parameters.picture(query))
 
     def embed_satellite(self, images: Iterable[ImageLike], layout: Layout = "auto") -> Descriptors:
         """Return unit descriptors of satellite images, N x D, all from one release."""
@@ -98,34 +104,59 @@ class Client:
         self,
         images: Iterable[ImageLike],
         k: int | None = None,
-        heading: float = 0.0,
+        heading: Heading = "auto",
         rows: tuple[float, float] | None = None,
         prior: Prior | None = None,
         true: tuple[float, float] | None = None,
     ) -> list[list[ServedMatch]]:
-        """Return the most likely tiles of each panorama, best first.
+        """Return the most likely tiles of each picture, best first; `locate` says more.
 
         Args:
-            images: the panoramas.
+            images: the pictures.
             k: number of tiles; default: that of the service, or all tiles if there are fewer.
-            heading: compass bearing of the panoramas' middle column, in degrees.
+            heading: compass bearing of the pictures' middle column, in degrees; `unknown`, which the service then
+                finds; or `auto`: from the file's metadata, else the release's default, else unknown.
             rows: part of the height to keep; default: that of the data set.
             prior: area in which they were taken.
             true: latitude and longitude at which they were taken, for `distance_m`.
         """
-        query = {
-            **parameters.panorama(heading, rows),
-            **parameters.area(prior),
-            **parameters.count(k),
-            **parameters.true_position(true),
-        }
+        asked = self._asked(Query(heading=heading, rows=rows), k, prior, true)
 
         def read(response: Response) -> list[list[ServedMatch]]:
-            tree = response.json()
-            return [list(map(_match, one["matches"])) for one in tree.get("images", [tree])]
+            return [list(map(served_match, one["matches"])) for one in _images(response)]
 
-        parts = self._in_parts("/v1/localize", images, query, "application/json", read)
+        parts = self._in_parts("/v1/localize", images, asked, "application/json", read)
         return [matches for part in parts for matches in part]
+
+    def locate(
+        self,
+        images: Iterable[ImageLike],
+        query: Query | None = None,
+        *,
+        k: int | None = None,
+        prior: Prior | FileCircle | None = None,
+        true: tuple[float, float] | None = None,
+        together: bool = False,
+    ) -> list[ServedLocation]:
+        """Return where each picture was taken, with the picture as it was understood and the most likely tiles.
+
+        Args:
+            images: the pictures.
+            query: what is known of them; default: only what their files say.
+            k: number of tiles; default: that of the service, or all tiles if there are fewer.
+            prior: area in which they were taken; `FileCircle`: around the position in the file.
+            true: latitude and longitude at which they were taken, for `distance_m`.
+            together: all pictures were taken at one place: they are sent in one request and make one location.
+        """
+        asked = self._asked(query or Query(), k, prior, true)
+
+        def read(response: Response) -> list[ServedLocation]:
+            return [ServedLocation.parse(one) for one in _images(response)]
+
+        if together:
+            return self._together(images, asked)
+        parts = self._in_parts("/v1/localize", images, asked, "application/json", read)
+        return [location for part in parts for location in part]
 
     def model(self) -> dict[str, Any]:
         """Return the description of the served model (`/v1/model`)."""
@@ -149,6 +180,32 @@ class Client:
         It is sent once: a second attempt would go back one release further.
         """
         return self._read("POST", "/v1/releases/rollback", lambda tree: str(tree["current"]), repeatable=False)
+
+    def _asked(
+        self, query: Query, k: int | None, prior: Prior | FileCircle | None, true: tuple[float, float] | None
+    ) -> Mapping[str, str]:
+        return {
+            **parameters.picture(query),
+            **parameters.area(prior),
+            **parameters.count(k),
+            **parameters.true_position(true),
+        }
+
+    def _together(self, images: Iterable[ImageLike], query: Mapping[str, str]) -> list[ServedLocation]:
+        """Send all images in one request."""
+        files = [parameters.encoded(image) for image in parameters.listed(images)]
+        if not files:
+            return []
+
+        def read(response: Response) -> list[ServedLocation]:
+            location = ServedLocation.parse(response.json())
+            if len(location.queries) != len(files):
+                raise ValueError(f"expected {len(files)} queries")
+            return [location]
+
+        asked = {**query, "together": "true"}
+        response = self._connection.request("POST", "/v1/localize", query=asked, images=files)
+        return self._connection.parse(response, read)
 
     def _embed(self, path: str, images: Iterable[ImageLike], query: Mapping[str, str]) -> Descriptors:
         parts = self._in_parts(path, images, query, "application/x-npy", _descriptors)
@@ -187,9 +244,10 @@ def _descriptors(response: Response) -> Descriptors:
     return descriptors
 
 
-def _match(fields: Mapping[str, Any]) -> ServedMatch:
-    """Return a match; a later version of the service may describe it by more fields."""
-    return ServedMatch(**{name: fields[name] for name in ServedMatch._fields})
+def _images(response: Response) -> list[Any]:
+    """Return the parts of a response, one for each image."""
+    tree = response.json()
+    return list(tree.get("images", [tree]))
 
 
 def _read_each(read: Callable[[Response], T], count: int, response: Response) -> T:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from s2s_ray.errors import InputError
 from s2s_ray.geo.images import LAYOUTS, Layout, encode
 from s2s_ray.geo.numbers import finite, pair, whole
-from s2s_ray.geo.prior import Box, Circle, Prior, check_position
+from s2s_ray.geo.prior import Box, Circle, FileCircle, Prior, check_position
+from s2s_ray.geo.query import Query
 from s2s_ray.secrets import masked_address
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np.uint8]
@@ -23,18 +24,17 @@ ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | NDArray[np
 Parameters = dict[str, str]
 
 
-def panorama(heading: float, rows: tuple[float, float] | None) -> Parameters:
-    """Return the parameters of panoramas. Raises InputError."""
-    bearing = finite("heading", heading, expected="a compass bearing in degrees")
-    if not -360 <= bearing <= 360:
-        raise InputError(f"heading={bearing:g}: expected -360 to 360 degrees")
-    parameters = {"heading": repr(bearing)}
-    if rows is not None:
-        first, last = pair("rows", rows)
-        if not 0 <= first < last <= 1:
-            raise InputError(f"rows={first:g},{last:g}: expected 0 <= first < last <= 1")
+def picture(query: Query) -> Parameters:
+    """Return the parameters of pictures. What the service decides anyway is left out."""
+    named = {"heading": query.heading, "fov": query.fov, "projection": query.projection}
+    parameters = {name: value if isinstance(value, str) else repr(value) for name, value in named.items()}
+    parameters |= {
+        name: repr(value) for name, value in (("pitch", query.pitch), ("roll", query.roll)) if value is not None
+    }
+    if query.rows is not None:
+        first, last = query.rows
         parameters["rows"] = f"{first!r},{last!r}"
-    return parameters
+    return {name: text for name, text in parameters.items() if text != "auto"}
 
 
 def tile(layout: Layout) -> Parameters:
@@ -54,7 +54,7 @@ def count(k: int | None) -> Parameters:
     return {"k": str(number)}
 
 
-def area(prior: Prior | None) -> Parameters:
+def area(prior: Prior | FileCircle | None) -> Parameters:
     """Return the parameter of an area. Raises InputError."""
     if prior is None:
         return {}
@@ -62,7 +62,9 @@ def area(prior: Prior | None) -> Parameters:
         return {"near": f"{prior.latitude!r},{prior.longitude!r},{prior.radius_m!r}"}
     if isinstance(prior, Box):
         return {"bbox": f"{prior.west!r},{prior.south!r},{prior.east!r},{prior.north!r}"}
-    raise InputError(f"prior={prior!r}: expected a Circle or a Box")
+    if isinstance(prior, FileCircle):
+        return {"prior": f"file,{prior.radius_m!r}"}
+    raise InputError(f"prior={prior!r}: expected a Circle, a Box or a FileCircle")
 
 
 def true_position(true: tuple[float, float] | None) -> Parameters:

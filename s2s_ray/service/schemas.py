@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from s2s_ray.service.localizations import QUERY, UsedQuery
+
 
 class Error(BaseModel):
     """The reason why a request failed, and what to fix."""
@@ -19,6 +21,7 @@ class Error(BaseModel):
 class Embedding(BaseModel):
     """The unit descriptor of one image."""
 
+    query: UsedQuery | None = Field(None, description="a street view as it was understood; absent for tiles")
     descriptor: list[float]
 
 
@@ -32,7 +35,9 @@ class OneEmbedding(Embedding):
     """Response to one image."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"release": "city-144-0262563c", "descriptor": [0.0125, -0.0383]}]}
+        json_schema_extra={
+            "examples": [{"release": "city-144-0262563c", "query": QUERY, "descriptor": [0.0125, -0.0383]}]
+        }
     )
 
     release: str
@@ -43,97 +48,6 @@ class ManyEmbeddings(BaseModel):
 
     release: str
     images: list[NamedEmbedding]
-
-
-class FoundTile(BaseModel):
-    """A reference tile; unknown values are null."""
-
-    rank: int
-    id: str
-    latitude: float | None
-    longitude: float | None
-    descriptor_distance: float = Field(description="2 - 2 cos of the angle between the descriptors, from 0 to 4")
-    distance_m: float | None = Field(None, description="metres from the true position; null if none was given")
-
-
-class Matches(BaseModel):
-    """The most likely tiles of one panorama, best first; fewer than k if the area contains fewer."""
-
-    matches: list[FoundTile]
-
-
-class NamedMatches(Matches):
-    """The most likely tiles of one of several panoramas."""
-
-    name: str
-
-
-class OneLocalization(Matches):
-    """Response to one panorama."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "release": "city-144-0262563c",
-                    "matches": [
-                        {
-                            "rank": 1,
-                            "id": "test-00001",
-                            "latitude": -35.314663,
-                            "longitude": 149.116713,
-                            "descriptor_distance": 0.7923,
-                            "distance_m": 12.5,
-                        }
-                    ],
-                }
-            ]
-        }
-    )
-
-    release: str
-
-
-class ManyLocalizations(BaseModel):
-    """Response to a form of several panoramas, in their order."""
-
-    release: str
-    images: list[NamedMatches]
-
-
-class Point(BaseModel):
-    """A GeoJSON position: longitude, latitude."""
-
-    type: Literal["Point"] = "Point"
-    coordinates: tuple[float, float]
-
-
-class TileProperties(BaseModel):
-    """The properties of a match besides its position."""
-
-    query: str | None = Field(None, description="name of the image, if the request had several")
-    rank: int
-    id: str
-    latitude: float | None
-    longitude: float | None
-    descriptor_distance: float
-    distance_m: float | None = None
-
-
-class TileFeature(BaseModel):
-    """A match as a GeoJSON feature; the geometry is null if the position of the tile is unknown."""
-
-    type: Literal["Feature"] = "Feature"
-    geometry: Point | None
-    properties: TileProperties
-
-
-class TileCollection(BaseModel):
-    """The matches as GeoJSON (RFC 7946), with the release as a foreign member."""
-
-    type: Literal["FeatureCollection"] = "FeatureCollection"
-    release: str
-    features: list[TileFeature]
 
 
 class SynthesizedView(BaseModel):
@@ -174,6 +88,16 @@ class ModelInfo(BaseModel):
     descriptor_size: int
     synthesizes: bool = Field(True, description="false: trained without a generator, so there is no /v1/synthesize")
     panorama_rows: tuple[float, float] | None
+    elevations: tuple[float, float] = Field(
+        (45.0, -45.0), description="degrees above the horizon of the top and the bottom edge of the model's views"
+    )
+    default_heading: float | None = Field(
+        None,
+        description="the meaning of heading=auto for pictures whose file names none; null: the heading is unknown",
+    )
+    calibrated: bool = Field(
+        False, description="false: the release has no calibration, so fixes have neither a radius nor a confidence"
+    )
     index: IndexDescription
 
 

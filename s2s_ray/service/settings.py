@@ -91,6 +91,9 @@ class ServeArgs(Section):
     )
     checkpoint: Uri | None = Field(None, description="URI of a checkpoint, instead of a registry")
     index: Uri | None = Field(None, description="URI of the index built with that checkpoint")
+    calibration: Uri | None = Field(
+        None, description="URI of the calibration of that checkpoint; without it fixes have no radius"
+    )
     follow: Literal["promoted", "best"] = Field(
         "promoted",
         description="best: also promote any published release with a higher `best_metric` than the current one",
@@ -140,9 +143,11 @@ class ServeArgs(Section):
     def _consistent(self) -> Self:
         by_registry = self.registry is not None and self.name is not None
         by_uri = self.checkpoint is not None and self.index is not None
-        given = [self.registry, self.name, self.release, self.checkpoint, self.index]
+        given = [self.registry, self.name, self.release, self.checkpoint, self.index, self.calibration]
         if by_registry == by_uri or (by_uri and any(given[:3])) or (by_registry and any(given[3:])):
-            raise ValueError("give registry=URI and name=NAME, or checkpoint=URI and index=URI")
+            raise ValueError(
+                "give registry=URI and name=NAME, or checkpoint=URI and index=URI (and perhaps calibration=URI)"
+            )
         if self.ingress.min_replicas < 1:
             raise ValueError("ingress.min_replicas=0: expected at least 1, since the ingress receives every request")
         if self.max_upload_mb > self.max_pending_mb:

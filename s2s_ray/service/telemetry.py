@@ -18,6 +18,8 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 STAGES = ("queue", "decode", "transform", "model", "search", "encode")
 _SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+_CONFIDENCES = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+_ANSWERS = {True: "yes", False: "no", None: "unknown"}
 _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
@@ -27,6 +29,8 @@ class Recorder(Protocol):
     def request(self, endpoint: str, status: int, seconds: float, images: int) -> None: ...
     def stage(self, stage: str, seconds: float) -> None: ...
     def retried(self, deployment: str) -> None: ...
+    def picture(self, heading_origin: str | None) -> None: ...
+    def located(self, fix: dict[str, Any] | None) -> None: ...
     def changed(self, before: str) -> None: ...
     def serving(self, release: str, tiles: int) -> None: ...
 
@@ -57,6 +61,15 @@ class IngressMetrics(ProcessMetrics):
         self._spent = Counter("s2s_stage_spent_seconds", "Total seconds spent in a stage.", ("stage",))
         self._images = Counter("s2s_images", "Images in completed requests.", ("endpoint",))
         self._retries = Counter("s2s_retries", "Calls retried after a replica was lost.", ("called",))
+        self._pictures = Counter(
+            "s2s_pictures", "Street views that were understood, by the origin of their heading.", ("heading",)
+        )
+        self._confidence = Histogram(
+            "s2s_fix_confidence", "Confidence of the fixes of a calibrated release.", _CONFIDENCES
+        )
+        self._fixes = Counter(
+            "s2s_fixes", "Fixes, by whether the picture was taken in the region of the index.", ("in_region",)
+        )
         self._release = Gauge("s2s_release", "1 for the release that requests are stamped with.", ("release",))
         self._tiles = Gauge("s2s_index_tiles", "Tiles in the index of the served release.")
         self._changes = Counter("s2s_release_changes", "Changes of the served release.")
@@ -74,6 +87,18 @@ class IngressMetrics(ProcessMetrics):
 
     def retried(self, deployment: str) -> None:
         self._retries.inc(1, {"called": deployment})
+
+    def picture(self, heading_origin: str | None) -> None:
+        self._pictures.inc(1, {"heading": heading_origin or "unknown"})
+
+    def located(self, fix: dict[str, Any] | None) -> None:
+        """Count an answer by its fix in the public form; None: no tile with a position was found."""
+        if fix is None:
+            self._fixes.inc(1, {"in_region": "none"})
+            return
+        self._fixes.inc(1, {"in_region": _ANSWERS[fix["in_region"]]})
+        if fix["confidence"] is not None:
+            self._confidence.observe(fix["confidence"])
 
     def changed(self, before: str) -> None:
         self._release.set(0, {"release": before})

@@ -51,7 +51,7 @@ def test_a_call_to_a_lost_replica_is_retried(fakes: Fakes, monkeypatch: pytest.M
     monkeypatch.setattr("s2s_ray.service.http.exchange._FIRST_PAUSE_S", 0.001)
     faults = [RayActorError(), ObjectLostError("ab", None, "")]
 
-    def fail_twice(_view: Any) -> Any:
+    def fail_twice(*_args: Any) -> Any:
         if faults:
             raise faults.pop()
         return np.array([1, 0, 0, 0], np.float32)
@@ -60,7 +60,7 @@ def test_a_call_to_a_lost_replica_is_retried(fakes: Fakes, monkeypatch: pytest.M
     assert post(fakes, "/v1/embed/street", flat(40, 100)).json()["descriptor"] == [1, 0, 0, 0]
     assert fakes.recorder.retries == ["street", "street"]
 
-    def lost(_view: Any) -> Any:
+    def lost(*_args: Any) -> Any:
         raise RayActorError()
 
     fakes.street.function = lost
@@ -90,7 +90,7 @@ def test_a_call_to_a_replica_whose_accelerator_failed_is_retried(
 ) -> None:
     monkeypatch.setattr("s2s_ray.service.http.exchange._FIRST_PAUSE_S", 0.001)
     fail, works = raised_in_a_replica(error), fakes.street.function
-    fakes.street.function = lambda view: fail() if len(fakes.street.calls) < 3 else works(view)
+    fakes.street.function = lambda *args: fail() if len(fakes.street.calls) < 3 else works(*args)
     assert post(fakes, "/v1/embed/street", flat(40, 100)).status_code == 200
     assert fakes.recorder.retries == ["street", "street"]
     fakes.street.function = fail
@@ -126,7 +126,7 @@ def test_deadlines(fakes: Fakes) -> None:
             cancelled.append(True)
             raise
 
-    fakes.street.function = lambda _view: slow()
+    fakes.street.function = lambda *_args: slow()
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"s2s-timeout": "0.4"})
     assert (response.status_code, "not completed within 0.4 s" in sentence(response)) == (504, True)
     fakes.settings = {"timeout_s": 0.5}
@@ -138,7 +138,7 @@ def test_deadlines(fakes: Fakes) -> None:
 
 
 def test_an_internal_error_is_one_sentence_with_the_request_id(fakes: Fakes) -> None:
-    def fail(_view: Any) -> Any:
+    def fail(*_args: Any) -> Any:
         raise KeyError("a defect")
 
     fakes.street.function = fail

@@ -12,25 +12,44 @@ import pytest
 from PIL import Image
 
 from s2s_ray.geo.images import decode
-from s2s_ray.geo.prior import Box, Circle
+from s2s_ray.geo.prior import Box, Circle, distances_m
 from s2s_ray.service.http import responses
 from s2s_ray.service.schemas import finite
 from tests.support.fake_service import GEOMETRY, RELEASE, Fakes, flat
 from tests.support.http_requests import form, post, sentence
+
+KINDS = ("match", "fix", "radius", "peak")
 
 
 def test_street_embedding(fakes: Fakes) -> None:
     panorama = flat(40, 100)
     response = post(fakes, "/v1/embed/street", panorama, params={"heading": 90, "rows": "0.1,0.6"})
     assert response.status_code == 200
-    assert response.json() == {"release": RELEASE.id, "descriptor": [1.0, 0.0, 0.0, 0.0]}
-    [(view,)] = fakes.street.calls
+    assert response.json() == {
+        "release": RELEASE.id,
+        "query": {
+            "heading": 90.0,
+            "heading_origin": "given",
+            "heading_spread": 0.0,
+            "fov": 360.0,
+            "fov_origin": "assumed",
+            "projection": "equirectangular",
+            "projection_origin": "assumed",
+            "pitch": 0.0,
+            "roll": 0.0,
+            "position": None,
+            "warnings": [],
+        },
+        "descriptor": [1.0, 0.0, 0.0, 0.0],
+    }
+    [(view, seen, turned)] = fakes.street.calls
     np.testing.assert_array_equal(view, GEOMETRY.street(panorama, 90, (0.1, 0.6)))
+    assert (seen, turned) == (None, False)
 
 
 def test_json_descriptors_equal_those_of_the_model_exactly(fakes: Fakes) -> None:
     descriptor = np.array([0.1, -1e-38, 1 / 3, np.nextafter(np.float32(0.5), np.float32(1))], np.float32)
-    fakes.street.function = lambda _view: descriptor
+    fakes.street.function = lambda *_args: descriptor
     response = post(fakes, "/v1/embed/street", flat(40, 100))
     assert response.headers["content-type"] == "application/json"
     np.testing.assert_array_equal(np.array(response.json()["descriptor"], np.float32), descriptor)
@@ -39,7 +58,7 @@ def test_json_descriptors_equal_those_of_the_model_exactly(fakes: Fakes) -> None
 
 @pytest.mark.parametrize("accept", ["application/json", "application/x-npy"])
 def test_a_descriptor_that_is_not_finite_is_an_error(fakes: Fakes, accept: str) -> None:
-    fakes.street.function = lambda _view: np.array([0.5, np.nan, 0, 0], np.float32)
+    fakes.street.function = lambda *_args: np.array([0.5, np.nan, 0, 0], np.float32)
     response = post(fakes, "/v1/embed/street", flat(40, 100), headers={"accept": accept})
     assert response.status_code == 500
     assert response.headers["x-request-id"] in sentence(response)
@@ -76,13 +95,14 @@ def test_localisation(fakes: Fakes) -> None:
     response = post(fakes, "/v1/localize", flat(40, 100), params={"k": 2})
     assert response.status_code == 200
     assert response.json()["release"] == RELEASE.id
-    unknown = {"longitude": None, "distance_m": None}
+    unknown = {"longitude": None, "distance_m": None, "heading": 15.0}
     assert response.json()["matches"] == [
         {"rank": 1, "id": "tile-1", "latitude": 50.0, **unknown, "descriptor_distance": 0.1},
         {"rank": 2, "id": "tile-2", "latitude": 50.0, **unknown, "longitude": 7.0, "descriptor_distance": 0.2},
     ]
-    [(descriptor, k, prior)] = fakes.search.calls
-    assert (descriptor.tolist(), k, prior) == ([1, 0, 0, 0], 2, None)
+    [([picture], k, prior, surface)] = fakes.search.calls
+    assert (picture.descriptors.tolist(), k, prior, surface) == ([[1, 0, 0, 0]], 2, None, False)
+    assert (picture.headings.tolist(), picture.heading_spread, picture.fov) == ([0.0], 0.0, 360.0)
 
 
 def test_metres_from_the_true_position(fakes: Fakes) -> None:
@@ -107,12 +127,23 @@ def test_geojson(fakes: Fakes) -> None:
     assert response.headers["content-type"] == "application/geo+json"
     tree = response.json()
     assert (tree["type"], tree["release"]) == ("FeatureCollection", RELEASE.id)
-    assert [feature["geometry"] for feature in tree["features"]] == [
-        None,
-        {"type": "Point", "coordinates": [7.0, 50.0]},
-    ]
-    assert tree["features"][1]["properties"]["id"] == "tile-2"
-    assert tree["features"][1]["properties"]["distance_m"] == pytest.approx(0, abs=1e-6)
+    features = {kind: [one for one in tree["features"] if one["properties"]["kind"] == kind] for kind in KINDS}
+    assert [len(found) for found in features.values()] == [2, 1, 1, 2]
+    point = {"type": "Point", "coordinates": [7.0, 50.0]}
+    assert [feature["geometry"] for feature in features["match"]] == [None, point]
+    assert features["match"][1]["properties"]["id"] == "tile-2"
+    assert features["match"][1]["properties"]["distance_m"] == pytest.approx(0, abs=1e-6)
+    [fix], [radius] = features["fix"], features["radius"]
+    assert fix["geometry"] == point
+    expected = {"confidence": 0.7, "radius_m": 9.5, "heading": 200.0, "heading_spread": 8.0, "in_region": True}
+    assert expected.items() <= fix["properties"].items()
+    assert radius["properties"] == {**fix["properties"], "kind": "radius"}
+    [ring] = radius["geometry"]["coordinates"]
+    longitudes, latitudes = np.array(ring).T
+    np.testing.assert_allclose(distances_m(50, 7, latitudes, longitudes), 9.5, rtol=1e-6)
+    assert ring[0] == ring[-1]
+    assert [peak["properties"]["probability"] for peak in features["peak"]] == [0.8, 0.2]
+    assert tree["queries"][0]["query"]["heading"] == 0.0
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -120,13 +151,14 @@ def test_forms_get_a_result_for_each_image_by_name(fakes: Fakes, images: int) ->
     pixels = [flat(40, 100 + number) for number in range(images)]
     tree = form(fakes, "/v1/localize", *pixels, params={"k": 1}).json()
     assert [(one["name"], len(one["matches"])) for one in tree["images"]] == [(f"{i}.png", 1) for i in range(images)]
-    views = [view for (view,) in fakes.street.calls]
+    views = [view for view, _seen, _turned in fakes.street.calls]
     for image, view in zip(pixels, views, strict=True):
         np.testing.assert_array_equal(view, GEOMETRY.street(image))
     tree = form(fakes, "/v1/embed/satellite", *[flat(50, 50)] * images).json()
     assert [one["descriptor"] for one in tree["images"]] == [[0.0, 1.0, 0.0, 0.0]] * images
     tree = form(fakes, "/v1/localize", *pixels, headers={"accept": responses.GEOJSON}, params={"k": 1}).json()
-    assert [feature["properties"]["query"] for feature in tree["features"]] == [f"{i}.png" for i in range(images)]
+    matches = [feature for feature in tree["features"] if feature["properties"]["kind"] == "match"]
+    assert [feature["properties"]["query"] for feature in matches] == [f"{i}.png" for i in range(images)]
     assert {stage: fakes.recorder.stages[stage] for stage in ("model", "search")} == {"model": 0.25, "search": 0.25}
     assert fakes.recorder.requests[0] == ("/v1/localize", 200, images)
 

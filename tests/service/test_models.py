@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from s2s_ray.service.replicas.accelerator import is_lost
-from s2s_ray.service.replicas.models import StreetEmbedding
+from s2s_ray.service.replicas.models import SatelliteEmbedding, Street, StreetEmbedding
 from s2s_ray.service.replicas.replica import ReleaseSlots
 from tests.support.fake_service import HEIGHT, RELEASE, WIDTH
 
@@ -25,7 +25,8 @@ def bare_replica() -> StreetEmbedding:
 
 
 def run_one(replica: StreetEmbedding) -> None:
-    asyncio.run(replica._run_batch([(None, np.zeros((3, HEIGHT, WIDTH), np.uint8))]))
+    view = np.zeros((3, HEIGHT, WIDTH), np.uint8)
+    asyncio.run(replica._run_batch([(None, Street(view, None, turned=False))]))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +86,51 @@ def test_memory_that_runs_out_leaves_the_replica_healthy() -> None:
 
 
 def test_each_call_of_a_batch_uses_its_own_release() -> None:
+    replica = SatelliteEmbedding.__new__(SatelliteEmbedding)
+    sizes: list[int] = []
+    replica._metrics = SimpleNamespace(batch=sizes.append)
+    replica._infer = lambda model, views: [[view[0, 0, 0], model] for view in views]
+    calls = [(model, np.full((3, 2, 2), number, np.uint8)) for number, model in enumerate((10, 20, 10, 20, 20))]
+    found = asyncio.run(replica._run_batch(calls))
+    assert [one.result for one in found] == [[number, model] for number, (model, _) in enumerate(calls)]
+    assert sizes == [2, 3]
+
+
+class FakeEmbedder:
+    """Returns the sums of views and of what was seen of them, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def embed_street(self, views: torch.Tensor, seen: torch.Tensor | None = None) -> np.ndarray:
+        self.calls.append(("one" if seen is None else "masked", len(views)))
+        shown = views if seen is None else views * seen[:, None]
+        return shown.sum((1, 2, 3)).numpy()[:, None]
+
+    def embed_turned(self, views: torch.Tensor, seen: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        one = self.embed_street(views, seen)
+        self.calls[-1] = (f"turned {self.calls[-1][0]}", len(views))
+        return np.stack([one, 2 * one], axis=1), np.array([0.0, 180.0])
+
+
+def test_street_views_of_one_kind_share_a_call_of_the_model() -> None:
     replica = StreetEmbedding.__new__(StreetEmbedding)
     sizes: list[int] = []
     replica._metrics = SimpleNamespace(batch=sizes.append)
-    replica._infer = lambda model, views: np.stack([views[:, 0, 0, 0].numpy(), np.full(len(views), model)], axis=1)
-    calls = [(model, np.full((3, 2, 2), number, np.uint8)) for number, model in enumerate((10, 20, 10, 20, 20))]
-    found = asyncio.run(replica._run_batch(calls))
-    assert [one.result.tolist() for one in found] == [[number, model] for number, (model, _) in enumerate(calls)]
-    assert sizes == [2, 3]
+    model = FakeEmbedder()
+    dice = np.random.default_rng(4)
+    kinds = [(False, False), (True, False), (False, True), (False, False), (True, True), (True, False)]
+    calls, expected = [], []
+    for masked, turned in kinds:
+        view = dice.integers(0, 256, (3, 5, 7), np.uint8)
+        seen = dice.random((5, 7)) < 0.5 if masked else None
+        calls.append((model, Street(view, seen, turned)))
+        total = int((view if seen is None else view * seen).sum())
+        expected.append([[total], [2 * total]] if turned else [total])
+    results = [one.result for one in asyncio.run(replica._run_batch(calls))]
+    for (_, turned), result, total in zip(kinds, results, expected, strict=True):
+        np.testing.assert_array_equal(result[0] if turned else result, total)
+        if turned:
+            np.testing.assert_array_equal(result[1], [0, 180])
+    assert sorted(model.calls) == [("masked", 2), ("one", 2), ("turned masked", 1), ("turned one", 1)]
+    assert sum(sizes) == len(kinds)

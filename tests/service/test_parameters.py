@@ -18,9 +18,25 @@ from tests.support.http_requests import post, request, sentence
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("heading=400", "heading='400'"),
-        ("heading=nan", "heading='nan'"),
+        ("heading=400", "heading=400"),
+        ("heading=nan", "heading=nan"),
         ("heading=north", "heading='north'"),
+        ("heading=", "heading='': expected a number of degrees, unknown or auto"),
+        ("heading=Auto", "heading='Auto'"),
+        ("fov=unknown", "fov='unknown': expected a number of degrees or auto"),
+        ("fov=0", "fov=0: expected above 0"),
+        ("fov=361", "fov=361"),
+        ("fov=nan", "fov=nan"),
+        ("fov=180&projection=rectilinear", "a plane shows less than 180 degrees"),
+        ("projection=fisheye", "projection='fisheye'"),
+        ("pitch=91", "pitch='91'"),
+        ("roll=nan", "roll='nan'"),
+        ("together=perhaps", "together='perhaps'"),
+        ("surface=2", "surface='2'"),
+        ("prior=here", "prior: 'here': expected file or file,METRES"),
+        ("prior=file,", "prior: 'file,': expected file or file,METRES"),
+        ("prior=file,0", "prior: radius 0 m"),
+        ("prior=file&near=1,2,3", "near and prior exclude each other"),
         ("rows=0.5", "rows='0.5'"),
         ("rows=0.8,0.2", "expected 0 <= first < last <= 1"),
         ("rows=nan,1", "expected 2 numbers such as 0.25,0.75"),
@@ -82,9 +98,9 @@ BODIES = ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", LOCALIZE)
         ("Heading=90", "Unknown query parameter 'Heading': the nearest known one is 'heading'"),
         ("topk=5", "Unknown query parameter 'topk': the nearest known one is 'k'"),
         ("headin=9&k=2", "'headin': the nearest known one is 'heading'"),
-        ("zoom=18", "this path takes bbox, heading, k, near, rows, true"),
+        ("zoom=18", "this path takes bbox, fov, heading, k, near, pitch, prior, projection, roll, rows, "),
         ("row=0.1,0.6", "the nearest known one is 'rows'"),
-        ("fov=180", "Unknown query parameter 'fov': this path takes bbox"),
+        ("hfov=180", "Unknown query parameter 'hfov': the nearest known one is 'fov'"),
         ("=5", "Unknown query parameter ''"),
         ("k%00=5", r"Unknown query parameter 'k\x00'"),
         (f"{'x' * 5000}=1", "..."),
@@ -97,17 +113,32 @@ def test_unknown_and_repeated_parameters_are_named(fakes: Fakes, query: str, wor
     response = post(fakes, f"{LOCALIZE}?{query}", flat(40, 100))
     assert response.status_code == 400
     assert words in sentence(response)
-    assert len(response.content) < 300
+    assert len(response.content) < 400
     assert not fakes.street.calls
 
 
 LONG = "x" * 5000
+NAMES = (
+    "bbox",
+    "fov",
+    "heading",
+    "k",
+    "near",
+    "pitch",
+    "prior",
+    "projection",
+    "roll",
+    "rows",
+    "surface",
+    "together",
+    "true",
+)
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        *(("POST", f"{LOCALIZE}?{name}={LONG}") for name in ("rows", "near", "bbox", "true", "heading", "k")),
+        *(("POST", f"{LOCALIZE}?{name}={LONG}") for name in NAMES),
         ("POST", f"{LOCALIZE}?rows=0.8{'0' * 5000},0.2"),
         ("POST", f"{LOCALIZE}?near=91{'0' * 200},0,1"),
         ("POST", f"{LOCALIZE}?k={'9' * 4000}"),

@@ -38,7 +38,7 @@ from tests.support.http_requests import form, request, sentence
         (b"x", {"content-type": "multipart/form-data"}, 400, "no boundary"),
         (b"--b--\r\n", {"content-type": "multipart/form-data; boundary=b"}, 400, "The form has no image"),
         (encode(flat(60, 40), "png"), {}, 422, "40 x 60 pixels"),
-        (encode(flat(8, 8), "png"), {}, 422, "at least 16"),
+        (encode(flat(8, 16), "png"), {}, 422, "at least 16"),
     ],
 )
 def test_bad_uploads(fakes: Fakes, path: str, body: bytes, headers: Any, status: int, words: str) -> None:
@@ -104,7 +104,7 @@ def test_the_first_frame_of_an_animation_counts_and_orientation_is_applied(fakes
     exif[0x0112] = 6  # display rotated by 90 degrees
     Image.fromarray(np.rot90(flat(40, 90)).copy()).save(turned, "PNG", exif=exif)
     assert request(fakes, "POST", "/v1/embed/street", content=turned.getvalue()).status_code == 200
-    for (view,) in fakes.street.calls:
+    for view, _seen, _turned in fakes.street.calls:
         np.testing.assert_array_equal(view, GEOMETRY.street(flat(40, 90)))
 
 
@@ -242,7 +242,7 @@ def test_an_image_is_held_as_long_as_a_thread_works_on_it(fakes: Fakes, monkeypa
         finish.wait(10)
         raise UnreadableImageError("is no image")
 
-    monkeypatch.setattr("s2s_ray.service.http.inference.decode", decode_slowly)
+    monkeypatch.setattr("s2s_ray.service.http.pictures.decode", decode_slowly)
     fakes.settings = LARGE
     first, second = Sending(fakes, 2), Sending(fakes, 3)
     second.service = first.service

@@ -17,6 +17,8 @@ from fastapi import FastAPI
 
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.inference import Embedder, Synthesizer
+from s2s_ray.localization import Calibration, locate
+from s2s_ray.service.answers import found_tree
 from s2s_ray.service.http.application import create_api
 from s2s_ray.service.http.exchange import Service
 from s2s_ray.service.rollout.rollout import Rollout
@@ -53,11 +55,23 @@ def application(args: ServeArgs) -> FastAPI:
     index = ReferenceIndex.load(release.key.index_uri)
     assert index.pictures is not None
     pictures = index.pictures
-    search: Any = Direct(lambda one, k, prior: [match._asdict() for match in index.search(one[None], k, prior)[0]])
+    calibration = None if release.key.calibration_uri is None else Calibration.read(release.key.calibration_uri)
+
+    def find(pictures: Any, k: int, prior: Any, surface: bool) -> dict[str, Any]:
+        return found_tree(index, locate(index, pictures, k=k, prior=prior, calibration=calibration), surface=surface)
+
+    def street(view: Any, seen: Any, turned: bool) -> Any:
+        inputs = torch.from_numpy(view)[None], None if seen is None else torch.from_numpy(seen)[None]
+        if not turned:
+            return embedder.embed_street(*inputs)[0]
+        [descriptors], turned_by = embedder.embed_turned(*inputs)
+        return descriptors, turned_by
+
+    search: Any = Direct(find)
     search.thumbnail = Direct(lambda id: None if (row := index.row(id)) is None else pictures.thumbnail(row))
     search.examples = Direct(lambda: [example._asdict() for example in pictures.examples()])
     handles = {
-        "street": Direct(lambda view: embedder.embed_street(torch.from_numpy(view)[None])[0]),
+        "street": Direct(street),
         "satellite": Direct(lambda view: embedder.embed_satellite(torch.from_numpy(view)[None])[0]),
         "synthesis": Direct(lambda view: synthesizer.synthesize(torch.from_numpy(view)[None])[0]),
         "search": search,

@@ -12,8 +12,14 @@ from PIL import Image
 
 PATHS = ("/v1/embed/street", "/v1/embed/satellite", "/v1/synthesize", "/v1/localize")
 _KINDS = ("image/png", "image/jpeg", "application/octet-stream", "image/x", "text/plain", "", "multipart/form-data")
-_VALUES = ("", "0", "-1", "1e999", "nan", "0,1", "0.1,0.9", "1,2,3", "1,2,3,4", "ü", "9" * 400, "\x00", "polar", "5")
-_NAMES = ("heading", "rows", "k", "layout", "near", "bbox", "true", "other")
+_VALUES = (
+    "", "0", "-1", "1e999", "nan", "0,1", "0.1,0.9", "1,2,3", "1,2,3,4", "ü", "9" * 400, "\x00", "polar", "5",
+    "unknown", "auto", "true", "file,50", "rectilinear", "70",
+)  # fmt: skip
+_NAMES = (
+    "heading", "fov", "projection", "pitch", "roll", "rows", "k", "layout", "near", "bbox", "prior", "true", "together",
+    "other",
+)  # fmt: skip
 _ACCEPT = ("*/*", "application/json", "application/x-npy", "image/webp", "application/geo+json", "", "q=;;,", "a/b")
 
 

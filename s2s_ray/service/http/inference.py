@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
-from torch import Tensor
 
-from s2s_ray.errors import RequestError, UnreadableImageError, ViewError
-from s2s_ray.geo.images import Pixels, decode
+from s2s_ray.errors import RequestError
 from s2s_ray.index import Descriptors
+from s2s_ray.localization import Turned
+from s2s_ray.service import answers
 from s2s_ray.service.http import openapi, responses
 from s2s_ray.service.http.exchange import Exchange
-from s2s_ray.service.http.holding import Image
 from s2s_ray.service.http.negotiation import accepted
 from s2s_ray.service.http.parameters import (
     DEFAULT_K,
     Area,
-    Heading,
     K,
-    Rows,
+    Picture,
     TileLayout,
+    Together,
     TruePosition,
+    WithSurface,
     shown,
 )
+from s2s_ray.service.http.pictures import StreetView, satellite_views, street_views
 from s2s_ray.service.http.route import StrictRoute
 from s2s_ray.service.http.security import Api, authorized
 from s2s_ray.service.http.uploads import IMAGE_BODY, UploadedImages, Uploads
-from s2s_ray.service.schemas import (
-    ManyEmbeddings,
-    ManyLocalizations,
-    OneEmbedding,
-    OneLocalization,
-    Synthesis,
-    TileCollection,
-)
+from s2s_ray.service.localizations import ManyLocalizations, OneLocalization, PlaceLocalization, TileCollection
+from s2s_ray.service.schemas import ManyEmbeddings, OneEmbedding, Synthesis
 
 router = APIRouter(
     prefix="/v1",
@@ -57,13 +53,15 @@ _DESCRIPTORS = openapi.content(
     openapi_extra=IMAGE_BODY,
     responses=_DESCRIPTORS,
 )
-async def embed_street(
-    request: Request, api: Api, body: UploadedImages, rows: Rows, heading: Heading = 0.0
-) -> Response:
-    """Return the unit descriptors of 360-degree panoramas."""
+async def embed_street(request: Request, api: Api, body: UploadedImages, query: Picture) -> Response:
+    """Return the unit descriptors of panoramas and photographs, each at one heading."""
     kind = accepted(request, responses.EMBEDDING_TYPES)
-    descriptors = await _street_descriptors(api, body, heading, rows)
-    return _encoded(api, lambda: responses.embeddings(api.release.id, body, np.stack(descriptors), kind))
+    pictures = await street_views(api, body, query)
+    _require_headings(body, pictures)
+    descriptors = await asyncio.gather(*(_descriptor(api, picture) for picture in pictures))
+    _count(api, pictures)
+    queries = [answers.query(picture.known) for picture in pictures]
+    return _encoded(api, lambda: responses.embeddings(api.release.id, body, np.stack(descriptors), kind, queries))
 
 
 @router.post(
@@ -75,7 +73,7 @@ async def embed_street(
 async def embed_satellite(request: Request, api: Api, body: UploadedImages, layout: TileLayout = "auto") -> Response:
     """Return the unit descriptors of satellite images."""
     kind = accepted(request, responses.EMBEDDING_TYPES)
-    views = await _views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
+    views = await satellite_views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
     descriptors = await asyncio.gather(*(api.call("satellite", "model", view) for view in views))
     return _encoded(api, lambda: responses.embeddings(api.release.id, body, np.stack(descriptors), kind))
 
@@ -96,7 +94,7 @@ async def synthesize(request: Request, api: Api, body: UploadedImages, layout: T
     if not api.release.description.synthesizes:
         raise RequestError(409, f"Release {api.release.id} was trained without a generator: it synthesises no views.")
     kind = accepted(request, responses.SEVERAL_SYNTHESIS_TYPES if body.form else responses.SYNTHESIS_TYPES)
-    polars = await _views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
+    polars = await satellite_views(api, body, lambda pixels: api.release.geometry.satellite(pixels, layout))
     streets = await asyncio.gather(*(api.call("synthesis", "model", view) for view in polars))
 
     def encode() -> Response:
@@ -109,10 +107,10 @@ async def synthesize(request: Request, api: Api, body: UploadedImages, layout: T
 
 @router.post(
     "/localize",
-    response_model=OneLocalization | ManyLocalizations,
+    response_model=OneLocalization | ManyLocalizations | PlaceLocalization,
     openapi_extra=IMAGE_BODY,
     responses=openapi.content(
-        "The matches, by Accept as JSON or GeoJSON",
+        "The fixes and the matches, by Accept as JSON or GeoJSON",
         **{responses.GEOJSON: {"schema": openapi.inlined(TileCollection)}},
     ),
 )
@@ -120,58 +118,82 @@ async def localize(
     request: Request,
     api: Api,
     body: UploadedImages,
-    rows: Rows,
+    query: Picture,
     prior: Area,
     true_position: TruePosition,
-    heading: Heading = 0.0,
     k: K = None,
+    together: Together = False,
+    surface: WithSurface = False,
 ) -> Response:
-    """Find where 360-degree panoramas were taken: the nearest tiles of the release's index, best first."""
+    """Find where pictures were taken: a fix, and the nearest tiles of the release's index, best first."""
     kind = accepted(request, responses.LOCALIZATION_TYPES)
     count = api.release.description.index.count
     if k is not None and k > count:
         raise RequestError(400, f"k={k}: the index of this release has {count} tiles.")
-    wanted = k or min(DEFAULT_K, count)
-    descriptors = await _street_descriptors(api, body, heading, rows)
-    found = await asyncio.gather(*(api.call("search", "search", one, wanted, prior) for one in descriptors))
-    matches = [responses.matches(one, true_position) for one in found]
-    return responses.localizations(api.release.id, body, matches, kind)
+    pictures = await street_views(api, body, query)
+    turned = await asyncio.gather(*(_turned(api, picture) for picture in pictures))
+    places = [range(len(pictures))] if together else [range(number, number + 1) for number in range(len(pictures))]
+
+    async def locate(place: range) -> Located:
+        taken = [pictures[number].known for number in place]
+        area, position, warnings = answers.area(prior, taken)
+        wanted = k or min(DEFAULT_K, count)
+        found = await api.call("search", "search", [turned[number] for number in place], wanted, area, surface)
+        queries = [
+            answers.query(known, warnings, estimated) for known, estimated in zip(taken, found["headings"], strict=True)
+        ]
+        return Located(queries, answers.localization(found, true_position or position))
+
+    located = await asyncio.gather(*map(locate, places))
+    _count(api, pictures)
+    for one in located:
+        api.service.recorder.located(one.tree["fix"])
+    return _encoded(api, lambda: _localized(api, body, located, together, kind))
 
 
-async def _street_descriptors(
-    api: Exchange, body: Uploads, heading: float, rows: tuple[float, float] | None
-) -> list[Descriptors]:
-    views = await _views(api, body, lambda pixels: api.release.geometry.street(pixels, heading, rows))
-    descriptors: list[Descriptors] = await asyncio.gather(*(api.call("street", "model", view) for view in views))
-    return descriptors
+class Located(NamedTuple):
+    """The pictures of one place as they were understood, and its public answer."""
+
+    queries: list[dict[str, Any]]
+    tree: dict[str, Any]
 
 
-async def _views(api: Exchange, body: Uploads, prepare: Callable[[Pixels], Tensor]) -> list[Pixels]:
-    """Decode images and prepare them for the model: uint8 3 H W each."""
-    several = len(body.images) > 1
+def _localized(api: Exchange, body: Uploads, located: Sequence[Located], together: bool, kind: str) -> Response:
+    queries = [query for one in located for query in one.queries]
+    trees = [one.tree for one in located]
+    if kind == responses.GEOJSON:
+        return responses.features(api.release.id, body, queries, trees, together)
+    if together:
+        return responses.place(api.release.id, body, queries, trees[0])
+    return responses.localizations(api.release.id, body, queries, trees)
 
-    def decode_and_prepare(number: int, image: Image) -> Pixels:
-        subject = f"Image {number} ({shown(image.name or '')})" if several else "The image"
-        try:
-            started = time.perf_counter()
-            pixels = decode(image.content, api.service.max_pixels)
-            decoded = time.perf_counter()
-            view: Pixels = np.asarray(prepare(pixels))
-        except UnreadableImageError as error:  # its message continues the sentence
-            raise RequestError(error.http_status, f"{subject} {error}.") from None
-        except ViewError as error:
-            sentence = responses.sentence(error)
-            raise RequestError(error.http_status, f"{subject}: {sentence}" if several else sentence) from None
-        api.spent("decode", decoded - started)
-        api.spent("transform", time.perf_counter() - decoded)
-        return view
 
-    assert api.release is not None, "checked before any work, so that its geometry is that of the response"
-    jobs = [
-        api.in_thread(lambda number=number, image=image: decode_and_prepare(number, image))  # type: ignore[misc]
-        for number, image in enumerate(body.images, start=1)
-    ]
-    return await asyncio.gather(*jobs)
+def _require_headings(body: Uploads, pictures: Sequence[StreetView]) -> None:
+    for number, (image, picture) in enumerate(zip(body.images, pictures, strict=True), start=1):
+        if picture.known.heading is None:
+            subject = f"image {number} ({shown(image.name or '')})" if len(pictures) > 1 else "the image"
+            raise RequestError(
+                422,
+                f"The heading of {subject} is unknown, and one descriptor has one heading: give heading=DEGREES, or "
+                "use /v1/localize, which searches all headings.",
+            )
+
+
+async def _descriptor(api: Exchange, picture: StreetView) -> Descriptors:
+    descriptor: Descriptors = await api.call("street", "model", picture.pixels, picture.seen, False)
+    return descriptor
+
+
+async def _turned(api: Exchange, picture: StreetView) -> Turned:
+    """Return the descriptors of a picture, one for each heading that it may have."""
+    if not answers.turns(picture.known):
+        return answers.turned(picture.known, (await _descriptor(api, picture))[None])
+    return answers.turned(picture.known, *await api.call("street", "model", picture.pixels, picture.seen, True))
+
+
+def _count(api: Exchange, pictures: Sequence[StreetView]) -> None:
+    for picture in pictures:
+        api.service.recorder.picture(picture.known.heading_origin)
 
 
 def _encoded(api: Exchange, encode: Callable[[], Response]) -> Response:

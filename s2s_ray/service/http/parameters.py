@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Header, Query
+from pydantic import WithJsonSchema
 
-from s2s_ray.errors import PriorError, RequestError
+from s2s_ray.errors import PriorError, RequestError, ViewError
+from s2s_ray.geo import query as pictures
 from s2s_ray.geo.images import Layout
-from s2s_ray.geo.prior import Box, Circle, Prior, check_position
+from s2s_ray.geo.prior import Box, Circle, FileCircle, Prior, check_position
 
 MAX_K = 100
 DEFAULT_K = 10
@@ -31,7 +33,66 @@ def _numbers(text: str, name: str, count: int, example: str) -> tuple[float, ...
     return numbers
 
 
-async def _rows(
+def _schema(*words: str, **limits: float) -> WithJsonSchema:
+    """Return the documentation of a parameter that is a number within limits, or one of some words."""
+    return WithJsonSchema({"anyOf": [{"type": "number", **limits}, {"type": "string", "enum": list(words)}]})
+
+
+def _number(text: str, name: str, *words: str) -> Any:
+    """Return the number, or the word, that a text is."""
+    if text in words:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        expected = ", ".join(("a number of degrees", *words[:-1]))
+        last = f" or {words[-1]}" if words else ""
+        raise RequestError(400, f"{name}={shown(text)}: expected {expected}{last}.") from None
+
+
+async def _picture(
+    heading: Annotated[
+        Annotated[str, _schema("unknown", "auto", minimum=-360, maximum=360)],
+        Query(
+            description="Compass bearing of the middle column in degrees. `unknown`: the service finds it. `auto`: "
+            "that of the file's metadata, else the default of the release (`default_heading` of `/v1/model`), else "
+            "unknown.",
+            examples=["217.5"],
+        ),
+    ] = "auto",
+    fov: Annotated[
+        Annotated[str, _schema("auto", exclusiveMinimum=0, maximum=360)],
+        Query(
+            description="Horizontal field of view in degrees. `auto`: by the file's metadata, else 360 for a panorama "
+            "at least twice as wide as high whose ends meet; required of all other pictures.",
+            examples=["73.7"],
+        ),
+    ] = "auto",
+    projection: Annotated[
+        Literal["auto", pictures.Projection],
+        Query(
+            description="equirectangular: a panorama on a sphere; rectilinear: a photograph; cylindrical: the sweep of "
+            "a phone; auto: by the file's metadata, else by the shape of the picture."
+        ),
+    ] = "auto",
+    pitch: Annotated[
+        float | None,
+        Query(
+            ge=-90,
+            le=90,
+            allow_inf_nan=False,
+            description="Degrees that the camera looks above the horizon. Default: by the file's metadata, else 0.",
+        ),
+    ] = None,
+    roll: Annotated[
+        float | None,
+        Query(
+            ge=-180,
+            le=180,
+            allow_inf_nan=False,
+            description="Degrees that the camera is turned clockwise. Default: by the file's metadata, else 0.",
+        ),
+    ] = None,
     rows: Annotated[
         str | None,
         Query(
@@ -41,7 +102,21 @@ async def _rows(
             examples=["0.25,0.75"],
         ),
     ] = None,
-) -> tuple[float, float] | None:
+) -> pictures.Query:
+    try:
+        return pictures.Query(
+            heading=_number(heading, "heading", "unknown", "auto"),
+            fov=_number(fov, "fov", "auto"),
+            projection=projection,
+            pitch=pitch,
+            roll=roll,
+            rows=_rows(rows),
+        )
+    except ViewError as error:
+        raise RequestError(400, f"{error}.") from None
+
+
+def _rows(rows: str | None) -> tuple[float, float] | None:
     if rows is None:
         return None
     first, last = _numbers(rows, "rows", 2, "0.25,0.75")
@@ -66,17 +141,27 @@ async def _prior(
             examples=["11.3,48.0,11.8,48.3"],
         ),
     ] = None,
-) -> Prior | None:
-    if near is not None and bbox is not None:
-        raise RequestError(400, "near and bbox exclude each other: give one of them.")
+    prior: Annotated[
+        str | None,
+        Query(
+            description="`file`: return only tiles within 2,000 m of the position in the file's metadata; "
+            "`file,METRES`: within that many. By default that position is not used, but for `distance_m`. Cannot be "
+            "combined with `near` or `bbox`.",
+            examples=["file,500"],
+        ),
+    ] = None,
+) -> Prior | FileCircle | None:
+    given = [name for name, text in (("near", near), ("bbox", bbox), ("prior", prior)) if text is not None]
+    if len(given) > 1:
+        raise RequestError(400, f"{' and '.join(given)} exclude each other: give one of them.")
     try:
         if near is not None:
             return Circle(*_numbers(near, "near", 3, "48.1372,11.5756,2000"))
         if bbox is not None:
             return Box(*_numbers(bbox, "bbox", 4, "11.3,48.0,11.8,48.3"))
+        return None if prior is None else FileCircle.parse(prior)
     except PriorError as error:
-        raise RequestError(error.http_status, f"{'near' if near is not None else 'bbox'}: {error}.") from None
-    return None
+        raise RequestError(error.http_status, f"{given[0]}: {error}.") from None
 
 
 async def _true_position(
@@ -112,16 +197,20 @@ async def deadline(
     """Document and validate the header; `s2s_ray.service.http.middleware` applies it."""
 
 
-Rows = Annotated[tuple[float, float] | None, Depends(_rows)]
-Area = Annotated[Prior | None, Depends(_prior)]
+Picture = Annotated[pictures.Query, Depends(_picture)]
+Area = Annotated[Prior | FileCircle | None, Depends(_prior)]
 TruePosition = Annotated[tuple[float, float] | None, Depends(_true_position)]
 K = Annotated[
     int | None,
     Query(ge=1, le=MAX_K, description="Number of tiles to return; by default 10, or all if the index has fewer."),
 ]
-Heading = Annotated[
-    float,
-    Query(ge=-360, le=360, allow_inf_nan=False, description="Compass bearing of the middle column, in degrees."),
+Together = Annotated[
+    bool,
+    Query(description="All images of the request were taken at one place, and make one fix."),
+]
+WithSurface = Annotated[
+    bool,
+    Query(description="Add `surface`, the likelihood over the tiles of the index, for a heat map."),
 ]
 TileLayout = Annotated[
     Layout,

@@ -1,9 +1,10 @@
-"""The bodies of responses: embeddings, views and matches in the media types that callers accept."""
+"""The bodies of responses: embeddings, views and locations in the media types that callers accept."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from fastapi.responses import JSONResponse
 
 from s2s_ray.errors import S2SError
 from s2s_ray.geo.images import Encoding, Pixels, encode
-from s2s_ray.geo.prior import distances_m
 from s2s_ray.index import Descriptors
+from s2s_ray.service import geojson
 from s2s_ray.service.http.uploads import Uploads
 
+Tree = dict[str, Any]
 JSON, NPY, GEOJSON = "application/json", "application/x-npy", "application/geo+json"
 ENCODINGS: dict[str, Encoding] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
 EMBEDDING_TYPES = (JSON, NPY)
@@ -25,11 +27,16 @@ SYNTHESIS_TYPES = (*ENCODINGS, JSON)
 SEVERAL_SYNTHESIS_TYPES = (JSON,)
 
 
-def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: str) -> Response:
+def embeddings(
+    release: str, uploads: Uploads, descriptors: Descriptors, kind: str, queries: Sequence[Tree] | None = None
+) -> Response:
     """Encode descriptors B x D, one per upload, as JSON or as a `.npy` file of float32.
 
     In JSON each number is the shortest that float32 reads back as itself. This takes less time than handing the work to
     a thread would.
+
+    Args:
+        queries: street views as they were understood, for JSON.
 
     Raises:
         FloatingPointError: a number is not finite.
@@ -40,32 +47,30 @@ def embeddings(release: str, uploads: Uploads, descriptors: Descriptors, kind: s
         buffer = io.BytesIO()
         np.save(buffer, descriptors, allow_pickle=False)
         return Response(buffer.getvalue(), media_type=NPY)
-    content = _one_or_many(release, uploads, [{"descriptor": descriptor} for descriptor in descriptors])
+    understood = [{} for _ in descriptors] if queries is None else [{"query": query} for query in queries]
+    results = [{**known, "descriptor": descriptor} for known, descriptor in zip(understood, descriptors, strict=True)]
+    content = _one_or_many(release, uploads, results)
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type=JSON)
 
 
-def localizations(release: str, uploads: Uploads, found: list[list[dict[str, Any]]], kind: str) -> Response:
-    """Encode the matches of each upload as JSON or GeoJSON."""
-    if kind == JSON:
-        return JSONResponse(_one_or_many(release, uploads, [{"matches": matches} for matches in found]))
-    features = [
-        _feature(match, image.name) for image, matches in zip(uploads.images, found, strict=True) for match in matches
-    ]
-    return JSONResponse({"type": "FeatureCollection", "release": release, "features": features}, media_type=GEOJSON)
+def localizations(release: str, uploads: Uploads, queries: Sequence[Tree], found: Sequence[Tree]) -> Response:
+    """Encode what was found for each upload as JSON."""
+    results = [{"query": query, **tree} for query, tree in zip(queries, found, strict=True)]
+    return JSONResponse(_one_or_many(release, uploads, results))
 
 
-def matches(found: list[dict[str, Any]], true_position: tuple[float, float] | None) -> list[dict[str, Any]]:
-    """Return the public fields of each `Match`, with metres from the true position if it is known."""
-    kept = [
-        {key: match[key] for key in ("rank", "id", "latitude", "longitude", "descriptor_distance")} for match in found
-    ]
-    metres: list[float | None] = [None] * len(kept)
-    if true_position is not None:
-        positions = np.array([[match["latitude"], match["longitude"]] for match in kept], np.float64).reshape(-1, 2)
-        metres = [
-            None if np.isnan(m) else float(m) for m in distances_m(*true_position, positions[:, 0], positions[:, 1])
-        ]
-    return [{**match, "distance_m": distance} for match, distance in zip(kept, metres, strict=True)]
+def place(release: str, uploads: Uploads, queries: Sequence[Tree], found: Tree) -> Response:
+    """Encode what was found for all uploads together as JSON."""
+    return JSONResponse({"release": release, "images": _named(uploads, queries), **found})
+
+
+def features(
+    release: str, uploads: Uploads, queries: Sequence[Tree], found: Sequence[Tree], together: bool
+) -> Response:
+    """Encode what was found for each upload, or for all of them together, as GeoJSON."""
+    names = [None] if together else [image.name for image in uploads.images]
+    tree = geojson.collection(release, _named(uploads, queries), list(zip(names, found, strict=True)))
+    return JSONResponse(tree, media_type=GEOJSON)
 
 
 def view(pixels: Pixels, kind: str) -> Response:
@@ -104,8 +109,5 @@ def _one_or_many(release: str, uploads: Uploads, results: list[dict[str, Any]]) 
     return {"release": release, "images": named}
 
 
-def _feature(match: dict[str, Any], query: str | None) -> dict[str, Any]:
-    geometry = None
-    if match["latitude"] is not None and match["longitude"] is not None:
-        geometry = {"type": "Point", "coordinates": [match["longitude"], match["latitude"]]}
-    return {"type": "Feature", "geometry": geometry, "properties": {"query": query, **match}}
+def _named(uploads: Uploads, queries: Sequence[Tree]) -> list[Tree]:
+    return [{"name": image.name, "query": query} for image, query in zip(uploads.images, queries, strict=True)]

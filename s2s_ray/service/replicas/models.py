@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.index import Descriptors
 from s2s_ray.inference import Embedder, Synthesizer
 from s2s_ray.runtime.memory import keep_memory
@@ -26,10 +26,11 @@ from s2s_ray.service.settings import ModelScaling, ServeArgs
 from s2s_ray.service.telemetry import ModelMetrics
 
 M = TypeVar("M", Embedder, Synthesizer)
+A = TypeVar("A")
 T = TypeVar("T")
 
 
-class _ModelReplica(Replica[M]):
+class _ModelReplica(Replica[M], Generic[M, A]):
     """A model called in batches, in a thread, so that the event loop stays free for health checks."""
 
     _fault: str | None = None
@@ -43,7 +44,7 @@ class _ModelReplica(Replica[M]):
             keep_memory()
         self._device, self._scaling = args.device, scaling
         self._metrics = ModelMetrics()
-        self._batched: Batcher[tuple[M, Pixels], Timed] = Batcher(self._run_batch)
+        self._batched: Batcher[tuple[M, A], Timed] = Batcher(self._run_batch)
         await self._slots.start(args)
         self._metrics.started(time.monotonic() - started)
 
@@ -52,8 +53,12 @@ class _ModelReplica(Replica[M]):
         """Load the model of a release."""
 
     @abstractmethod
-    def _infer(self, model: M, views: Tensor) -> NDArray[Any]:
-        """Return one result for each of the views, uint8 B 3 H W."""
+    def _kind(self, argument: A) -> Hashable:
+        """Return what calls of the model must have in common to share one."""
+
+    @abstractmethod
+    def _infer(self, model: M, arguments: Sequence[A]) -> Sequence[Any] | NDArray[Any]:
+        """Return one result for each of the arguments, which are of one kind."""
 
     def _load(self, key: ReleaseKey) -> M:
         return self._on_accelerator(lambda: self._load_model(key))
@@ -76,22 +81,29 @@ class _ModelReplica(Replica[M]):
         if self._fault is not None:
             raise RuntimeError(f"the accelerator failed: {self._fault}")
 
-    async def __call__(self, key: ReleaseKey, view: Pixels) -> Timed:
-        """Return the result for one view, uint8 3 H W."""
-        return await self._batched((await self._slots.get(key), view))
+    async def _call(self, key: ReleaseKey, argument: A) -> Timed:
+        return await self._batched((await self._slots.get(key), argument))
 
-    async def _run_batch(self, calls: Sequence[tuple[M, Pixels]]) -> list[Timed]:
+    async def _run_batch(self, calls: Sequence[tuple[M, A]]) -> list[Timed]:
         results: dict[int, Timed] = {}
-        # Calls of two releases meet in one batch only while the served release changes.
-        for model in {id(model): model for model, _ in calls}.values():
-            numbers = [number for number, call in enumerate(calls) if call[0] is model]
-            views = np.stack([calls[number][1] for number in numbers])
+        for numbers in self._alike(calls):
+            model, arguments = calls[numbers[0]][0], [calls[number][1] for number in numbers]
             self._metrics.batch(len(numbers))
             started = time.perf_counter()
-            values = await asyncio.to_thread(self._on_accelerator, partial(self._infer, model, torch.from_numpy(views)))
+            values = await asyncio.to_thread(self._on_accelerator, partial(self._infer, model, arguments))
             seconds = time.perf_counter() - started
             results |= {number: Timed(value, seconds) for number, value in zip(numbers, values, strict=True)}
         return [results[number] for number in range(len(calls))]
+
+    def _alike(self, calls: Sequence[tuple[M, A]]) -> list[list[int]]:
+        """Return the numbers of the calls that share one call of the model.
+
+        Calls of two releases meet in one batch only while the served release changes.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for number, (model, argument) in enumerate(calls):
+            groups.setdefault((id(model), self._kind(argument)), []).append(number)
+        return list(groups.values())
 
     def check_health(self) -> None:
         """Raise RuntimeError if the accelerator has failed, so that Serve replaces the process."""
@@ -104,19 +116,41 @@ class _ModelReplica(Replica[M]):
         self._batched.wait_s = float(batching["batch_wait_s"])
 
 
-class StreetEmbedding(_ModelReplica[Embedder]):
-    """The model that turns street views into descriptors."""
+class Street(NamedTuple):
+    """A street view, uint8 3 H W, which of its pixels it shows, H W, and whether all headings are wanted."""
+
+    view: Pixels
+    seen: Seen | None
+    turned: bool
+
+
+class StreetEmbedding(_ModelReplica[Embedder, Street]):
+    """The model that turns street views into descriptors: one at their heading, or one for each heading."""
 
     def _load_model(self, key: ReleaseKey) -> Embedder:
         embedder = Embedder.load(key.checkpoint_uri, self._device)
         embedder.specialise("street", self._scaling.precision, compile=self._scaling.compile)
         return embedder
 
-    def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
-        return model.embed_street(views)
+    async def __call__(self, key: ReleaseKey, view: Pixels, seen: Seen | None, turned: bool) -> Timed:
+        """Return the descriptor of a view, D; `turned`: the descriptors T D and the degrees T that it is turned by."""
+        return await self._call(key, Street(view, seen, turned))
+
+    def _kind(self, argument: Street) -> Hashable:
+        # Whole views are not given masks: their descriptors do not depend on what else is in the batch.
+        return argument.seen is None, argument.turned
+
+    def _infer(self, model: Embedder, arguments: Sequence[Street]) -> Sequence[Any] | Descriptors:
+        views = _stacked([argument.view for argument in arguments])
+        masks = [argument.seen for argument in arguments if argument.seen is not None]
+        seen = torch.from_numpy(np.stack(masks)) if masks else None
+        if not arguments[0].turned:
+            return model.embed_street(views, seen)
+        descriptors, turns = model.embed_turned(views, seen)
+        return [(one, turns) for one in descriptors]
 
 
-class SatelliteEmbedding(_ModelReplica[Embedder]):
+class SatelliteEmbedding(_ModelReplica[Embedder, Pixels]):
     """The model that turns polar satellite views into descriptors."""
 
     def _load_model(self, key: ReleaseKey) -> Embedder:
@@ -124,11 +158,18 @@ class SatelliteEmbedding(_ModelReplica[Embedder]):
         embedder.specialise("satellite", self._scaling.precision, compile=self._scaling.compile)
         return embedder
 
-    def _infer(self, model: Embedder, views: Tensor) -> Descriptors:
-        return model.embed_satellite(views)
+    async def __call__(self, key: ReleaseKey, view: Pixels) -> Timed:
+        """Return the descriptor of a polar view, uint8 3 H W."""
+        return await self._call(key, view)
+
+    def _kind(self, argument: Pixels) -> Hashable:
+        return None
+
+    def _infer(self, model: Embedder, arguments: Sequence[Pixels]) -> Descriptors:
+        return model.embed_satellite(_stacked(arguments))
 
 
-class Synthesis(_ModelReplica[Synthesizer]):
+class Synthesis(_ModelReplica[Synthesizer, Pixels]):
     """The model that turns polar satellite views into street views H W 3."""
 
     def _load_model(self, key: ReleaseKey) -> Synthesizer:
@@ -136,5 +177,16 @@ class Synthesis(_ModelReplica[Synthesizer]):
         synthesizer.specialise("synthesis", self._scaling.precision, compile=self._scaling.compile)
         return synthesizer
 
-    def _infer(self, model: Synthesizer, views: Tensor) -> NDArray[np.uint8]:
-        return model.synthesize(views)
+    async def __call__(self, key: ReleaseKey, view: Pixels) -> Timed:
+        """Return the street view of a polar view, uint8 3 H W."""
+        return await self._call(key, view)
+
+    def _kind(self, argument: Pixels) -> Hashable:
+        return None
+
+    def _infer(self, model: Synthesizer, arguments: Sequence[Pixels]) -> NDArray[np.uint8]:
+        return model.synthesize(_stacked(arguments))
+
+
+def _stacked(views: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.stack(views))

@@ -13,16 +13,18 @@ from s2s_ray import registry, storage
 from s2s_ray.config import ModelConfig
 from s2s_ray.errors import NoIndexError
 from s2s_ray.index import IndexInfo, read_info
+from s2s_ray.localization.calibration import Calibration
 from s2s_ray.model.checkpoint_meta import model_config, read_meta
 from s2s_ray.service.settings import ServeArgs
 
 
 class ReleaseKey(NamedTuple):
-    """The stamp of a call: all that a replica needs to load the release."""
+    """The stamp of a call: all that a replica needs to load the release. `calibration_uri` is None if there is none."""
 
     id: str
     checkpoint_uri: str
     index_uri: str
+    calibration_uri: str | None = None
 
 
 class Located(NamedTuple):
@@ -39,7 +41,7 @@ def locate(args: ServeArgs, release: str | None = None) -> Located:
 
     Raises:
         RegistryError, StorageError, CheckpointError, ReferenceIndexError: the release does not exist or cannot be
-            read, or the index was built with another checkpoint.
+            read, or its index or calibration was made with another checkpoint.
     """
     if args.registry is not None and args.name is not None:
         found = registry.resolve(storage.absolute(args.registry), args.name, release or args.release)
@@ -47,13 +49,18 @@ def locate(args: ServeArgs, release: str | None = None) -> Located:
             raise NoIndexError(
                 f"registry {args.registry}: release {found.id!r} of {args.name!r} has no index; attach one first"
             )
-        key, fingerprint = ReleaseKey(found.id, found.checkpoint_uri, found.index_uri), found.fingerprint
+        calibration = None if registry.read_calibration(found) is None else found.calibration_uri
+        key = ReleaseKey(found.id, found.checkpoint_uri, found.index_uri, calibration)
+        fingerprint = found.fingerprint
     else:
         assert args.checkpoint is not None
         assert args.index is not None, "ServeArgs has one or the other"
         checkpoint, index = storage.absolute(args.checkpoint), storage.absolute(args.index)
         fingerprint = registry.fingerprint(checkpoint)
-        key = ReleaseKey(registry.release_id(read_meta(checkpoint), fingerprint), checkpoint, index)
+        calibration = None if args.calibration is None else storage.absolute(args.calibration)
+        if calibration is not None:
+            Calibration.read(calibration).require(fingerprint, f"calibration {calibration}")
+        key = ReleaseKey(registry.release_id(read_meta(checkpoint), fingerprint), checkpoint, index, calibration)
     meta, info = read_meta(key.checkpoint_uri), read_info(key.index_uri)
     config = model_config(meta, key.checkpoint_uri)
     info.require(config.descriptor_size, fingerprint)

@@ -40,6 +40,9 @@ def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
         descriptor_size=config.descriptor_size,
         synthesizes=config.synthesizes,
         panorama_rows=geometry.panorama_rows,
+        elevations=geometry.span,
+        default_heading=geometry.default_heading,
+        calibrated=key.calibration_uri is not None,
         index=IndexDescription(kind=info.kind, count=info.count, dataset=dataset, split=info.split),
     )
     return ServedRelease(key, geometry, description)

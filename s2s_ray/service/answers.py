@@ -1,0 +1,137 @@
+"""Answers about pictures as plain trees: how each was understood, the matches, the fix and the surface.
+
+The service sends them, and `s2s localize` shows the same of a checkpoint on this machine. Neither PyTorch nor FastAPI
+is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s2s_ray.geo.images import Descriptors
+from s2s_ray.geo.prior import FileCircle, Prior, distances_m
+from s2s_ray.geo.query import Known
+from s2s_ray.index import ReferenceIndex
+from s2s_ray.localization import Found, Surface, Turned
+
+Position = tuple[float, float]
+"""Latitude and longitude in degrees."""
+Tree = dict[str, Any]
+
+
+NO_POSITION = "prior=file: the file has no position, so the whole index was searched"
+
+
+def turns(known: Known) -> bool:
+    """Return true for a picture that may have one of several headings, which are searched."""
+    return known.heading is None or known.heading_spread > 0
+
+
+def turned(known: Known, descriptors: Descriptors, turned_by: NDArray[np.float64] | None = None) -> Turned:
+    """Return a picture as it is searched.
+
+    Args:
+        known: what is known of the picture.
+        descriptors: T D, of the view at the known heading, or at 0 if it is unknown, turned by so many degrees.
+        turned_by: degrees, T; None if there is only the view as it is.
+    """
+    heading = known.heading or 0.0
+    if turned_by is None:
+        return Turned(descriptors, np.array([heading]), fov=known.fov)
+    headings = (heading + turned_by) % 360
+    return Turned(descriptors, headings, known.heading_spread, known.fov, known.heading).narrowed()
+
+
+def area(
+    prior: Prior | FileCircle | None, pictures: Sequence[Known]
+) -> tuple[Prior | None, Position | None, list[str]]:
+    """Return the area to search for pictures of one place, the first position in their files, and warnings."""
+    position = next((known.position for known in pictures if known.position is not None), None)
+    if not isinstance(prior, FileCircle):
+        return prior, position, []
+    if position is None:
+        return None, None, [NO_POSITION]
+    return prior.around(position), position, []
+
+
+def found_tree(index: ReferenceIndex, found: Found, *, surface: bool) -> Tree:
+    """Return what a search has found as plain values: `matches`, `fix`, `headings` and, if wanted, `surface`."""
+    fix = None if found.fix is None else {**found.fix._asdict(), "peaks": [peak._asdict() for peak in found.fix.peaks]}
+    matches = [match._asdict() for match in found.matches]
+    tree: Tree = {"matches": matches, "fix": fix, "headings": list(found.headings)}
+    return {**tree, "surface": _surface(index, found.surface)} if surface else tree
+
+
+def localization(found: Tree, true: Position | None) -> Tree:
+    """Return the public form of a `found_tree`, with metres from the true position if it is known."""
+    tree: Tree = {"fix": _fix(found["fix"], true), "matches": _matches(found["matches"], true)}
+    return {**tree, "surface": found["surface"]} if "surface" in found else tree
+
+
+def query(known: Known, warnings: Sequence[str] = (), estimated: tuple[float, float] | None = None) -> Tree:
+    """Return a picture as it was understood.
+
+    Args:
+        known: what is known of the picture.
+        warnings: further ones.
+        estimated: the heading that the search has found and its spread, reported if none was known.
+    """
+    heading, origin, spread = known.heading, known.heading_origin, known.heading_spread
+    if known.heading is None:
+        (heading, spread), origin = estimated or (None, None), "estimated" if estimated else None
+    place = None if known.position is None else dict(zip(("latitude", "longitude"), known.position, strict=True))
+    return {
+        "heading": heading,
+        "heading_origin": origin,
+        "heading_spread": spread,
+        "fov": known.fov,
+        "fov_origin": known.fov_origin,
+        "projection": known.projection,
+        "projection_origin": known.projection_origin,
+        "pitch": known.pitch,
+        "roll": known.roll,
+        "position": place,
+        "warnings": [*known.warnings, *warnings],
+    }
+
+
+def _fix(fix: Tree | None, true: Position | None) -> Tree | None:
+    if fix is None:
+        return None
+    position = {key: fix[key] for key in ("latitude", "longitude", "radius_m", "radius_95_m")}
+    heading = None if fix["heading"] is None else {"degrees": fix["heading"], "spread": fix["heading_spread"]}
+    kept = ("confidence", "confidence_m", "in_region", "in_region_probability", "peaks", "calibrated")
+    [distance] = _metres(true, [position])
+    return {"position": position, "heading": heading, **{key: fix[key] for key in kept}, "distance_m": distance}
+
+
+def _matches(found: Sequence[Tree], true: Position | None) -> list[Tree]:
+    kept = ("rank", "id", "latitude", "longitude", "descriptor_distance", "heading")
+    return [
+        {**{key: match[key] for key in kept}, "distance_m": metres}
+        for match, metres in zip(found, _metres(true, found), strict=True)
+    ]
+
+
+def _surface(index: ReferenceIndex, surface: Surface) -> Tree:
+    points = [
+        {"latitude": latitude, "longitude": longitude, "probability": probability}
+        for (latitude, longitude), probability in zip(
+            surface.positions.tolist(), surface.probabilities.tolist(), strict=True
+        )
+        if np.isfinite([latitude, longitude]).all()
+    ]
+    region = index.info.region
+    return {"points": points, "spacing_m": None if region is None else region.every_m}
+
+
+def _metres(true: Position | None, places: Sequence[Tree]) -> list[float | None]:
+    """Return the metres from the true position to each place; None if either is unknown."""
+    if true is None:
+        return [None] * len(places)
+    positions = np.array([[one["latitude"], one["longitude"]] for one in places], np.float64).reshape(-1, 2)
+    return [None if np.isnan(m) else float(m) for m in distances_m(*true, positions[:, 0], positions[:, 1])]
