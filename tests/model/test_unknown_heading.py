@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from s2s_ray.config import ModelConfig
 from s2s_ray.errors import ViewError
 from s2s_ray.geo.polar import roll_to_north
-from s2s_ray.model.attention import NonLocalBlock, SpatialAttention
+from s2s_ray.model.attention import AzimuthPooling, NonLocalBlock, SpatialAttention
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.folding import fold
 from s2s_ray.model.s2s import S2S
@@ -20,6 +20,7 @@ DOUBLE = torch.float64
 COLUMNS = 9
 HORIZON = tiny_model(width=8 * COLUMNS, circular=True)
 SEAM = tiny_model(width=8 * COLUMNS)
+AZIMUTH = tiny_model(width=8 * COLUMNS, circular=True, pooling="azimuth", azimuth_channels=5)
 ROLLS = [1, 4, 8]
 
 
@@ -116,14 +117,15 @@ def test_a_folded_circular_model_is_the_same() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("seen", [None, partly()], ids=["all seen", "partly seen"])
-def test_turned_descriptors_are_those_of_rolled_images(horizon: S2S, seen: Tensor | None) -> None:
-    x = images()
-    found = horizon.embed_street_turned(x, seen)
-    assert found.shape == (3, COLUMNS, HORIZON.descriptor_size)
+@pytest.mark.parametrize("config", [HORIZON, AZIMUTH], ids=["attention", "azimuth"])
+def test_turned_descriptors_are_those_of_rolled_images(config: ModelConfig, seen: Tensor | None) -> None:
+    x, model = images(), make(config)
+    found = model.embed_street_turned(x, seen)
+    assert found.shape == (3, COLUMNS, config.descriptor_size)
     for column in range(COLUMNS):
         heading = column * 360 / COLUMNS
         asked = None if seen is None else roll_to_north(seen, heading)
-        expected = horizon.embed_street(roll_to_north(x, heading), asked)
+        expected = model.embed_street(roll_to_north(x, heading), asked)
         torch.testing.assert_close(found[:, column], expected, atol=1e-12, rtol=0)
     assert (found[:, 1:] - found[:, :1]).abs().amax((0, 2)).min() > 1e-3, "no two headings are alike"
 
@@ -166,7 +168,7 @@ def test_gradients_of_turned_descriptors() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [HORIZON, SEAM], ids=["horizon", "seam"])
+@pytest.mark.parametrize("config", [HORIZON, SEAM, AZIMUTH], ids=["horizon", "seam", "azimuth"])
 def test_what_is_unseen_has_no_influence(config: ModelConfig) -> None:
     model, x, seen = make(config), images(), partly()
     other = torch.where(seen[:, None], x, torch.randn_like(x).clamp(-1, 1))
@@ -200,9 +202,69 @@ def test_a_view_that_was_seen_entirely_has_the_descriptor_without_a_mask(seam: S
 
 
 @torch.no_grad()
-def test_nothing_seen_gives_no_descriptor_and_no_fault(seam: S2S) -> None:
+@pytest.mark.parametrize("config", [SEAM, AZIMUTH], ids=["attention", "azimuth"])
+def test_nothing_seen_gives_no_descriptor_and_no_fault(config: ModelConfig) -> None:
     nothing = torch.zeros(3, 32, 8 * COLUMNS, dtype=torch.bool)
-    assert seam.embed_street(images(), nothing).eq(0).all()
+    assert make(config).embed_street(images(), nothing).eq(0).all()
+
+
+# Azimuth pooling
+
+
+def pooled_by_hand(pooling: AzimuthPooling, features: Tensor, share: Tensor, *, even_columns: bool) -> Tensor:
+    """Column by column and number by number, in the order of the definition."""
+    count, channels, height, width = features.shape
+    weight, bias = pooling.column.weight, pooling.column.bias
+    assert bias is not None
+    columns = torch.zeros(count, len(weight), width, dtype=features.dtype)
+    for b in range(count):
+        for k in range(len(weight)):
+            for j in range(width):
+                columns[b, k, j] = bias[k] * sum(share[b, 0, i, j] for i in range(height)) / height
+                for c in range(channels):
+                    for i in range(height):
+                        columns[b, k, j] += weight[k, c, i, 0] * features[b, c, i, j] * share[b, 0, i, j]
+    if even_columns:
+        columns = columns / columns.square().sum(1, keepdim=True).sqrt()
+    flat = columns.reshape(count, -1)
+    return flat / flat.square().sum(1, keepdim=True).sqrt()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("even_columns", [True, False])
+def test_azimuth_pooling_is_its_definition(even_columns: bool) -> None:
+    torch.manual_seed(0)
+    pooling = AzimuthPooling(3, 2, 5, 4, even_columns=even_columns).double()
+    features, share = torch.randn(2, 3, 2, 5, dtype=DOUBLE), torch.rand(2, 1, 2, 5)
+    everything = torch.ones(2, 1, 2, 5, dtype=DOUBLE)
+    for given, used in ((None, everything), (share, share)):
+        expected = pooled_by_hand(pooling, features, used, even_columns=even_columns)
+        torch.testing.assert_close(pooling(features, given), expected, atol=1e-7, rtol=0)
+    with pytest.raises(ValueError, match=r"\(5, 2\), this pooling expects \(2, 5\)"):
+        pooling(torch.zeros(1, 3, 5, 2))
+
+
+@torch.no_grad()
+def test_a_model_that_pools_by_azimuth() -> None:
+    """Its tiles have even columns; of a partial view only the seen columns differ from zero."""
+    model = make(AZIMUTH)
+    assert AZIMUTH.descriptor_size == 5 * COLUMNS
+    tiles = model.embed_satellite(images()).view(3, 5, COLUMNS)
+    torch.testing.assert_close(tiles.norm(dim=1), torch.full((3, COLUMNS), COLUMNS**-0.5, dtype=DOUBLE))
+    views = model.embed_street(images(), partly()).view(3, 5, COLUMNS)
+    assert views.norm(dim=1)[2].std() > 1e-3
+    unseen = views[0].eq(0).all(0)
+    assert [column for column in range(COLUMNS) if not unseen[column]] == [1, 2, 3, 4, 5]
+    torch.testing.assert_close(views.flatten(1).norm(dim=1), torch.ones(3, dtype=DOUBLE))
+
+
+@torch.no_grad()
+def test_descriptors_of_azimuth_pooling_turn_by_themselves() -> None:
+    pooling = AzimuthPooling(3, 2, 5, 4, even_columns=False).double()
+    features = torch.randn(2, 3, 2, 5, dtype=DOUBLE)
+    turned = pooling.turn(pooling(features))
+    for column in range(5):
+        torch.testing.assert_close(turned[:, column], pooling(features.roll(column, -1)), atol=1e-14, rtol=0)
 
 
 def test_unseen_pixels_are_the_padding_and_not_black(seam: S2S) -> None:
