@@ -7,6 +7,7 @@ elsewhere, such as the service, pass views (uint8 B 3 H W) to `embed_street`, `e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, Self, TypeAlias
 
 import numpy as np
@@ -27,16 +28,13 @@ from s2s_ray.localization import Calibration, Found, Turned, locate
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.model.folding import fold
+from s2s_ray.model.headings import at_all_headings
 from s2s_ray.model.s2s import S2S
 
 Rows = tuple[float, float]
 Use = Literal["street", "satellite", "synthesis"]
 Headings: TypeAlias = NDArray[np.float64]
 DEFAULT_K = 10
-MAX_STEP = 8.2
-"""Degrees between two headings that are tried for a view of unknown heading, at most."""
-STRIDE = 8
-"""Pixels of a view in a column of its features."""
 # Modules that a use does not need, by dotted name.
 _UNUSED: dict[Use, tuple[str, ...]] = {
     "street": ("discriminator", "generator"),
@@ -97,7 +95,11 @@ class _Inference:
             "satellite": lambda: model.retrieval.satellite_encoder or model.generator.encoder,
             "synthesis": lambda: model.generator,
         }
-        calls = {"street": model.embed_street, "satellite": model.embed_satellite, "synthesis": model.synthesize}
+        calls: dict[Use, Callable[..., Tensor]] = {
+            "street": model.embed_street,
+            "satellite": model.embed_satellite,
+            "synthesis": model.synthesize,
+        }
         if use == "synthesis" and not model.config.synthesizes:
             return
         networks[use]().compile(options={"force_layout_optimization": model.channels_last})
@@ -166,7 +168,7 @@ class Embedder(_Inference):
     def embed_turned(self, views: Tensor, seen: Tensor | None = None) -> tuple[Descriptors, Headings]:
         """Return descriptors of street views of unknown heading, one for each heading at equal steps.
 
-        A step is at most `MAX_STEP` degrees. The encoder runs once for each view, and again for views rolled by a part
+        A step is at most `headings.MAX_STEP` degrees. The encoder runs once for each view, and again for views rolled by a part
         of a feature column where a whole one is a longer step; everything else is computed from its features. On one
         CPU core a view costs 1.1 times as much as by `embed_street` with `paper` (77 headings, one encoding), and
         1.9 times with `tiny` (44 headings, two encodings): `benchmarks/headings.py`.
@@ -178,21 +180,8 @@ class Embedder(_Inference):
         Returns: descriptors N T D, and the T headings in degrees, from 0 on. The descriptor of a heading is that of
         the view if this is the compass bearing of its middle column.
         """
-        shifts = self._encodings
-        pixels = STRIDE // shifts
-        several, seen_of_each = (
-            one if one is None or shifts == 1 else torch.cat([one.roll(pixels * shift, -1) for shift in range(shifts)])
-            for one in (views, seen)
-        )
-        turned = self._run(self.model.embed_street_turned, several, seen_of_each)  # (shifts*N) columns D
-        headings = np.arange(self.model.config.width // pixels) * (360 * pixels / self.model.config.width)
-        return turned.unflatten(0, (shifts, len(views))).movedim(0, 2).flatten(1, 2).numpy(), headings
-
-    @property
-    def _encodings(self) -> int:
-        """The encodings of a view of unknown heading: enough for steps of `MAX_STEP`, at most one a pixel."""
-        column = 360 * STRIDE / self.model.config.width
-        return next((shifts for shifts in (1, 2, 4) if column / shifts <= MAX_STEP), STRIDE)
+        turned, headings = at_all_headings(partial(self._run, self.model.embed_street_turned), views, seen)
+        return turned.numpy(), headings
 
     def embed_satellite(self, views: Tensor) -> Descriptors:
         """Return descriptors of polar views, uint8 B 3 H W. Only the encoder runs."""

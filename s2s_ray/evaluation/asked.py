@@ -33,7 +33,7 @@ def drawn(seed: int, what: str, ids: Sequence[str]) -> NDArray[np.float64]:
     return np.array([int.from_bytes(digest, "big") >> 11 for digest in digests], np.float64) / 2**53
 
 
-def asked(street: Tensor, ids: Sequence[str], protocol: Protocol, seed: int) -> Asked:
+def asked(street: Tensor, ids: Sequence[str], protocol: Protocol, seed: int, seen: Tensor | None = None) -> Asked:
     """Return panoramas as a protocol asks them.
 
     Each is photographed at a heading that is drawn by whole columns, the same in all protocols of one seed. Of its
@@ -44,21 +44,23 @@ def asked(street: Tensor, ids: Sequence[str], protocol: Protocol, seed: int) -> 
         ids: the pairs, B.
         protocol: what is known of them.
         seed: of what is drawn.
+        seen: what the panoramas show, bool B H W; None: the whole horizon.
     """
     width = street.shape[-1]
     if not protocol.heading and protocol.fov == 360:
-        return Asked(street, None, np.zeros(len(ids)))
+        return Asked(street, seen, np.zeros(len(ids)))
     columns = np.floor(drawn(seed, "heading", ids) * width).astype(np.int64)
     turned = rolled(street, -columns)
-    seen = None
+    seen = None if seen is None else rolled(seen, -columns)
     if protocol.fov < 360:
         count = max(1, round(protocol.fov / 360 * width))
         first = (width - count) // 2
         turned = turned.clone()
         turned[..., :first] = 0
         turned[..., first + count :] = 0
-        seen = torch.zeros(len(street), *street.shape[-2:], dtype=torch.bool, device=street.device)
-        seen[..., first : first + count] = True
+        window = torch.zeros(width, dtype=torch.bool, device=street.device)
+        window[first : first + count] = True
+        seen = window.expand(len(street), *street.shape[-2:]) if seen is None else seen & window
     if not protocol.heading:
         turned = rolled(turned, columns)
         seen = None if seen is None else rolled(seen, columns)

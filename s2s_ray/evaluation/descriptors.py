@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -20,9 +17,6 @@ from s2s_ray.runtime.progress import progress
 
 IN_MEMORY_BYTES = 250_000_000
 """Largest size of a view's descriptors that stay in memory; those of CVACT_test take 760 MB."""
-
-HEADING_STEP = 8.2
-"""Largest step between two headings that are searched, in degrees; a wider feature column is encoded several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +81,11 @@ def embed_indices(
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, indices, batch, device, loader_workers):
             rows = slice(done, done + len(pairs))
-            found.street[rows] = model.embed_street(pairs.street)
+            found.street[rows] = model.embed_street(pairs.street, pairs.seen)
             found.satellite[rows] = model.embed_satellite(pairs.polar)
             done += len(pairs)
             advance(len(pairs))
     return found
-
-
-def embed_turned(model: S2S, street: Tensor, seen: Tensor | None = None) -> tuple[Tensor, NDArray[np.float64]]:
-    """Embed panoramas of unknown heading at all headings, at most `HEADING_STEP` degrees apart.
-
-    Returns: descriptors B T D, and the headings in degrees, float64 T: entry t is the descriptor as if the panorama's
-    middle column showed that bearing.
-    """
-    columns = street.shape[-1] // 8
-    encodings = ceil(360 / columns / HEADING_STEP)
-    parts, headings = [], []
-    for encoding in range(encodings):
-        shift = round(8 * encoding / encodings)
-        parts.append(model.embed_street_turned(street.roll(shift, -1), None if seen is None else seen.roll(shift, -1)))
-        headings.append((8 * np.arange(columns) + shift) * 360.0 / street.shape[-1])
-    return torch.cat(parts, dim=1), np.concatenate(headings)
 
 
 def batches(

@@ -192,9 +192,9 @@ def _measure(
     done, quality, parts = 0, ImageQuality(), []
     with evaluating(model), torch.inference_mode(), progress(count, "evaluate", "pairs") as advance:
         for pairs in batches(dataset, range(count), config.batch, device, loader_workers):
-            real = model.normalise(pairs.street)
+            real = model.normalise(pairs.street, pairs.seen)
             rows = slice(done, done + len(pairs))
-            street[rows] = model.embed_street(real)
+            street[rows] = model.embed_street(real, pairs.seen)
             if model.config.synthesizes:
                 synthesised, satellite[rows] = model.synthesize_and_embed(pairs.polar)
                 parts.append(quality.update(synthesised, real))

@@ -16,13 +16,14 @@ from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.places import places_of
 from s2s_ray.errors import ConfigError, DatasetError
 from s2s_ray.evaluation.asked import asked, offcentre
-from s2s_ray.evaluation.descriptors import allocate, batches, embed_turned, evaluating
+from s2s_ray.evaluation.descriptors import allocate, batches, evaluating
 from s2s_ray.evaluation.hypotheses import best_hypotheses
 from s2s_ray.evaluation.outcome import Figures, Outcome, joined
 from s2s_ray.evaluation.recall import TIE, require_finite
 from s2s_ray.evaluation.rows import Rows
 from s2s_ray.geo.images import Pixels
 from s2s_ray.geo.views import ViewGeometry
+from s2s_ray.model.headings import at_all_headings
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
@@ -185,12 +186,13 @@ def ask(
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, indices, config.batch, device):
             own = pairs.index.cpu().numpy()
-            query = asked(pairs.street, [dataset.ids[index] for index in own], protocol, seed)
+            ids = [dataset.ids[index] for index in own]
+            query = asked(pairs.street, ids, protocol, seed, pairs.seen)
             if protocol.heading:
-                descriptors, headings = embed_turned(model, query.street, query.seen)
+                descriptors, headings = at_all_headings(model.embed_street_turned, query.street, query.seen)
             else:
                 descriptors, headings = model.embed_street(query.street, query.seen)[:, None], np.zeros(1)
-            require_finite(descriptors.flatten(1), "street", [dataset.ids[index] for index in own])
+            require_finite(descriptors.flatten(1), "street", ids)
             best = best_hypotheses(descriptors, gallery.rows, centres)
             correct = torch.zeros(len(own), tiles, dtype=torch.bool, device=best.distances.device)
             correct[torch.arange(len(own)), pairs.index] = True

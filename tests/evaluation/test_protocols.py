@@ -17,7 +17,7 @@ from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import ConfigError, DatasetError, DescriptorError, InputError
 from s2s_ray.evaluation import hypotheses
 from s2s_ray.evaluation.asked import asked, drawn, offcentre, rolled
-from s2s_ray.evaluation.descriptors import embed_dataset, embed_turned
+from s2s_ray.evaluation.descriptors import embed_dataset
 from s2s_ray.evaluation.hypotheses import best_hypotheses
 from s2s_ray.evaluation.outcome import Outcome, table
 from s2s_ray.evaluation.protocols import (
@@ -31,6 +31,7 @@ from s2s_ray.evaluation.protocols import (
 )
 from s2s_ray.evaluation.recall import Nearby, recall_at_k
 from s2s_ray.geo.polar import roll_to_north
+from s2s_ray.model.headings import at_all_headings
 from s2s_ray.model.s2s import S2S
 from tests.evaluation.test_evaluate import HEIGHT, METRES_PER_DEGREE, PAIRS, SMALL, WIDTH, write_pairs
 
@@ -150,6 +151,17 @@ class TestAsked:
             assert abs(int(columns[0]) - (WIDTH - 1 - int(columns[-1]))) <= 1
             assert int(columns[-1]) - int(columns[0]) + 1 == len(columns)
 
+    def test_panoramas_that_are_partial_already(self) -> None:
+        street, given = ramp(5), torch.rand(5, HEIGHT, WIDTH) < 0.7
+        for text in ("aligned", "heading", "fov=100", "heading+fov=100"):
+            protocol = Protocol.parse(text)
+            query, whole = asked(street, IDS, protocol, 1, given), asked(street, IDS, protocol, 1)
+            assert query.seen is not None
+            for row, heading in enumerate(query.headings):
+                turn = heading if protocol.heading else 0
+                expected = given[row] if whole.seen is None else given[row] & roll_to_north(whole.seen[row], turn)
+                assert torch.equal(roll_to_north(query.seen[row], turn), expected)
+
     def test_aligned_panoramas_are_asked_as_they_are(self) -> None:
         street = ramp(5)
         query = asked(street, IDS, Protocol(), seed=1)
@@ -187,7 +199,7 @@ class TestBestHypotheses:
 def test_headings_are_searched_at_steps_of_at_most_eight_degrees(model: S2S) -> None:
     street = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     with torch.no_grad():
-        descriptors, headings = embed_turned(model, street)
+        descriptors, headings = at_all_headings(model.embed_street_turned, street)
     assert descriptors.shape == (2, len(headings), model.config.descriptor_size)
     ordered = np.sort(headings)
     assert len(set(ordered)) == len(ordered)
@@ -206,7 +218,7 @@ def one_by_one(model: S2S, dataset: PairDataset, protocol: Protocol, seed: int) 
         query = asked(dataset[i].street[None], [dataset.ids[i]], protocol, seed)
         with torch.no_grad():
             if protocol.heading:
-                views, headings = embed_turned(model, query.street, query.seen)
+                views, headings = at_all_headings(model.embed_street_turned, query.street, query.seen)
             else:
                 views, headings = model.embed_street(query.street, query.seen)[None], np.zeros(1)
         distances = (views[0, :, None].double() - tiles[None]).square().sum(2)
@@ -388,7 +400,7 @@ class TestOffcentre:
             query = asked(wide[i].street[None], [wide.ids[i]], protocol, 1)
             with torch.no_grad():
                 if protocol.heading:
-                    views, headings = embed_turned(model, query.street, query.seen)
+                    views, headings = at_all_headings(model.embed_street_turned, query.street, query.seen)
                 else:
                     views, headings = model.embed_street(query.street)[None], np.zeros(1)
             best: dict[int, tuple[float, float, np.ndarray]] = {}
