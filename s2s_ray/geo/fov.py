@@ -41,11 +41,9 @@ class Shape:
 
     def is_circle(self, projection: Projection | None) -> bool:
         """Return whether a picture of that projection is taken for the whole horizon by its shape."""
-        if projection == "rectilinear":
+        if projection == "rectilinear" or not (self.wide or self.of_model):
             return False
-        if self.of_model and projection != "cylindrical":
-            return True
-        return self.wide and (projection == "equirectangular" or ends_meet(self.pixels))
+        return projection == "equirectangular" or ends_meet(self.pixels)
 
 
 def field_of_view(
@@ -71,18 +69,17 @@ def field_of_view(
     if given is not None and in_file not in (None, given):
         warnings.append(f"the file's projection, {in_file}, is ignored: projection={given} was given")
         in_file = None
-    usable = in_file is not None and photo.fov is not None and not (given == "rectilinear" and photo.fov >= 180)
+    fov_in_file = None if in_file is None else photo.fov
     projection: Projection | None = given or in_file
     origin: Origin = "given" if given else "file" if in_file else "assumed"
-    if fov is None and usable and photo.fov is not None:
-        assert projection is not None, "the file's"
-        return projection, origin, photo.fov, "file", True
+    if fov is None and fov_in_file is not None:
+        return projection or "equirectangular", origin, fov_in_file, "file", True
     if fov is None:
         return projection or "equirectangular", origin, _assumed_fov(shape, projection), "assumed", False
-    if usable and photo.fov is not None and abs(photo.fov - fov) > 0.5:
-        warnings.append(f"the file's field of view, {photo.fov:.4g} degrees, is ignored: fov={fov:g} was given")
-        usable = False
-    return projection or _assumed_projection(shape, fov), origin, fov, "given", usable
+    agrees = fov_in_file is not None and abs(fov_in_file - fov) <= 0.5
+    if fov_in_file is not None and not agrees:
+        warnings.append(f"the file's field of view, {fov_in_file:.4g} degrees, is ignored: fov={fov:g} was given")
+    return projection or _assumed_projection(shape, fov), origin, fov, "given", agrees
 
 
 def _assumed_fov(shape: Shape, projection: Projection | None) -> float:

@@ -26,7 +26,7 @@ differs from true north by less than 15 degrees nearly everywhere people live, a
 FILM_WIDTH_MM = 36.0
 _ASPECT_TOLERANCE = 0.02
 _WIDEST_PHOTOGRAPH = 2 * (1 - _ASPECT_TOLERANCE)
-_PNG, _XMP_KEYWORD, _MOST_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp", 1 << 20
+_PNG, _XMP_KEYWORD, _MOST_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp", (1 << 20) + 1
 
 
 @dataclass(frozen=True, slots=True)
