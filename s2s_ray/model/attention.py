@@ -93,7 +93,7 @@ class SpatialAttention(nn.Module):
             masks = masks.view(count, width, height, width, masks.shape[2])
             masks = masks.gather(3, target[None, :, None, :, None].expand_as(masks))
             masks = masks.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)  # B n (roll*k)
-            sums = (local.flatten(2) @ masks).unflatten(2, (width, -1))  # B C roll k
+            sums = (local.flatten(2) @ masks).view(count, local.shape[1], width, self.b1.shape[2])
             return F.normalize(sums.transpose(1, 2).flatten(2), dim=2)
 
     def _masks(self, maxima: Tensor) -> Tensor:
@@ -143,7 +143,8 @@ class AzimuthPooling(nn.Module):
 
     def turn(self, descriptors: Tensor) -> Tensor:
         """Return descriptors B D for every roll of their columns, B w D."""
-        return rolls(descriptors.unflatten(1, (-1, self.shape[1]))).transpose(1, 2).flatten(2)
+        columns = descriptors.view(len(descriptors), self.column.out_channels, self.shape[1])
+        return rolls(columns).transpose(1, 2).flatten(2)
 
 
 def weighted(features: Tensor, share: Tensor | None) -> Tensor:

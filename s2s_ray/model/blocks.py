@@ -78,7 +78,7 @@ class SpectralConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.circular:
             x = _wrapped(x, self)
-            rows = self.padding[0]
+            rows = _padding(self)[0]
             if self.padding_mode == "reflect":
                 x, rows = F.pad(x, (0, 0, rows, rows), mode="reflect"), 0
             return F.conv2d(x, self.normalised_weight(), self.bias, self.stride, (rows, 0))
@@ -90,7 +90,7 @@ class HorizonConv2d(nn.Conv2d):
     """A plain convolution of the whole horizon: columns continue at the other end, rows are padded with zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(_wrapped(x, self), self.weight, self.bias, self.stride, (_pair(self.padding)[0], 0))
+        return F.conv2d(_wrapped(x, self), self.weight, self.bias, self.stride, (_padding(self)[0], 0))
 
 
 def conv_class(circular: bool) -> type[nn.Conv2d]:
@@ -98,14 +98,15 @@ def conv_class(circular: bool) -> type[nn.Conv2d]:
     return HorizonConv2d if circular else nn.Conv2d
 
 
-def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str), padding
-    return padding
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    """Return the padding of rows and columns, which PyTorch also accepts in words."""
+    assert not isinstance(conv.padding, str), conv.padding
+    return conv.padding
 
 
 def _wrapped(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Continue the columns at both ends, so that the convolution makes one column for each of its strides."""
-    left = _pair(conv.padding)[1]
+    left = _padding(conv)[1]
     right = conv.kernel_size[1] - conv.stride[1] - left
     return torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], -1)
 
