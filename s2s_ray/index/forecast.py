@@ -12,11 +12,11 @@ import torch
 from s2s_ray.errors import UnreadableImageError
 from s2s_ray.index import vectors
 from s2s_ray.index.build import embed
+from s2s_ray.index.pictures import thumbnail_of
 from s2s_ray.index.region import THUMBNAILS_UP_TO, RegionTiles
 from s2s_ray.model.s2s import S2S
 
 _ENTRY_BYTES = 64  # of a tile in `entries.parquet`
-_THUMBNAIL_BYTES = 6_000
 _CODE_BYTES = 72  # of a tile in a compressed index
 
 
@@ -41,10 +41,12 @@ def forecast(
         known: number of tiles that the index to extend has already.
         batch: tiles embedded at a time.
     """
-    size = forecast_bytes(known + len(rows), model.config.descriptor_size, thumbnails=not known)
+    count, dimension = known + len(rows), model.config.descriptor_size
+    stored = 4 * dimension if count <= vectors.EXACT_UP_TO else 2 * dimension + _CODE_BYTES
+    stored += _ENTRY_BYTES
     if not rows:
-        return Forecast(0.0, size)
-    middle = rows[len(rows) // 2 :][:batch]
+        return Forecast(0.0, count * stored)
+    middle, pictures = rows[len(rows) // 2 :][:batch], not known and count <= THUMBNAILS_UP_TO
     started = time.perf_counter()
     with suppress(UnreadableImageError):  # its block is read all the same
         source.tile(middle[0])
@@ -53,16 +55,13 @@ def forecast(
     started = time.perf_counter()
     list(embed(model, source, middle, batch, device))
     per_tile = (time.perf_counter() - started) / len(middle)
-    passes = 2 if not known and len(rows) <= THUMBNAILS_UP_TO else 1  # of the imagery
-    return Forecast(len(rows) * per_tile + passes * source.blocks * per_block, size)
-
-
-def forecast_bytes(count: int, dimension: int, *, thumbnails: bool) -> int:
-    """Return the approximate size of an index with so many tiles."""
-    exact = count <= vectors.EXACT_UP_TO
-    vector = 4 * dimension if exact else 2 * dimension + _CODE_BYTES
-    picture = _THUMBNAIL_BYTES if thumbnails and count <= THUMBNAILS_UP_TO else 0
-    return count * (vector + _ENTRY_BYTES + picture)
+    seconds = len(rows) * per_tile + source.blocks * per_block
+    if pictures:  # the imagery is read again for them
+        started = time.perf_counter()
+        with suppress(UnreadableImageError):
+            stored += len(thumbnail_of(source.tile(middle[0])))
+        seconds += len(rows) * (time.perf_counter() - started) + source.blocks * per_block
+    return Forecast(seconds, count * stored)
 
 
 def _duration(seconds: float) -> str:

@@ -106,7 +106,7 @@ def write_thumbnails(tiles: Iterable[Pixels], folder: Path) -> None:
     """Write the thumbnails of the tiles of an index, H W 3 each, in the order of its vectors."""
     rest = iter(tiles)
     with pa.OSFile(str(folder / THUMBNAILS_FILE), "wb") as file, pa.ipc.new_file(file, _THUMBNAILS) as writer:
-        while batch := [_small(tile) for tile in islice(rest, _CHUNK)]:
+        while batch := [thumbnail_of(tile) for tile in islice(rest, _CHUNK)]:
             writer.write_batch(pa.record_batch([batch], schema=_THUMBNAILS))
 
 
@@ -118,7 +118,8 @@ def _tile(dataset: PairDataset, row: int) -> Pixels:
     return polar
 
 
-def _small(pixels: Pixels) -> bytes:
+def thumbnail_of(pixels: Pixels) -> bytes:
+    """Return the small JPEG of a tile."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((2 * THUMBNAIL_PX, THUMBNAIL_PX))
     buffer = io.BytesIO()

@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 NO_IMAGERY = "there is no imagery"
 _BLOCK_TILES = 4  # side of a block, in tiles
 _OVERLAP_FROM = 0.5  # spacing as a part of a tile's side from which tiles are cut one by one
-_TILE_PX = 512
 _SIZES_DIFFER = 0.01
 _SLACK = 1.01  # a lattice's columns are not quite as far apart everywhere as its rows
 
@@ -53,7 +52,7 @@ def read_region(text: str) -> Region:
         PriorError: neither of them, or a region that cannot be used.
         StorageError: the file cannot be read.
     """
-    if all(map(_is_number, text.split(","))):
+    if not text.strip() or all(map(_is_number, text.split(","))):
         return Region.parse(text)
     try:
         content = storage.read_bytes(storage.absolute(text))
@@ -79,9 +78,10 @@ def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
     Raises:
         ConfigError: neither of them says it.
     """
-    given, trained = source.model_dump(exclude_unset=True), (meta.get("config") or {}).get("source") or {}
-    metres = given.get("tile_m") or trained.get("tile_m")
-    if metres is None:
+    given, default = source.model_dump(exclude_unset=True), source.model_dump()
+    trained = (meta.get("config") or {}).get("source") or {}
+    metres, px = (given.get(key) or trained.get(key) or default.get(key) for key in ("tile_m", "tile_px"))
+    if metres is None or px is None:
         raise ConfigError("source.tile_m is missing: the side of a tile in metres, as those the model was trained on")
     if abs(metres / (trained.get("tile_m") or metres) - 1) > _SIZES_DIFFER:
         log.warning(
@@ -89,7 +89,7 @@ def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
             metres,
             trained["tile_m"],
         )
-    return TileSize(float(metres), int(given.get("tile_px") or trained.get("tile_px") or _TILE_PX))
+    return TileSize(metres, px)
 
 
 class RegionTiles:
