@@ -23,7 +23,7 @@ from s2s_ray.sweep.report import write_report
 from s2s_ray.sweep.search import StandIn, StudySearch, early_stopping
 from s2s_ray.sweep.space import Space
 from s2s_ray.sweep.study import JOURNAL, SweepStudy, read_records, run_name, sampler
-from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED, BestSoFar
+from s2s_ray.sweep.trial import EPOCH, FAILED, STARTED, BestSoFar, trial_config
 
 SPACE = {"loss.alpha": {"low": 1.0, "high": 100.0, "log": True}, "mining.start": {"choices": ["never", "plateau"]}}
 
@@ -312,6 +312,65 @@ def test_only_the_best_epoch_counts_once_its_checkpoint_is_stored() -> None:
         (6, 0.4, 0.2),
     ]
     assert flushed == [0, 1, 2, 3, 4]
+
+
+METRES = {"metric": "fov=90.metres_median"}
+
+
+def of_metres(**tune: Any) -> Config:
+    """A sweep for the smallest error in metres under a protocol."""
+    tree = {"train": {"epochs": 9}, "evaluation": {"protocols": ["fov=90"]}, "tune": {"space": SPACE, **METRES, **tune}}
+    return Config.from_tree(tree)
+
+
+class TestAnotherMetric:
+    def test_the_trial_with_the_smallest_error_is_best(self, tmp_path: Path) -> None:
+        settings = of_metres()
+        searcher, study = search(settings, tmp_path)
+        assert study.objectives == ["fov=90.metres_median"]
+        for name, metres in (("a", 20.0), ("b", 7.5), ("c", 30.0)):
+            run(searcher, name, 0.5, **{"fov=90.metres_median": metres})
+        best = study.best()
+        assert best is not None
+        assert (best.number, best.values) == (1, {"fov=90.metres_median": 7.5})
+        assert study.study.directions[0].name == "MINIMIZE"
+        write_report(str(tmp_path), settings, study, best)
+        page = (tmp_path / "report.html").read_text()
+        assert "number 1, fov=90.metres_median 7.5." in page
+        rows = [page.index(f"<td>{number}</td>") for number in (1, 0, 2)]
+        assert rows == sorted(rows), "the best one first"
+        start = study.records()[0]
+        result = sweep.SweepResult(str(tmp_path), best, start, settings, None, study.records())  # type: ignore[arg-type]
+        [line, _] = sweep.describe(result).splitlines()
+        assert line == (
+            "best of 3 trials: number 1, fov=90.metres_median 7.5, -12.5 against the configuration's own values"
+        )
+
+    def test_the_smallest_error_is_the_best_epoch(self) -> None:
+        reported: list[dict[str, float]] = []
+        fake: Any = type("Fake", (), {"store": type("Store", (), {"flush": lambda self: None})()})()
+        report = BestSoFar(["fov=90.metres_median"])(fake, reported.append)
+        for epoch, metres in enumerate((9.0, 4.0, None, 6.0)):
+            report({"epoch": epoch, "recall_at_1": 0.1} | ({} if metres is None else {"fov=90.metres_median": metres}))
+        assert [entry["fov=90.metres_median"] for entry in reported] == [9.0, 4.0, 4.0, 4.0]
+
+    @pytest.mark.parametrize("kind", ["asha", "median"])
+    def test_large_errors_are_stopped_early(self, kind: str) -> None:
+        past = [[{"epoch": epoch, "fov=90.metres_median": 5.0} for epoch in range(9)] for _ in range(4)]
+        for history, metres, decision in ((past, 50.0, "STOP"), (past, 1.0, "CONTINUE"), ([], 50.0, "CONTINUE")):
+            scheduler: Any = early_stopping(of_metres(scheduler=kind), history)
+            trial = StandIn("new")
+            scheduler.on_trial_add(None, trial)
+            assert scheduler.on_trial_result(None, trial, {EPOCH: 1, "fov=90.metres_median": metres}) == decision
+
+    def test_a_trial_keeps_its_best_checkpoint_by_the_same_metric(self) -> None:
+        assert trial_config(of_metres(), {}, "sweeps/x").train.best_metric == "fov=90.metres_median"
+        assert trial_config(config(), {}, "sweeps/x").train.best_metric == "recall_at_1"
+
+    def test_a_sweep_cannot_continue_with_another_metric(self, tmp_path: Path) -> None:
+        search(config(), tmp_path)
+        with pytest.raises(SweepError, match=r"has other objectives than fov=90\.metres_median"):
+            SweepStudy(of_metres().tune, str(tmp_path))
 
 
 @pytest.mark.parametrize("two", [False, True])
