@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from s2s_ray import storage
 from s2s_ray.config import AugmentationConfig, DataConfig
-from s2s_ray.data.augmentation import Draw, Draws, draw, uniform
+from s2s_ray.data.augmentation import Draw, Draws, draw
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.schema import Split, TileSize
 from s2s_ray.errors import ConfigError, DamagedError, DatasetError, UnreadableImageError
@@ -148,6 +148,8 @@ class PairDataset(Dataset[Sample]):
         positions: easting and northing in metres, N 2 float64; NaN where unknown.
         zones: EPSG codes of their UTM zones, N int64; 0 where unknown.
         latlon: latitude and longitude in degrees, N 2 float64; NaN where unknown.
+        oriented: whether the heading of each panorama is known, N bool; if not, its middle column is taken for north.
+        places: name of each pair's place, None where the source names none.
 
     Raises:
         DatasetError: no complete data set, or no such split.
@@ -187,6 +189,10 @@ class PairDataset(Dataset[Sample]):
             )
         self.positions = _pairs(records, "easting", "northing")
         self.latlon = _pairs(records, "latitude", "longitude")
+        names = records.column_names
+        origins = records.column("heading_origin").to_pylist() if "heading_origin" in names else []
+        self.oriented = np.array([origin != "unknown" for origin in origins] or [True] * info.count, np.bool_)
+        self.places: list[str | None] = records.column("place").to_pylist() if "place" in names else [None] * info.count
         self.zones: NDArray[np.int64] = records.column("zone").fill_null(0).to_numpy().astype(np.int64)
 
     @classmethod
@@ -216,20 +222,19 @@ class PairDataset(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (None, key)
-        polar, street = self._planes("polar", index), self._planes("street", index)
+        polar, street, seen = self._planes("polar", index), self._planes("street", index), self._mask(index)
         if epoch is None:
-            return Sample(polar, street, index)
-        id, config = self.ids[index], self.augmentation
-        if config is None:
-            mirrored = uniform(self.seed, epoch, id) < self.flip
-            return Sample(*(flip_pair(polar, street) if mirrored else (polar, street)), index)
+            return Sample(polar, street, index, seen)
+        id, config = self.ids[index], self.augmentation or AugmentationConfig()
         drawn = draw(config, self.flip, self.width, self.seed, epoch, id)
         if drawn.mirrored:
             polar, street = flip_pair(polar, street)
+            seen = None if seen is None else seen.flip(-1)
         if drawn.turned:
             polar, street = polar.roll(drawn.turned, -1), street.roll(drawn.turned, -1)
+            seen = None if seen is None else seen.roll(drawn.turned, -1)
         tile = torch.from_numpy(self.wide_tile(index)).permute(2, 0, 1) if config.offcentre_m else None
-        return Sample(polar, street, index, None, tile, drawn)
+        return Sample(polar, street, index, seen, tile, drawn if config.active else None)
 
     def tile(self, index: int) -> Pixels | None:
         """Return the raw satellite tile, S S 3; None if the data set was prepared without `keep_tiles`."""
@@ -311,14 +316,26 @@ class PairDataset(Dataset[Sample]):
             )
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
+    def _mask(self, index: int) -> Tensor | None:
+        """Return what the panorama of a pair shows, bool H W; None if that is all of it."""
+        pixels = self._decode_any("seen", index) if self.info.masked else None
+        return None if pixels is None else torch.from_numpy(pixels[..., 0] > 127)
+
     def _decode(self, column: str, index: int) -> Pixels:
+        pixels = self._decode_any(column, index)
+        assert pixels is not None, f"column {column} has no null"
+        return pixels
+
+    def _decode_any(self, column: str, index: int) -> Pixels | None:
+        """Return an image; None if there is none, as in the column `seen` of most pairs."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} pairs")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + self.shard_sizes[shard]
         table = self._cache.table(self._shards[shard])
+        data = table.column(column)[row].as_py() if column in table.column_names or column != "seen" else None
         try:
-            return decode(table.column(column)[row].as_py())
+            return None if data is None else decode(data)
         except UnreadableImageError as error:
             raise DatasetError(
                 f"{self.uri}: {column} image of {self.ids[index]} in {self._shards[shard].name} {error}"

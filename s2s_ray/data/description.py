@@ -89,7 +89,7 @@ class DatasetInfo(Document):
 
     def tree(self) -> Tree:
         """Return the content of the file, without the keys that earlier versions did not write and that say nothing."""
-        tree = super().tree()
+        tree = {**super().tree(), "geometry": self.geometry.tree()}
         return {key: value for key, value in tree.items() if key not in _LATER or value}
 
     @property
@@ -106,7 +106,8 @@ class DatasetInfo(Document):
             "cropped": ("with the whole horizon, wider than 2:1", chosen or "all rows kept"),
             "part": (
                 "with a part of the horizon",
-                f"placed on black at their bearing, {chosen or 'rows kept as above'}",
+                f"{'the remainder unseen' if self.masked else 'placed on black at their bearing'}, "
+                f"{chosen or 'rows kept as above'}",
             ),
         }
         return [

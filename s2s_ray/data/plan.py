@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
@@ -28,6 +28,8 @@ PLAN = "plan.json"
 _SAMPLES = 8
 _RUN = 16  # neighbours in a source are often neighbours on the ground, and cheap to read together
 _SHOWN = 5
+_DEFAULTS = {each.name: each.default for each in fields(Record)}
+_LATER = ("fov", "projection", "pitch", "roll", "place")
 
 
 class StoredPlan(Document):
@@ -42,10 +44,13 @@ class StoredPlan(Document):
     pairs_per_shard: PositiveInt
     metres: Metres = "utm"
     """How metres between pairs are measured when pairs are held out for validation."""
+    masked: bool = False
+    """Whether what panoramas with a part of the horizon do not show is marked; earlier versions left it black."""
 
     def tree(self) -> Tree:
         """Return the content of the file."""
-        return {key: value for key, value in super().tree().items() if key != "format"}
+        omitted = {"format"} if self.masked else {"format", "masked"}
+        return {key: value for key, value in super().tree().items() if key not in omitted}
 
 
 def metres_rule(uri: str) -> Metres:
@@ -95,18 +100,24 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
         keep_tiles=config.prepare.keep_tiles,
         shards=(),
         margin_px=0 if size is None else margin_px(config.prepare.margin_m, size.metres, size.px),
+        masked=any(not record.is_panorama for record in records),
     )
     stored = _read_plan(plan.uri)
     if stored is None:
         per_shard = _pairs_per_shard(plan, source, records, config.prepare.shard_mb * 1e6)
         mine = StoredPlan(
-            digest=digest, settings=settings, records=len(records), pairs_per_shard=per_shard, metres=metres
+            digest=digest,
+            settings=settings,
+            records=len(records),
+            pairs_per_shard=per_shard,
+            metres=metres,
+            masked=plan.masked,
         )
         uri = storage.join(plan.uri, PLAN)
         stored = StoredPlan.from_bytes(conditional.write_once(uri, mine.to_bytes()), uri)
     if stored.digest != digest:
         raise DatasetError(_difference(plan.uri, config.data.uri, stored, settings, len(records)))
-    return replace(plan, shards=tuple(_lay_out(records, stored.pairs_per_shard)))
+    return replace(plan, masked=stored.masked, shards=tuple(_lay_out(records, stored.pairs_per_shard)))
 
 
 def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
@@ -135,8 +146,9 @@ def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for record in records:
         known = asdict(record)
-        if known["fov"] == 360.0:  # so that data sets made before the field existed keep their digest
-            del known["fov"]
+        for name in _LATER:  # so that data sets made before these fields existed keep their digest
+            if known[name] == _DEFAULTS[name]:
+                del known[name]
         digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -170,6 +170,7 @@ def _finish(
         log.warning(
             "%d of %d pairs are quarantined; they are listed in %s", len(quarantine), _total(plan), DATASET_FILE
         )
+    panoramas = sum((Counter(report.panoramas) for report in reports), Counter())
     info = DatasetInfo(
         created_by=f"s2s-ray {code_version()}",
         digest=plan.digest,
@@ -180,10 +181,11 @@ def _finish(
         validation=validation,
         splits=splits,
         quarantine=tuple(quarantine),
-        panoramas=dict(sorted(sum((Counter(report.panoramas) for report in reports), Counter()).items())),
+        panoramas=dict(sorted(panoramas.items())),
         tile_m=None if size is None else size.metres,
         tile_px=None if size is None else size.px,
         margin_m=config.prepare.margin_m,
+        masked=plan.masked and panoramas["part"] > 0,
     )
     for line in info.panorama_lines():
         log.info("%s", line)

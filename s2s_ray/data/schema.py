@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from s2s_ray.geo.camera import Projection
 from s2s_ray.geo.images import Pixels, Seen
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.views import ViewGeometry
 
 Split = Literal["train", "val", "test"]
@@ -24,9 +26,14 @@ class Record:
     """One pair of a source, without its images.
 
     Latitude and longitude are WGS 84 degrees. Easting and northing are UTM metres in float64, in `zone` (EPSG
-    code of the UTM zone, 326xx or 327xx), which ends at 80 degrees south and 84 north. `heading` is the compass
-    bearing of the panorama's middle column in degrees (0: north in the middle); `fov` is the part of the horizon that
-    the panorama shows, in degrees. Unknown values are None.
+    code of the UTM zone, 326xx or 327xx), which ends at 80 degrees south and 84 north. Unknown values are None.
+
+    Attributes:
+        heading: compass bearing of the panorama's middle column in degrees (0: north in the middle); `auto`: its file
+            says it; `unknown`, in the test split only.
+        fov: degrees of the horizon that the panorama shows; `auto`: its file says it.
+        projection, pitch, roll: as in `geo.query.Query`.
+        place: name of the place; pictures with one name were taken at one place.
     """
 
     id: str
@@ -36,8 +43,28 @@ class Record:
     easting: float | None = None
     northing: float | None = None
     zone: int | None = None
-    heading: float = 0.0
-    fov: float = 360.0
+    heading: float | Literal["auto", "unknown"] = 0.0
+    fov: float | Literal["auto"] = 360.0
+    projection: Projection | Literal["auto"] = "equirectangular"
+    pitch: float | None = None
+    roll: float | None = None
+    place: str | None = None
+
+    @property
+    def is_panorama(self) -> bool:
+        """True for the whole horizon as a level panorama, which no metadata describe."""
+        level = self.projection == "equirectangular" and self.pitch is None and self.roll is None
+        return level and self.fov == 360 and self.heading != "auto"
+
+    @property
+    def bearing(self) -> float:
+        """The heading as a number: 0 where only the file says it, and where it is unknown."""
+        return 0.0 if isinstance(self.heading, str) else self.heading
+
+    @property
+    def reads_metadata(self) -> bool:
+        """True if the file of the panorama says something that is needed."""
+        return "auto" in (self.heading, self.fov, self.projection)
 
 
 class Pair(NamedTuple):
@@ -101,3 +128,6 @@ class Source(Protocol):
 
         A margin needs `tile_size`. Raises `UnreadableImageError`.
         """
+
+    def photo(self, record: Record) -> PhotoMetadata:
+        """Return what the file of a record's panorama says of it; needed where `record.reads_metadata`."""

@@ -22,7 +22,9 @@ from s2s_ray.data.schema import Pair, Record, Source, Split
 from s2s_ray.data.sources import open_source
 from s2s_ray.errors import DamagedError, DatasetError, NotFoundError, S2SError, UnreadableImageError, ViewError
 from s2s_ray.geo.images import Encoding, Pixels, encode
-from s2s_ray.geo.views import PanoramaKind, ViewGeometry
+from s2s_ray.geo.metadata import PhotoMetadata
+from s2s_ray.geo.query import Query
+from s2s_ray.geo.views import PanoramaKind, View, ViewGeometry
 from s2s_ray.storage.documents import Document, Tree
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,6 @@ RECORD_FIELDS = [
     pa.field("zone", pa.int32()),
     pa.field("heading", pa.float64(), nullable=False),
 ]
-RECORD_SCHEMA = pa.schema(RECORD_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Plan:
     keep_tiles: bool
     shards: tuple[ShardPlan, ...]
     margin_px: int = 0
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +102,51 @@ class Encoded:
 def prepare_pair(pair: Pair, record: Record, views: ViewGeometry) -> tuple[Pixels, Pixels]:
     """Return both images of a pair at height x width: the tile unrolled, the panorama turned north and cropped.
 
+    A part of the horizon is placed on black at its bearing; `prepare_views` marks what is unseen instead.
+
     Returns: polar and street, H W 3, values rounded to nearest.
 
     Raises:
         UnreadableImageError: a tile that is not square, a panorama that cannot show the whole horizon although its
             record says so, or images that are too small.
     """
+    polar, view = prepare_views(pair, record, views, masked=False)
+    return polar, _pixels(view.pixels)
+
+
+def prepare_views(
+    pair: Pair, record: Record, views: ViewGeometry, photo: PhotoMetadata | None = None, *, masked: bool
+) -> tuple[Pixels, View]:
+    """Return the tile of a pair unrolled, H W 3, and the view of its picture.
+
+    Args:
+        photo: what the file of the picture says of it, if the record needs that.
+        masked: mark what a picture that shows a part of the horizon does not show. False: as versions did that had no
+            marks, for records with numbers alone.
+
+    Raises:
+        UnreadableImageError: as `prepare_pair`; also for a picture whose file does not say what its record needs.
+    """
     rows, columns = pair.satellite.shape[:2]
     if rows != columns or rows < 2:
         raise UnreadableImageError(f"satellite tile is {columns} x {rows} pixels (width x height), expected a square")
     try:
         polar = views.north_up(pair.satellite)
-        street = views.street(pair.street, record.heading, fov=record.fov, smallest=1)
+        if record.is_panorama or not masked:
+            return _pixels(polar), View(views.street(pair.street, record.bearing, fov=_fov(record), smallest=1))
+        known = views.settle(_query(record, views), pair.street, photo)
+        if known.heading is None and record.heading == "auto":
+            raise UnreadableImageError("the heading is unknown: the panorama's file does not say it; give a number")
+        return _pixels(polar), views.of_query(pair.street, known)
     except ViewError as error:
         raise UnreadableImageError(str(error)) from None
-    return _pixels(polar), _pixels(street)
+
+
+def _query(record: Record, views: ViewGeometry) -> Query:
+    """Return what a record says of its picture; rows of its own data set count for panoramas."""
+    rows = views.panorama_rows if record.projection == "equirectangular" else None
+    heading = record.heading if isinstance(record.heading, str) else record.bearing % 360
+    return Query(heading, record.fov, record.projection, record.pitch, record.roll, rows)
 
 
 def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
@@ -124,12 +156,15 @@ def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
     if plan.margin_px:
         inner = slice(plan.margin_px, -plan.margin_px)
         pair = pair._replace(satellite=stored[inner, inner])
-    polar, street = prepare_pair(pair, record, plan.geometry)
-    images = {"polar": encode(polar, plan.encoding), "street": encode(street, plan.encoding)}
+    photo = source.photo(record) if plan.masked and record.reads_metadata else None
+    polar, view = prepare_views(pair, record, plan.geometry, photo, masked=plan.masked)
+    images = {"polar": encode(polar, plan.encoding), "street": encode(_pixels(view.pixels), plan.encoding)}
+    if view.seen is not None:
+        images["seen"] = encode(_grey(view.seen), "png")
     if plan.keep_tiles:
         images["satellite"] = encode(stored, plan.encoding)
     height, width = pair.street.shape[:2]
-    return Encoded(images, plan.geometry.kind(height, width, record.fov))
+    return Encoded(images, "part" if view.seen is not None else plan.geometry.kind(height, width, _fov(record)))
 
 
 def write_shard(plan: Plan, k: int) -> ShardReport:
@@ -215,24 +250,46 @@ def finished(plan: Plan, k: int) -> ShardReport | None:
 def shard_bytes(rows: Sequence[tuple[Record, dict[str, bytes]]], *, keep_tiles: bool) -> bytes:
     """Return a shard's file: the records' columns, then a column of encoded images for each view.
 
-    The views are `polar`, `street` and, with `keep_tiles`, `satellite`.
+    The views are `polar`, `street` and, with `keep_tiles`, `satellite`; `seen`, null where all of the panorama is seen,
+    is a column of shards in which any has an unseen part.
     """
     images = ["polar", "street", *(["satellite"] if keep_tiles else [])]
-    columns = record_columns([record for record, _ in rows])
+    fields, columns = record_columns([record for record, _ in rows])
     columns |= {image: [encoded[image] for _, encoded in rows] for image in images}
-    fields = [*RECORD_FIELDS, *(pa.field(image, pa.large_binary(), nullable=False) for image in images)]
+    fields += [pa.field(image, pa.large_binary(), nullable=False) for image in images]
+    masks = [encoded.get("seen") for _, encoded in rows]
+    if any(mask is not None for mask in masks):
+        fields.append(pa.field("seen", pa.large_binary()))
+        columns["seen"] = masks
     return arrow_bytes(pa.schema(fields), columns)
 
 
 def encode_records(split: Split, records: Sequence[Record]) -> tuple[FileInfo, bytes]:
     """Return the file with the records of a split, and its entry in `dataset.json`."""
-    data = arrow_bytes(RECORD_SCHEMA, record_columns(records))
+    fields, columns = record_columns(records)
+    data = arrow_bytes(pa.schema(fields), columns)
     return described(f"{split}-records.arrow", len(records), data), data
 
 
-def record_columns(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """Return the columns of `RECORD_SCHEMA`."""
-    return {name: [getattr(record, name) for record in records] for name in RECORD_SCHEMA.names}
+def record_columns(records: Sequence[Record]) -> tuple[list[pa.Field[Any]], dict[str, list[Any]]]:
+    """Return the fields of records and their columns: `RECORD_FIELDS` and those others that any record needs.
+
+    `heading` is null where the record has no number, and `heading_origin` says why: `file` or `unknown`.
+    """
+    fields = list(RECORD_FIELDS)
+    columns = {each.name: [getattr(record, each.name) for record in records] for each in fields}
+    if any(isinstance(record.heading, str) for record in records):
+        columns["heading"] = [None if isinstance(heading, str) else heading for heading in columns["heading"]]
+        fields[-1] = pa.field("heading", pa.float64())
+        fields.append(pa.field("heading_origin", pa.string(), nullable=False))
+        origins = {"auto": "file", "unknown": "unknown"}
+        columns["heading_origin"] = [
+            origins[record.heading] if isinstance(record.heading, str) else "given" for record in records
+        ]
+    if any(record.place is not None for record in records):
+        fields.append(pa.field("place", pa.string()))
+        columns["place"] = [record.place for record in records]
+    return fields, columns
 
 
 def arrow_bytes(schema: pa.Schema, columns: dict[str, list[Any]]) -> bytes:
@@ -241,6 +298,14 @@ def arrow_bytes(schema: pa.Schema, columns: dict[str, list[Any]]) -> bytes:
     with pa.ipc.new_file(buffer, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
     return buffer.getvalue()
+
+
+def _fov(record: Record) -> float:
+    return record.fov if not isinstance(record.fov, str) else 360.0
+
+
+def _grey(seen: Tensor) -> Pixels:
+    return np.repeat(seen.numpy().astype(np.uint8)[..., None] * np.uint8(255), 3, axis=-1)
 
 
 def _pixels(planes: Tensor) -> Pixels:

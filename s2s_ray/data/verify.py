@@ -174,9 +174,13 @@ def _images(info: DatasetInfo) -> list[str]:
 def _undecodable(info: DatasetInfo, shard: FileInfo, table: pa.Table, ids: list[str]) -> Iterator[str]:
     shape = (info.geometry.height, info.geometry.width, 3)
     side = None if info.tile_px is None else info.tile_px + 2 * info.margin_px
-    for column in _images(info):
+    for column in [*_images(info), "seen"]:
         expected = shape if column != "satellite" else None if side is None else (side, side, 3)
+        if column == "seen" and column not in table.column_names:
+            continue
         for id, data in zip(ids, table.column(column), strict=True):
+            if column == "seen" and data.as_py() is None:  # all of the panorama
+                continue
             try:
                 pixels = decode(data.as_py())
             except UnreadableImageError as error:

@@ -266,7 +266,7 @@ class TestPanoramas:
         assert prepare(Config.from_tree(tree)).panoramas == {"cropped": 2, "part": 1, "sphere": 2}
         assert [line for line in verify(str(tmp_path / "set")).lines() if line.startswith("panoramas")] == [
             "panoramas: 2 with the whole horizon, wider than 2:1, all rows kept",
-            "panoramas: 1 with a part of the horizon, placed on black at their bearing, rows kept as above",
+            "panoramas: 1 with a part of the horizon, the remainder unseen, rows kept as above",
             "panoramas: 2 full spheres, the middle half of the rows kept",
         ]
 
@@ -279,7 +279,7 @@ class TestPanoramas:
         assert [record.fov for record in ManifestSource(manifest(tmp_path, text)).records()] == [90.0, 360.0]
         for value in ("0", "361"):
             text = f"id,satellite,street,split,fov\na,s,p,train,{value}\n"
-            with pytest.raises(ManifestError, match=f"row 1: fov is {value}, expected above 0 and at most 360 degrees"):
+            with pytest.raises(ManifestError, match=rf"row 1: fov={value}\b.*360 degrees"):
                 ManifestSource(manifest(tmp_path, text)).records()
 
     def test_another_field_of_view_is_another_data_set(self, tmp_path: Path) -> None:

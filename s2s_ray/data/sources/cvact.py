@@ -24,6 +24,7 @@ from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.files import read_archive_file, read_existing_image, require_panorama, require_source
 from s2s_ray.errors import ArchiveError, NotFoundError, UnreadableImageError
 from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.utm import to_degrees
 from s2s_ray.geo.views import FULL_SPHERE_ROWS, ViewGeometry
 
@@ -77,6 +78,10 @@ class CvactSource:
         satellite, street = self._image("satellite", folder, record.id), self._image("street", folder, record.id)
         require_panorama(street, 2.0, "a full sphere like 1664 x 832")
         return Pair(satellite, street)
+
+    def photo(self, record: Record) -> PhotoMetadata:
+        """Return nothing: the records say all of their panoramas."""
+        return PhotoMetadata()
 
     def _image(self, view: str, folder: str, id: str) -> Pixels:
         """Return the image of a view, JPEG as distributed or PNG."""

@@ -22,6 +22,7 @@ from s2s_ray.data.schema import Pair, Record, Split
 from s2s_ray.data.sources.files import read_archive_file, read_image, require_panorama
 from s2s_ray.errors import ArchiveError
 from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.views import ALL_ROWS, ViewGeometry
 
 SPLIT_FILES: dict[Split, str] = {"train": "splits/train-19zl.csv", "test": "splits/val-19zl.csv"}
@@ -80,6 +81,10 @@ class CvusaSource:
         satellite, street = self._image("satellite", files.satellite), self._image("street", files.street)
         require_panorama(street, POLAR_SIZE[1] / POLAR_SIZE[0], "the shape of 1232 x 224, cropped as distributed")
         return Pair(satellite, street)
+
+    def photo(self, record: Record) -> PhotoMetadata:
+        """Return nothing: the records say all of their panoramas."""
+        return PhotoMetadata()
 
     def _image(self, view: str, path: str) -> Pixels:
         index = storage.join(self.uri, SPLIT_FILES["train"])

@@ -18,6 +18,7 @@ from s2s_ray.errors import (
     UnreadableImageError,
 )
 from s2s_ray.geo.images import Pixels, Seen, decode_seen
+from s2s_ray.geo.metadata import PhotoMetadata, read_metadata
 from s2s_ray.storage.store import store_of
 
 
@@ -67,6 +68,20 @@ def read_pixels(uri: str) -> tuple[Pixels, Seen | None]:
     except DamagedError as error:
         raise UnreadableImageError(f"is damaged ({error})") from None
     return decode_seen(data)
+
+
+def read_photo(uri: str) -> PhotoMetadata:
+    """Return what a file says of its picture; nothing if there is no file, which reading its image reports.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    if _fault_of_place(uri) is not None:
+        return PhotoMetadata()
+    try:
+        return read_metadata(storage.read_bytes(uri))
+    except (NotFoundError, DamagedError):
+        return PhotoMetadata()
 
 
 def require_source(uri: str) -> None:

@@ -19,13 +19,15 @@ import pyarrow.parquet as pq
 from s2s_ray import storage
 from s2s_ray.config import ManifestSourceConfig
 from s2s_ray.data.schema import SPLITS, Imagery, Pair, Record, Split, TileSize
-from s2s_ray.data.sources.files import read_image
-from s2s_ray.errors import ConfigError, ManifestError
+from s2s_ray.data.sources.files import read_image, read_photo
+from s2s_ray.errors import ConfigError, ManifestError, ViewError
 from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.metadata import PhotoMetadata
+from s2s_ray.geo.query import Query
 from s2s_ray.geo.utm import to_utm, utm_zone
 from s2s_ray.geo.views import ViewGeometry
 
-OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone", "heading", "fov")
+OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone")
 _UNKNOWN = ("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "nat", "none", "null")
 """How tables say that a number is unknown, in lower case."""
 _SHOWN = 5
@@ -44,9 +46,14 @@ class ManifestSource:
     `satellite` and `street` are image files: relative to the manifest, absolute, or URIs. Optional columns, any of
     which may be empty or NaN in a row: `latitude` and `longitude` (WGS 84 degrees, both or none); `easting`,
     `northing` and `zone` (UTM metres and the zone's EPSG code, all or none; computed from latitude and longitude if
-    they are not given, between 80 degrees south and 84 north); `heading` (compass bearing of the panorama's middle
-    column in degrees); `fov` (degrees of the horizon that the panorama shows, by default 360). Other columns are
-    ignored.
+    they are not given, between 80 degrees south and 84 north); `place` (a name that pictures of one place share).
+
+    Columns that say what a picture shows, as in `geo.query.Query`: `heading` (compass bearing of the middle column in
+    degrees; `auto`: from the file; `unknown`, in the test split only; empty: `panorama_heading`), `projection`
+    (`equirectangular`, which empty means, `rectilinear`, `cylindrical` or `auto`), `fov` (degrees of the horizon that
+    the picture shows; `auto`: from the file; empty: 360 for an equirectangular picture, `auto` for others), `pitch` and
+    `roll` (degrees; empty: from the file where something else comes from it, otherwise 0). A row whose file does not
+    say what it needs is left out, with the reason. Other columns are ignored.
 
     With `tiles` or `geotiff`, satellite tiles are cut from that imagery around each row's latitude and longitude,
     and there is no column `satellite`.
@@ -86,6 +93,10 @@ class ManifestSource:
         """Return both images of a row. Raises `UnreadableImageError` if one is missing or cannot be decoded."""
         return Pair(self.tile(record, margin_px), self._image("street", self._rows[record.id].street))
 
+    def photo(self, record: Record) -> PhotoMetadata:
+        """Return what the file of a row's panorama says of it; nothing without such a file. Raises StorageError."""
+        return read_photo(self._uri_of(self._rows[record.id].street))
+
     def tile(self, record: Record, margin_px: int = 0) -> Pixels:
         """Return the satellite tile of a row, with so many pixels more on each side. Raises `UnreadableImageError`."""
         size = self.tile_size
@@ -98,9 +109,11 @@ class ManifestSource:
         return self._imagery.cut(record.latitude, record.longitude, wide.metres, wide.px)
 
     def _image(self, column: str, reference: str) -> Pixels:
+        return read_image(column, self._uri_of(reference), reference, listed_in=self.uri)
+
+    def _uri_of(self, reference: str) -> str:
         rooted = "://" in reference or reference.startswith("/")
-        uri = reference if rooted else storage.join(storage.parent(self.uri), reference)
-        return read_image(column, uri, reference, listed_in=self.uri)
+        return reference if rooted else storage.join(storage.parent(self.uri), reference)
 
     @cached_property
     def _imagery(self) -> Imagery | None:
@@ -142,9 +155,8 @@ class ManifestSource:
         _check(where, "latitude", value["latitude"], "between -90 and 90", lambda x: -90 <= x <= 90)
         _check(where, "longitude", value["longitude"], "between -180 and 180", lambda x: -180 <= x <= 180)
         _check(where, "zone", value["zone"], "the EPSG code of a UTM zone, 32601 to 32660 or 32701 to 32760", _is_utm)
-        _check(where, "fov", value["fov"], "above 0 and at most 360 degrees", lambda x: 0 < x <= 360)
         split: Split = next(split for split in SPLITS if split == named)
-        heading, zone, fov = value["heading"], value["zone"], value["fov"]
+        zone = value["zone"]
         record = Record(
             id=fields["id"],
             split=split,
@@ -153,10 +165,30 @@ class ManifestSource:
             easting=value["easting"],
             northing=value["northing"],
             zone=None if zone is None else int(zone),
-            heading=self.config.panorama_heading if heading is None else heading,
-            fov=360.0 if fov is None else fov,
+            place=place if (place := fields.get("place", "")).lower() not in _UNKNOWN else None,
+            **self._query(where, fields, split),
         )
         return _Row(record, fields.get("satellite", ""), fields.get("street", ""))
+
+    def _query(self, where: str, fields: Mapping[str, str], split: Split) -> dict[str, Any]:
+        """Return what a row says of its picture, by the fields of `Record`."""
+        names = ("heading", "fov", "projection", "pitch", "roll")
+        given = {name: text for name in names if (text := fields.get(name, "").lower()) not in _UNKNOWN}
+        heading: Any = given.pop("heading", "")
+        if heading not in ("auto", "unknown"):
+            heading = self.config.panorama_heading if heading == "" else _number(where, "heading", heading)
+        given.setdefault("projection", "equirectangular")
+        given.setdefault("fov", "360" if given["projection"] == "equirectangular" else "auto")
+        try:
+            query = Query.parse(given)
+        except ViewError as error:
+            raise ManifestError(f"{where}: {error}") from None
+        if heading == "unknown" and split != "test":
+            raise ManifestError(
+                f"{where}: heading is unknown, but a pair of the {split} split needs one: give a number or auto, or "
+                "move it to the test split"
+            )
+        return {"heading": heading} | {name: getattr(query, name) for name in names[1:]}
 
 
 def _read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:

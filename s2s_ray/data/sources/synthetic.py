@@ -29,6 +29,7 @@ from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record, TileSize
 from s2s_ray.errors import InputError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, Seen
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.prior import Box
 from s2s_ray.geo.region import Region
 from s2s_ray.geo.utm import to_degrees, to_utm
@@ -136,7 +137,11 @@ class SyntheticSource:
             size.px,
             size.metres,
         )
-        return Pair(tile, self._panorama(scene, spots, rng[1], east, north, record.heading))
+        return Pair(tile, self._panorama(scene, spots, rng[1], east, north, record.bearing))
+
+    def photo(self, record: Record) -> PhotoMetadata:
+        """Return nothing: the records say all of their panoramas."""
+        return PhotoMetadata()
 
     def _panorama(
         self, scene: Scene, spots: Table, rng: np.random.Generator, x: float, y: float, heading: float
@@ -196,7 +201,7 @@ class SyntheticSource:
             )
             spots = self.city.things(x - TRAFFIC_M, y - TRAFFIC_M, 2 * TRAFFIC_M).spots
             own = generator(self.config.seed, 8, seed, int(anywhere), found)
-            yield Picture(record, self._panorama(scene, spots, own, x, y, record.heading))
+            yield Picture(record, self._panorama(scene, spots, own, x, y, record.bearing))
             found += 1
 
 
@@ -245,7 +250,9 @@ class CityImagery:
 
     def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return metres east and north of a position in the city's UTM grid, N 2, for latitudes and longitudes, N 2."""
-        return np.stack(to_utm(*positions.T, ZONE), axis=-1) - np.array(to_utm(latitude, longitude, ZONE))
+        return np.stack(to_utm(positions[:, 0], positions[:, 1], ZONE), axis=-1) - np.array(
+            to_utm(latitude, longitude, ZONE)
+        )
 
     def _part(self, x: float, y: float, px: int, metres: float) -> Pixels:
         half = metres / 2
