@@ -196,8 +196,11 @@ def _query(heading: str, fov: str, projection: str, pitch: float | None, roll: f
     options = {"heading": bearing, "fov": angle, "projection": projection, "pitch": pitch, "roll": roll}
     for option, value in options.items():  # alone, so that the error names one option
         if value is not None:
-            with _named(f"--{option}", str(value) if isinstance(value, str) else f"{value:g}"):
+            text = value if isinstance(value, str) else f"{value:g}"
+            try:
                 Query(**{option: value})
+            except InputError as error:
+                raise OptionError(f"--{option} {text}: {str(error).partition(': ')[2]}") from None
     return Query(**options, rows=kept)
 
 

@@ -58,10 +58,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["localize", "panorama.png", *MODEL, *INDEX, "-k", "9"], "k=9: expected 1 to 4"),
         (["localize", "text.png", *MODEL, *INDEX], "the image text.png is not a JPEG"),
         (["localize", "nothing.png", *MODEL, *INDEX], "nothing.png does not exist"),
-        (["localize", "tile.png", *MODEL, *INDEX], "the panorama is 40 x 40 pixels"),
-        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "nan"], "--heading nan: expected a compass bearing"),
-        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "400"], "--heading 400: expected a compass bearing"),
-        (["embed", "street", "panorama.png", *MODEL, "--out", "o", "--heading", "-361"], "--heading -361: expected a"),
+        (["localize", "tile.png", *MODEL, *INDEX], "tile.png: fov is missing: the picture is 40 x 40 pixels"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "nan"], "--heading nan: expected -360 to 360"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--heading", "400"], "--heading 400: expected -360 to 360"),
+        (
+            ["embed", "street", "panorama.png", *MODEL, "--out", "o", "--heading", "-361"],
+            "--heading -361: expected -360",
+        ),
+        (
+            ["localize", "panorama.png", *MODEL, *INDEX, "--heading", "north"],
+            "--heading north: expected degrees, auto or",
+        ),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--fov", "0"], "--fov 0: expected above 0"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--fov", "wide"], "--fov wide: expected degrees, auto"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--projection", "fish"], "--projection fish: expected one of"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--pitch", "91"], "--pitch 91: expected -90 to 90"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--roll", "nan"], "--roll nan: expected -180 to 180"),
+        (
+            ["localize", "panorama.png", *MODEL, *INDEX, "--fov", "200", "--projection", "rectilinear"],
+            "a plane shows less than 180 degrees",
+        ),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--prior", "here"], "--prior here: 'here': expected file or"),
+        (
+            ["localize", "panorama.png", *MODEL, *INDEX, "--prior", "file", "--near", "1,2,3"],
+            "--near and --prior exclude each other",
+        ),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--json", "--geojson"], "--json and --geojson exclude"),
+        (["localize", "panorama.png", *MODEL, *INDEX, "--calibration", "no.json"], "no.json does not exist"),
+        (
+            ["localize", "panorama.png", "--url", "http://h:1", "--calibration", "c.json"],
+            "--calibration: a service has its own",
+        ),
+        (["embed", "street", "panorama.png", *MODEL, "--out", "o"], "the heading of panorama.png is unknown"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--rows", "0.5,0.2"], "--rows 0.5,0.2: expected two increasing"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--near", "91,0,9"], "--near 91,0,9: latitude 91"),
         (["localize", "panorama.png", *MODEL, *INDEX, "--bbox", "1,2,3,nan"], "--bbox 1,2,3,nan: expected 4 numbers"),
@@ -69,7 +97,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["localize", "panorama.png", *MODEL, *INDEX, "--device", "cuda:99"], "--device cuda:99: this machine has no"),
         (["localize", "panorama.png", "--url", "nowhere"], "url='nowhere': expected http://HOST:PORT"),
         (["localize", "panorama.png", "--url", "http://a..b"], "url='http://a..b': expected http://HOST:PORT"),
-        (["embed", "street", "panorama.png", *MODEL, "--out", "no/d.npy"], "no/d.npy does not exist"),
+        (["embed", "street", "panorama.png", *MODEL, "--heading", "0", "--out", "no/d.npy"], "no/d.npy does not exist"),
         (["embed", "satellite", "panorama.png", *MODEL, "--out", "d.npy"], "expected a square north-up tile"),
         (["synthesize", "tile.png", *MODEL, "--out", "text.png"], "text.png/tile.png: "),
         (["token", "a b"], "NAME 'a b': expected 1 to 64 letters"),
@@ -145,6 +173,9 @@ READ = [
     ["localize", "panorama.png", *MODEL, *INDEX, "--near", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--true", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--rows", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--heading", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--prior", "{}"],
+    ["localize", "panorama.png", *MODEL, *INDEX, "--calibration", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--device", "{}"],
     ["embed", "satellite", "tile.png", *MODEL, "--out", "d.npy", "--layout", "{}"],
     ["config", "-s", "train.epochs={}"],
@@ -194,7 +225,9 @@ def test_an_output_that_cannot_be_written_is_one_line(
 def test_without_k_a_small_index_gives_all_its_tiles(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["localize", "panorama.png", *MODEL, *INDEX])
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-4:]] == ["1", "2", "3", "4"]
+    assert "no calibration" in lines[1]
 
 
 def test_verbs_use_the_configuration_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,7 @@ def test_a_match_with_further_fields_is_read(waits: list[float]) -> None:
     body = json.dumps({"images": [{"name": "0", "matches": [{**match, "height_m": 3.0}]}]}).encode()
     with scripted(response(200, body)) as script, Client(script.url) as client:
         [[found]] = client.localize([np.zeros((4, 8, 3), np.uint8)])
-    assert found._asdict() == match
+    assert found._asdict() == {**match, "heading": None}
 
 
 def test_a_body_that_trickles_in_ends_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from s2s_ray.client import Client, parameters
 from s2s_ray.errors import InputError
-from s2s_ray.geo.prior import Box, Circle
+from s2s_ray.geo.prior import Box, Circle, FileCircle
+from s2s_ray.geo.query import Query
 
 NUMBERS = np.array([48.1372, 11.5756], np.float64)
 
@@ -20,15 +21,25 @@ def test_the_numbers_of_numpy_are_sent_as_numbers() -> None:
     assert parameters.area(Circle(latitude, longitude, np.float32(2000))) == {"near": "48.1372,11.5756,2000.0"}
     box = Box(np.int64(11), NUMBERS[0], np.array(12), np.array(49.5))
     assert parameters.area(box) == {"bbox": "11.0,48.1372,12.0,49.5"}
-    assert parameters.panorama(np.float32(90), (np.float64(0.25), np.array(0.75))) == {
-        "heading": "90.0",
-        "rows": "0.25,0.75",
-    }
-    assert parameters.panorama(np.int32(-7), np.array([0.25, 0.75])) == {"heading": "-7.0", "rows": "0.25,0.75"}  # type: ignore[arg-type]
+    query = Query(np.float32(90), np.float64(70), pitch=np.int8(-3), rows=(np.float64(0.25), np.array(0.75)))  # type: ignore[arg-type]
+    assert parameters.picture(query) == {"heading": "90.0", "fov": "70.0", "pitch": "-3.0", "rows": "0.25,0.75"}
+    query = Query(np.int32(-7), rows=np.array([0.25, 0.75]))  # type: ignore[arg-type]
+    assert parameters.picture(query) == {"heading": "-7.0", "rows": "0.25,0.75"}
     assert parameters.true_position(NUMBERS) == {"true": "48.1372,11.5756"}  # type: ignore[arg-type]
     for five in (5, np.int64(5), np.uint8(5), np.array(5)):
         assert parameters.count(five) == {"k": "5"}  # type: ignore[arg-type]
     assert parameters.timeout(np.float32(2)) == 2.0
+
+
+def test_what_the_service_decides_anyway_is_not_sent() -> None:
+    """An earlier version of the service does not know these parameters."""
+    assert parameters.picture(Query()) == {}
+    full = Query("unknown", 90, "cylindrical", -2, 3)
+    assert parameters.picture(full) == {
+        "heading": "unknown", "fov": "90.0", "projection": "cylindrical", "pitch": "-2.0", "roll": "3.0"
+    }  # fmt: skip
+    assert parameters.area(FileCircle()) == {"prior": "file,2000.0"}
+    assert FileCircle.parse(parameters.area(FileCircle(0.1))["prior"]) == FileCircle(0.1)
 
 
 PANORAMA = np.zeros((4, 8, 3), np.uint8)

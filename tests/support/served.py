@@ -69,7 +69,7 @@ def publish(folder: Path, seed: int, root: str) -> registry.Release:
     torch.manual_seed(seed)
     model = S2S(TINY).eval()
     checkpoint, index = str(folder / "checkpoint"), str(folder / "index")
-    geometry = {"height": 32, "width": 72, "panorama_rows": [0.25, 0.75]}
+    geometry = {"height": 32, "width": 72, "panorama_rows": [0.25, 0.75], "default_heading": 0.0}
     meta: dict[str, Any] = {
         "run": "tiny",
         "step": 3,
