@@ -154,7 +154,7 @@ def embed_gallery(
                 views = torch.stack([geometry.satellite(tile, "north-up") for tile in tiles[first:][: config.batch]])
                 rows[done : done + len(views)] = model.embed_satellite(views.to(device))
                 done += len(views)
-    return Gallery(rows, pixels * _metres_per_pixel(dataset))
+    return Gallery(rows, pixels.astype(np.float64) * _metres_per_pixel(dataset))
 
 
 def ask(
@@ -206,10 +206,11 @@ def ask(
                 for row, tile in enumerate((first, pairs.index)):
                     estimated = headings[best.headings[rows, tile].cpu().numpy()]
                     errors[row] = np.abs((estimated - query.headings + 180) % 360 - 180)
-            tile, centre = first.cpu().numpy(), best.centres[rows, first].cpu().numpy()
-            metres = places[own].metres_to(places[tile].moved(*gallery.offsets[tile, centre].T))
-            same = tile == own  # also without coordinates
-            metres[same] = np.hypot(*gallery.offsets[tile, centre][same].T)
+            matched = first.cpu().numpy()
+            offsets = gallery.offsets[matched, best.centres[rows, first].cpu().numpy()]
+            metres = places[own].metres_to(places[matched].moved(*offsets.T))
+            same = matched == own  # also without coordinates
+            metres[same] = np.hypot(*offsets[same].T)
             parts.append(np.stack([ranks.cpu().numpy(), *errors, metres], axis=-1))
             advance(len(own))
     return Outcome.of_columns(np.concatenate(parts), tiles)

@@ -38,10 +38,13 @@ def at_all_headings(
     width = views.shape[-1]
     count = encodings(width)
     pixels = STRIDE // count
-    several, seen_of_each = (
-        one if one is None or count == 1 else torch.cat([one.roll(pixels * part, -1) for part in range(count)])
-        for one in (views, seen)
-    )
-    turned = embed(several, seen_of_each).unflatten(0, (count, len(views)))  # parts B columns D
-    headings = np.arange(width // pixels) * (360 * pixels / width)
-    return turned.movedim(0, 2).flatten(1, 2), headings
+    turned = embed(_rolled(views, count), None if seen is None else _rolled(seen, count))  # parts*B columns D
+    headings = np.arange(width // pixels, dtype=np.float64) * (360 * pixels / width)
+    return turned.view(count, len(views), *turned.shape[1:]).movedim(0, 2).flatten(1, 2), headings
+
+
+def _rolled(images: Tensor, count: int) -> Tensor:
+    """Return images rolled by each of `count` parts of a column, parts*B ... W."""
+    if count == 1:
+        return images
+    return torch.cat([images.roll(STRIDE // count * part, -1) for part in range(count)])
