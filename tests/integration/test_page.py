@@ -102,6 +102,37 @@ def panorama(seed: int = 0) -> bytes:
     return encode(pixels, "png")
 
 
+def photograph() -> Any:
+    return np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+CALIBRATED: dict[str, Any] = {  # an answer of a calibrated release over a region
+    "release": "page",
+    "query": {
+        "heading": 47.0, "heading_origin": "estimated", "heading_spread": 6.0, "fov": 90.0, "fov_origin": "file",
+        "projection": "rectilinear", "projection_origin": "assumed", "pitch": 0.0, "roll": 0.0, "position": None,
+        "warnings": ["the bearing in the file counts from magnetic north"],
+    },
+    "fix": {
+        "position": {"latitude": 48.101, "longitude": 11.501, "radius_m": 12.0, "radius_95_m": 40.0},
+        "heading": {"degrees": 47.0, "spread": 6.0}, "confidence": 0.83, "confidence_m": 25.0, "in_region": True,
+        "in_region_probability": 0.97, "calibrated": True, "distance_m": None,
+        "peaks": [
+            {"latitude": 48.101, "longitude": 11.501, "radius_m": 12.0, "probability": 0.8},
+            {"latitude": 48.103, "longitude": 11.503, "radius_m": 15.0, "probability": 0.2},
+        ],
+    },
+    "matches": [
+        {"rank": 1, "id": "place-1", "latitude": 48.101, "longitude": 11.501, "descriptor_distance": 0.4,
+         "heading": 47.0, "distance_m": None},
+    ],
+    "surface": {"spacing_m": 8.0, "points": [
+        {"latitude": 48.101 + 7e-5 * y, "longitude": 11.501 + 1e-4 * x, "probability": 1 / (1 + x * x + y * y)}
+        for y in range(-4, 5) for x in range(-4, 5)
+    ]},
+}  # fmt: skip
+
+
 def requested_heading(url: str) -> str | None:
     """Return the heading of a request to localise; None for any other request."""
     parts = urlsplit(url)
@@ -121,7 +152,7 @@ def wait_for_pictures(page: Page, selector: str) -> None:
 
 
 def test_an_example_is_found_and_shown_on_the_map(page: Page) -> None:
-    page.locator("#panorama-examples button").first.click()
+    page.locator("#picture-examples button").first.click()
     expect(page.locator("#matches li")).to_have_count(TILES)
     expect(page.locator("#matches li").first).to_contain_text("from the true position")
     expect(page.locator("#map .pin")).to_have_count(TILES)
@@ -147,7 +178,7 @@ def test_a_view_is_synthesised_and_shown_with_its_polar_image(page: Page) -> Non
 def test_the_heading_is_changed_by_keyboard_alone(page: Page) -> None:
     for _ in range(20):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.closest('#panorama-examples') !== null"):
+        if page.evaluate("document.activeElement.closest('#picture-examples') !== null"):
             break
     page.keyboard.press("Enter")
     expect(page.locator("#matches li")).to_have_count(TILES)
@@ -166,7 +197,7 @@ def test_the_heading_is_changed_by_keyboard_alone(page: Page) -> None:
 
 
 def test_files_are_chosen_or_dropped(page: Page) -> None:
-    upload(page, "panorama-file", panorama())
+    upload(page, "picture-file", panorama())
     expect(page.locator("#matches li")).to_have_count(TILES)
     expect(page.locator("#localize-error")).to_be_empty()
     page.evaluate(
@@ -184,24 +215,75 @@ def test_files_are_chosen_or_dropped(page: Page) -> None:
 @pytest.mark.parametrize(
     ("field", "content", "words"),
     [
-        ("panorama-file", b"not an image at all", "is not a JPEG, PNG, WebP"),
-        ("panorama-file", encode(np.zeros((90, 50, 3), np.uint8), "png"), "at least twice as wide as high"),
+        ("picture-file", b"not an image at all", "is not a JPEG, PNG, WebP"),
+        ("picture-file", encode(np.zeros((90, 50, 3), np.uint8), "png"), "fov"),
         ("tile-file", encode(np.zeros((90, 50, 3), np.uint8), "png"), "expected a square north-up tile"),
         ("tile-file", b"", "The image is empty"),
     ],
 )
 def test_errors_are_shown_in_words(page: Page, field: str, content: bytes, words: str) -> None:
     upload(page, field, content)
-    alert = page.locator(f"#{'localize' if field.startswith('panorama') else 'synthesize'}-error")
+    alert = page.locator(f"#{'localize' if field.startswith('picture') else 'synthesize'}-error")
     expect(alert).to_contain_text(words)
     assert alert.get_attribute("role") == "alert"
     keep(page, f"error-{field}")
 
 
+def test_what_is_known_of_a_picture_is_chosen(page: Page) -> None:
+    asked: list[dict[str, list[str]]] = []
+    page.on(
+        "request", lambda sent: asked.append(parse_qs(urlsplit(sent.url).query)) if "/v1/localize" in sent.url else 0
+    )
+    upload(page, "picture-file", encode(photograph(), "jpeg"))
+    expect(page.locator("#localize-error")).to_contain_text("fov")  # a narrow picture does not say what it shows
+    expect(page.locator("#fix")).to_be_hidden()
+    page.locator("#fov").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#fix-position")).to_contain_text("48.10")
+    assert asked[0]["heading"] == ["auto"]
+    assert "fov" not in asked[0]
+    assert asked[-1]["fov"] == ["75"]
+    expect(page.locator("#file-says")).to_contain_text("75°, given by you")
+    expect(page.locator("#file-says")).to_contain_text("estimated")
+    page.locator("#projection").select_option("cylindrical")
+    expect(page.locator("#file-says")).to_contain_text("sweep on a cylinder")
+    page.locator("input[name=heading][value=unknown]").check()
+    page.locator("#heading").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#file-says")).to_contain_text("N 5°, given by you")
+    assert asked[-1]["heading"] == ["5"]
+    keep(page, "photograph")
+
+
+def test_a_fix_is_shown_as_circles_a_wedge_and_a_heat_map(page: Page) -> None:
+    page.route("**/v1/localize*", lambda route: route.fulfill(status=200, json=CALIBRATED))
+    upload(page, "picture-file", panorama())
+    expect(page.locator("#fix-position")).to_have_text("Within 12 m of 48.101000, 11.501000.")
+    details = page.locator("#fix-details")
+    expect(details).to_contain_text("68% (12 m) and 95% (40 m)")
+    expect(details).to_contain_text("looks NE 47°, give or take 6°")
+    expect(details).to_contain_text("Confidence 83% that this is right within 25 m")
+    expect(details).to_contain_text("48.10300, 11.50300 (20%)")
+    expect(page.locator("#warnings")).to_contain_text("magnetic north")
+    expect(page.locator("#map path.wedge")).to_have_count(1)
+    expect(page.locator("#map path.peak")).to_have_count(1)
+    assert page.evaluate("document.querySelectorAll('#map canvas').length") == 1, "the heat map"
+    assert page.locator("#best-wedge path").get_attribute("d") not in (None, "")
+    keep(page, "fix")
+
+
+def test_a_picture_from_elsewhere_is_named_in_words(page: Page) -> None:
+    outside = {**CALIBRATED["fix"], "in_region": False, "in_region_probability": 0.08}
+    page.route("**/v1/localize*", lambda route: route.fulfill(status=200, json={**CALIBRATED, "fix": outside}))
+    upload(page, "picture-file", panorama())
+    expect(page.locator("#fix-position")).to_contain_text("probably not taken in this region (92%)")
+    keep(page, "outside")
+
+
 def test_it_fits_a_phone(browser: Browser, url: str) -> None:
     phone = browser.new_page(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
     phone.goto(url)
-    phone.locator("#panorama-examples button").first.tap()
+    phone.locator("#picture-examples button").first.tap()
     expect(phone.locator("#matches li")).to_have_count(TILES)
     phone.locator("#tile-examples button").first.tap()
     expect(phone.locator("#drawn")).to_be_visible()
@@ -217,7 +299,7 @@ def test_without_the_map_library_it_works_and_explains(browser: Browser, url: st
     bare = browser.new_page(viewport=DESKTOP)
     bare.route("**/vendor/leaflet*", lambda route: route.abort())
     bare.goto(url)
-    bare.locator("#panorama-examples button").first.click()
+    bare.locator("#picture-examples button").first.click()
     expect(bare.locator("#matches li")).to_have_count(TILES)
     expect(bare.locator("#no-map")).to_contain_text("There is no map")
     expect(bare.locator("#map")).to_be_hidden()
@@ -226,7 +308,7 @@ def test_without_the_map_library_it_works_and_explains(browser: Browser, url: st
 
 def test_an_overloaded_service_is_explained(page: Page) -> None:
     page.route("**/v1/localize*", lambda route: route.fulfill(status=503, headers={"Retry-After": "2"}, body="Busy"))
-    upload(page, "panorama-file", panorama())
+    upload(page, "picture-file", panorama())
     expect(page.locator("#localize-error")).to_contain_text("responded with 503: Busy. Try again in 2 s.")
 
 
@@ -242,7 +324,7 @@ def test_a_token_is_requested(browser: Browser, arguments: ServeArgs) -> None:
         page.locator("#access summary").click()
         page.locator("#token").fill(SECRET)
         page.locator("#use-token").click()
-        page.locator("#panorama-examples button").first.click()
+        page.locator("#picture-examples button").first.click()
         expect(page.locator("#matches li")).to_have_count(TILES)
         wait_for_pictures(page, "#matches img")
         page.close()
