@@ -48,7 +48,7 @@ def winds_around(x: float, y: float, corners: Corners) -> bool:
 
 
 def points_around(seed: int, longitude: float, latitude: float, size: float) -> NDArray[np.float64]:
-    return np.random.default_rng(seed).uniform(-size, size, (300, 2)) + [longitude, latitude]
+    return np.random.default_rng(seed).uniform(-size, size, (300, 2)) + np.array([longitude, latitude])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -222,5 +222,5 @@ class TestGrid:
             self.region.grid(every)
 
     def test_too_many_points_are_refused_before_they_are_made(self) -> None:
-        with pytest.raises(PriorError, match="every=1: a region of .* more than 50,000,000"):
+        with pytest.raises(PriorError, match=r"every=1: a region of .* more than 50,000,000"):
             Region.parse("0,40,10,50").grid(1)
