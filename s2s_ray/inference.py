@@ -171,7 +171,7 @@ class Embedder(_Inference):
         A step is at most `headings.MAX_STEP` degrees. The encoder runs once for each view, and again for views rolled
         by a part of a feature column where a whole one is a longer step; everything else is computed from its features.
         On one CPU core a view costs 1.1 times as much as by `embed_street` with `paper` (77 headings, one encoding),
-        and 1.9 times with `tiny` (44 headings, two encodings): `benchmarks/headings.py`.
+        and 1.6 times with `tiny` (44 headings, two encodings): `benchmarks/headings.py`.
 
         Args:
             views: as they would be prepared for heading 0, uint8 N 3 H W.
