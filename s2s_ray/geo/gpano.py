@@ -13,6 +13,7 @@ NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 _PREFIX = NAMESPACE + " "
 _MOST_BYTES, _MOST_ELEMENTS, _DEEPEST, _LONGEST = 1 << 20, 20_000, 64, 200
 _LARGEST_PANORAMA, _ASPECT_TOLERANCE = 10_000_000.0, 0.02
+_PROJECTIONS: dict[str, Projection] = {"equirectangular": "equirectangular", "cylindrical": "cylindrical"}
 
 
 class _UnsafeError(Exception):
@@ -101,10 +102,8 @@ def panorama_of(properties: dict[str, str], width: int, height: int, notes: list
     roll = _property(properties, "PoseRollDegrees", -180, 180, notes)
     heading = _property(properties, "PoseHeadingDegrees", -180, 360, notes)
     name = properties.get("ProjectionType", "equirectangular").lower()
-    projection: Projection | None = None
-    if name == "equirectangular" or name == "cylindrical":
-        projection = name
-    else:
+    projection = _PROJECTIONS.get(name)
+    if projection is None:
         notes.append(f"GPano ProjectionType={name!r} is ignored: expected equirectangular or cylindrical")
         return Panorama(heading, None, None, pitch, roll, None)
     crop = _area(properties, projection, width, height, notes)

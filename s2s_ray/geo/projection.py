@@ -24,7 +24,7 @@ def reproject(
     height: int,
     width: int,
     elevations: tuple[float, float],
-    rows: tuple[float, float] = (0.0, 1.0),
+    shown_rows: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
     """Return a picture on the whole horizon, and which pixels of it the picture shows.
 
@@ -37,13 +37,12 @@ def reproject(
         camera: what it shows.
         height, width: rows and columns of the result.
         elevations: degrees of the upper edge of the first row and of the lower edge of the last one.
-        rows: the part of the picture's height that shows anything, as fractions from the top.
+        shown_rows: the part of the picture's height that shows anything, as fractions from the top.
 
     Returns: float32 3 height width in [0, 255], 0 where unseen; bool height width.
     """
-    first, last = rows
     across, down, inside = directions(camera, _azimuths(width, 1), _elevations(height, 1, elevations))
-    inside &= (down >= first) & (down <= last)
+    inside &= (down >= shown_rows[0]) & (down <= shown_rows[1])
     view = torch.zeros(3, height, width)
     seen = torch.zeros(height, width, dtype=torch.bool)
     rows, columns = _around(inside.any(1), cyclic=False), _around(inside.any(0), cyclic=True)
@@ -54,7 +53,7 @@ def reproject(
     azimuths = _azimuths(width, samples).view(width, samples)[columns].flatten()
     tilts = _elevations(height, samples, elevations).view(height, samples)[rows].flatten()
     across, down, inside = directions(camera, azimuths, tilts)
-    inside &= (down >= first) & (down <= last)
+    inside &= (down >= shown_rows[0]) & (down <= shown_rows[1])
     # in grid_sample's units, where -1 and 1 are the outer edges
     x = across.mul_(2 * columns_in / pooled.shape[-1]).add_(2 * camera.closed / pooled.shape[-1] - 1)
     y = down.mul_(2 * rows_in / pooled.shape[-2]).sub_(1)

@@ -15,6 +15,8 @@ from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import is_number, pair, real
 from s2s_ray.geo.seam import ends_meet
 
+__all__ = ["Known", "Origin", "Projection", "Query", "settle"]
+
 UNKNOWN_SPREAD = 180.0
 
 

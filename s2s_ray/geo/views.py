@@ -83,7 +83,7 @@ class ViewGeometry:
     resize: Resize = "area"
     convention: str = CONVENTION
     elevations: tuple[float, float] | None = None
-    default_heading: float | None = Field(None, ge=-360, le=360)
+    default_heading: float | None = Field(default=None, ge=-360, le=360)
 
     @model_validator(mode="after")
     def _check_elevations(self) -> Self:

@@ -135,7 +135,7 @@ class TestFieldOfView:
     def test_a_circle_is_seen_by_its_ends(self) -> None:
         known = settle(Query(), CIRCLE)
         assert (known.fov, known.fov_origin, known.projection) == (360, "assumed", "equirectangular")
-        with pytest.raises(ViewError, match="240 x 60 pixels .* ends do not meet, .* give fov"):
+        with pytest.raises(ViewError, match=r"240 x 60 pixels .* ends do not meet, .* give fov"):
             settle(Query(), SWEEP)
 
     def test_the_file_says_it(self) -> None:
@@ -187,7 +187,7 @@ class TestFieldOfView:
         assert (known.crop, known.fov, known.projection) == (None, 300, "equirectangular")
 
     def test_more_than_a_sphere_is_refused(self) -> None:
-        with pytest.raises(ViewError, match="fov=360: .* 80 x 60 .* would show 270 degrees from top to bottom"):
+        with pytest.raises(ViewError, match=r"fov=360: .* 80 x 60 .* would show 270 degrees from top to bottom"):
             settle(Query(0, 360), PHOTO)
         assert settle(Query(0, 360, rows=(0.2, 0.8)), PHOTO).fov == 360
 
