@@ -124,7 +124,7 @@ def works(release: Release, images: Images) -> dict[str, Work]:
 
     return {
         "embed/street": Work(
-            RequestKind("/v1/embed/street", panoramas, npy),
+            RequestKind("/v1/embed/street?heading=0", panoramas, npy),
             "street",
             street,
             embedder.embed_street,
@@ -145,7 +145,7 @@ def works(release: Release, images: Images) -> dict[str, Work]:
             lambda body: encode(synthesizer.street([decode(body)])[0], "jpeg"),
         ),
         "localize?k=5": Work(
-            RequestKind("/v1/localize?k=5", panoramas, JPEG),
+            RequestKind("/v1/localize?k=5&heading=0", panoramas, JPEG),
             "street",
             street,
             located,
@@ -337,7 +337,7 @@ def litserve(folder: Path, release: Release, panoramas: list[bytes], options: ar
 
     def ours() -> list[Load]:
         with service(folder, release, options, "street", satellite=idle, synthesis=idle) as url:
-            return measured(url, "/v1/embed/street")
+            return measured(url, "/v1/embed/street?heading=0")
 
     def theirs() -> list[Load]:
         port = free_port()

@@ -163,7 +163,7 @@ def query(config: Config, folder: Path) -> dict[str, int]:
 def localize(http: httpx2.Client, panorama: bytes) -> dict[str, Any]:
     """Return the first match of a panorama."""
     response = http.post(
-        "/v1/localize", params={"k": 5}, content=panorama, headers={"content-type": "image/png"}, timeout=60
+        "/v1/localize", params={"k": 5, "heading": 0}, content=panorama, headers={"content-type": "image/png"}, timeout=60
     )
     response.raise_for_status()
     best: dict[str, Any] = response.json()["matches"][0]

@@ -86,7 +86,7 @@ def test_the_client_gives_what_the_plain_classes_give(
     path.write_bytes(encode(panoramas[0], "png"))
     [expected] = localizer.street(panoramas[:1], k=TILES)
     for image in (panoramas[0], path, str(path), path.read_bytes()):
-        [matches] = client.localize([image], k=TILES, true=(48.1, 11.5))
+        [matches] = client.localize([image], k=TILES, heading=0, true=(48.1, 11.5))
         assert [match.id for match in matches] == [match.id for match in expected]
         nearest = next(match for match in matches if match.id == "place-1")
         assert nearest.distance_m == pytest.approx(111.2, abs=0.1)
@@ -102,8 +102,11 @@ def test_priors_of_the_client(client: Client, panoramas: list[NDArray[np.uint8]]
 
 
 def test_refusals_of_the_client(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match=r"responds 422: The panorama is 20 x 40 pixels") as refused:
+    with pytest.raises(ServiceError, match=r"responds 422: fov is missing: the picture is 20 x 40 pixels") as refused:
         client.localize([noise(40, 20, 0)], k=1)
+    assert refused.value.status == 422
+    with pytest.raises(ServiceError, match=r"responds 422: The heading of image 2 \('1'\) is unknown") as refused:
+        client.embed_street([encode(noise(40, 80, 0), "png"), noise(40, 80, 1)])
     assert refused.value.status == 422
     with pytest.raises(ServiceError, match="responds 403: "):
         client.promote("x")

@@ -21,6 +21,7 @@ from s2s_ray.service.http.uploads import Uploads
 Tree = dict[str, Any]
 JSON, NPY, GEOJSON = "application/json", "application/x-npy", "application/geo+json"
 ENCODINGS: dict[str, Encoding] = {"image/png": "png", "image/jpeg": "jpeg", "image/webp": "webp"}
+_PARAMETERS = ("heading", "fov", "projection", "pitch", "roll", "rows")
 EMBEDDING_TYPES = (JSON, NPY)
 LOCALIZATION_TYPES = (JSON, GEOJSON)
 SYNTHESIS_TYPES = (*ENCODINGS, JSON)
@@ -98,7 +99,10 @@ def sentence(error: S2SError) -> str:
 
 
 def as_sentence(message: str) -> str:
-    """Return a message as a sentence."""
+    """Return a message as a sentence; the name of a parameter at its beginning stays as it is."""
+    first = message.partition(" ")[0]
+    if "=" in first or first in _PARAMETERS:
+        return f"{message}."
     return f"{message[:1].upper()}{message[1:]}."
 
 
