@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,52 +26,16 @@ from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.losses import RetrievalLoss, adversarial_loss, reconstruction_loss, retrieval_loss
 from s2s_ray.model.precision import at_least_float32
-from s2s_ray.model.retrieval import visible
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.training.gradients import Gradients, frozen, trained_parameters
 from s2s_ray.training.networks import Networks
+from s2s_ray.training.pieces import GlobalBatch, Piece
 
 LOSS_NAMES = ("d_loss", "r_loss", "gan", "ret_weighted", "l1_weighted", "g_loss")
 
 Descriptors = tuple[Tensor, Tensor]
 """Descriptors of the satellite and street views of some pairs, b x D each."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Pairs of this worker with the output of G, which has a graph only if these are all pairs of the worker.
-
-    `query` (with `seen`) and `reference` are the views that retrieval compares, and `features` those of `reference`.
-    Without a generator (`retrieval_only`) `fake` and `features` are empty.
-    """
-
-    satellite: Tensor
-    street: Tensor
-    query: Tensor
-    seen: Tensor | None
-    reference: Tensor
-    fake: Tensor
-    features: Tensor
-
-    @property
-    def aligned(self) -> bool:
-        """True if retrieval compares the satellite view that synthesis starts from."""
-        return self.reference is self.satellite
-
-
-@dataclass(frozen=True)
-class GlobalBatch:
-    """The batch that the workers share: each worker's number of pairs, the negatives and the mining percentage."""
-
-    shares: Sequence[int]
-    negatives: Tensor | None
-    discard: float
-
-    @property
-    def pairs(self) -> int:
-        """The pairs of all workers."""
-        return sum(self.shares)
 
 
 class TrainingStep:
@@ -146,8 +110,7 @@ class TrainingStep:
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)
-            asked = (street, None) if query is None else query
-            pieces = self._generate(satellite, street, asked, satellite if reference is None else reference)
+            pieces = self._generate(Piece.split(satellite, street, query, reference, self.micro_batch))
 
             d, losses = self._discriminator_gradients(pieces, batch.pairs) if model.config.adversarial else (None, {})
             power_iterate(model.retrieval)
@@ -195,30 +158,16 @@ class TrainingStep:
         self.optimizers["generator"].step()
         return values
 
-    def _generate(
-        self, satellite: Tensor, street: Tensor, query: tuple[Tensor, Tensor | None], reference: Tensor
-    ) -> list[Piece]:
+    def _generate(self, pieces: Sequence[Piece]) -> list[Piece]:
         """Run the forward passes of G, with a graph only if there is a single piece."""
-        asked, seen = visible(*query), query[1]
-        size = self.micro_batch or max(1, len(satellite))
-        pieces = []
-        for rows in (slice(first, first + size) for first in range(0, max(1, len(satellite)), size)):
-            polar, panorama = satellite[rows], street[rows]
-            part = Piece(
-                polar,
-                panorama,
-                panorama if asked is street else asked[rows],
-                None if seen is None else seen[rows],
-                polar if reference is satellite else reference[rows],
-                polar[:0],
-                polar[:0],
-            )
-            if self.model.config.synthesizes:
-                with torch.set_grad_enabled(size >= len(satellite)):
-                    fake, features = self._synthesize(part)
-                part = replace(part, fake=fake, features=features)
-            pieces.append(part)
-        return pieces
+        if not self.model.config.synthesizes:
+            return list(pieces)
+        with torch.set_grad_enabled(len(pieces) == 1):
+            outputs = [self._synthesize(piece) for piece in pieces]
+        return [
+            replace(piece, fake=fake, features=features)
+            for piece, (fake, features) in zip(pieces, outputs, strict=True)
+        ]
 
     def _synthesize(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """Return the view that G synthesises for a piece, and the features of the piece's reference."""
