@@ -24,6 +24,7 @@ from s2s_ray.data.schema import TileSize
 from s2s_ray.errors import ConfigError
 from s2s_ray.geo.polar import polar_transform
 from s2s_ray.geo.views import prepare_satellite
+from tests.support.random_source import prepare_random
 
 if TYPE_CHECKING:
     from tests.support.pair_folder import PairFolder
@@ -167,13 +168,8 @@ class TestReferences:
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A data set of the city with a margin of 8 m around tiles of 64 m and 32 pixels."""
-    folder = tmp_path_factory.mktemp("augmentation")
-    source = ["source.train_pairs=8", "source.test_pairs=2", "source.tile_px=32", "source.panorama_rays=1"]
-    source += ["source.panorama_height=32", "source.panorama_width=40"]
-    sizes = ["model.height=32", "model.width=40", "prepare.margin_m=8", "prepare.parallel=false"]
-    prepare(load_config("tiny", [*source, *sizes, f"data.uri={folder}/data"]))
-    return f"{folder}/data"
+    """A data set of random pairs with a margin of 8 m, 4 pixels, around tiles of 64 m."""
+    return prepare_random(tmp_path_factory.mktemp("augmentation"), 8).data.uri
 
 
 def same(one: Batch, other: Batch) -> bool:
