@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,19 @@ from s2s_ray.cli.options import (
 )
 from s2s_ray.runtime.cluster import ray_cluster
 
+if TYPE_CHECKING:
+    from s2s_ray.data.dataset import PairDataset
+    from s2s_ray.localization.calibration import Calibration
+    from s2s_ray.model.s2s import S2S
+
 app = typer.Typer()
+
+CalibrationOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibration", help="Also calibrate on the split, and report how far the confidence of fixes can be trusted."
+    ),
+]
 
 
 @app.command()
@@ -35,6 +47,7 @@ def evaluate(
     seeds: Annotated[
         int | None, typer.Option(help="Seeds that protocols are averaged over. Default: evaluation.seeds.")
     ] = None,
+    calibration: CalibrationOption = False,
     config: RunConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -56,13 +69,25 @@ def evaluate(
         given.append(f"evaluation.protocols={json.dumps(names)}")
     settings = run_settings(checkpoint, config, [*(overrides or ()), *given])
     device = device_of(settings)
-    model = load_checkpoint(uri, device)
-    report = run(model, split_of(settings), settings.evaluation, device=device, out=out)
+    model, dataset = load_checkpoint(uri, device), split_of(settings)
+    calibrated = _calibrated(uri, model, dataset, settings.evaluation.seed) if calibration else None
+    report = run(model, dataset, settings.evaluation, device=device, out=out, calibration=calibrated)
     if report.protocols:
         typer.echo(table(report.protocols))
         typer.echo(f"{storage.join(out, METRICS)} has every figure")
     else:
         typer.echo(json.dumps(report.as_dict(), indent=2))
+
+
+def _calibrated(uri: str, model: S2S, dataset: PairDataset, seed: int) -> Calibration:
+    """Return the calibration of the model at a URI on a split; its reliability is that of pictures left out."""
+    from s2s_ray.geo.views import ViewGeometry
+    from s2s_ray.inference import Embedder
+    from s2s_ray.localization.calibrate import calibrate
+    from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
+
+    geometry = ViewGeometry.of_checkpoint(model.config, read_meta(uri), uri)
+    return calibrate(Embedder(model, geometry), dataset, checkpoint=fingerprint(uri), seed=seed)
 
 
 @app.command("figures")
@@ -94,6 +119,7 @@ def draw(
 def write_report(
     run: Annotated[str, typer.Argument(help="A run, or a checkpoint.")],
     out: Annotated[str | None, typer.Option(help="Output URI of the page; default: report.html in the run.")] = None,
+    calibration: CalibrationOption = False,
     config: RunConfigOption = None,
     overrides: SetOption = None,
 ) -> None:
@@ -101,6 +127,7 @@ def write_report(
     from s2s_ray import storage
     from s2s_ray.evaluation.evaluate import evaluate as measure
     from s2s_ray.evaluation.figures import draw_figures
+    from s2s_ray.evaluation.reliability import reliability_diagram
     from s2s_ray.evaluation.report import report_page
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.training.history import read_history
@@ -110,9 +137,12 @@ def write_report(
     settings = run_settings(run, config, overrides)
     device = device_of(settings)
     model, dataset = load_checkpoint(checkpoint, device), split_of(settings)
-    measured = measure(model, dataset, settings.evaluation, device=device)
+    calibrated = _calibrated(checkpoint, model, dataset, settings.evaluation.seed) if calibration else None
+    measured = measure(model, dataset, settings.evaluation, device=device, calibration=calibrated)
     history = read_history(run)
     figures = draw_figures(model, dataset, settings.evaluation, device=device, history=history)
+    if calibrated is not None:
+        figures["reliability"] = reliability_diagram(calibrated)
     uri = out or storage.join(run, "report.html")
     storage.write_bytes(uri, report_page(checkpoint, measured, figures, settings, history))
     typer.echo(uri)

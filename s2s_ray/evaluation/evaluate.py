@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,10 +33,14 @@ from s2s_ray.evaluation.perceptual import Perceptual
 from s2s_ray.evaluation.protocols import Protocol, measure_protocols, require_margin
 from s2s_ray.evaluation.queries import QUERIES, metres_between, parquet_bytes, queries_table
 from s2s_ray.evaluation.recall import Nearby, RecallResult, nearest, recall_at_k, require_finite
+from s2s_ray.evaluation.reliability import reliability_diagram, reliability_figures
 from s2s_ray.evaluation.rows import Rows
 from s2s_ray.geo.images import Pixels
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from s2s_ray.localization.calibration import Calibration
 
 METRICS = "metrics.json"
 TOP = 5
@@ -47,7 +51,8 @@ TOP = 5
 class EvaluationReport:
     """The results of `evaluate`. `pictures` are the URIs of the galleries; recall is in fractions.
 
-    `protocols` are the figures of `config.protocols` by name, see `measure_protocols`.
+    `protocols` are the figures of `config.protocols` by name, see `measure_protocols`; `calibration` is that of the
+    split, if it was made.
     """
 
     split: str
@@ -58,6 +63,7 @@ class EvaluationReport:
     radius_m: float | None
     pictures: list[str]
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @property
     def gallery(self) -> int:
@@ -92,6 +98,7 @@ class EvaluationReport:
             **self.synthesis,
             "pictures": self.pictures,
             **({"protocols": self.protocols} if self.protocols else {}),
+            **({} if self.calibration is None else {"calibration": reliability_figures(self.calibration)}),
         }
 
 
@@ -103,6 +110,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     out: str | None = None,
     loader_workers: int = 0,
+    calibration: Calibration | None = None,
 ) -> EvaluationReport:
     """Measure a model on one split and write the report.
 
@@ -118,6 +126,7 @@ def evaluate(
         out: URI of a directory for `metrics.json`, `queries.parquet` (see `queries_table`), `retrieval.png` and
             `synthesis.png`. None writes nothing.
         loader_workers: number of processes that decode images.
+        calibration: of the model on this split, to be reported with `reliability.png`.
 
     Raises:
         DescriptorError: descriptors are not finite; the message names the pairs.
@@ -146,6 +155,9 @@ def evaluate(
         closest = nearest(measured.street, measured.satellite, TOP, chunk=config.chunk)
         table = queries_table(dataset, to_satellite, to_street, closest, measured.values, outcomes)
         storage.write_bytes(storage.join(out, QUERIES), parquet_bytes(table))
+    if out is not None and calibration is not None:
+        pictures.append(storage.join(out, "reliability.png"))
+        save(reliability_diagram(calibration), pictures[-1])
     if out is not None and config.gallery_rows:
         shown = evenly_spaced(len(dataset), config.gallery_rows)
         rows = retrieval_rows(dataset, closest[1], to_satellite, shown, config.radius_m)
@@ -165,6 +177,7 @@ def evaluate(
         config.radius_m,
         pictures,
         protocols,
+        calibration,
     )
     if out is not None:
         storage.write_json(storage.join(out, METRICS), report.as_dict())

@@ -94,18 +94,23 @@ def figures_by_metric(tables: Mapping[str, Figures]) -> dict[str, float]:
     }
 
 
-def table(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the figures of protocols as a table in plain text, one row each.
+def cells(tables: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return the figures of protocols as text: the titles of the columns, and a row for each protocol.
 
     With several seeds, recall at 1 has its standard deviation beside it.
     """
     header = ["protocol", *(title for title, _ in _COLUMNS)]
-    rows = [[name, *(cell(figures) for _, cell in _COLUMNS)] for name, figures in tables.items()]
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
+    return [header, *([name, *(cell(figures) for _, cell in _COLUMNS)] for name, figures in tables.items())]
+
+
+def table(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return `cells` as a table in plain text."""
+    rows = cells(tables)
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = []
-    for row in [header, *rows]:
-        cells = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells]))
+    for row in rows:
+        figures = [text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *figures]))
     return "\n".join(lines)
 
 

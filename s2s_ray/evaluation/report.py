@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from s2s_ray.config import Config
 from s2s_ray.evaluation.evaluate import EvaluationReport
+from s2s_ray.evaluation.outcome import cells
 from s2s_ray.evaluation.page import render
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.secrets import masked, masked_address
@@ -19,6 +20,7 @@ _HEADINGS = {
     "retrieval": "Retrieval",
     "synthesis": "Synthesis",
     "errors": "Errors on the map",
+    "reliability": "Confidence of fixes",
 }
 _LABELS = {
     "recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "recall_at_1_percent": "R@1%",
@@ -54,6 +56,7 @@ def report_page(
         labels=_LABELS,
         both={"street → satellite": measured.street_to_satellite, "satellite → street": measured.satellite_to_street},
         synthesis=measured.synthesis,
+        protocols=cells(measured.protocols),
         columns=[name for name in _SHOWN if any(name in entry for entry in history)],
         history=_evenly_spaced(history),
         epochs=len(history),

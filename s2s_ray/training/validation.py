@@ -14,7 +14,7 @@ from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.sampler import share
 from s2s_ray.evaluation.descriptors import batches, embed_indices, evaluating
 from s2s_ray.evaluation.image_quality import measure
-from s2s_ray.evaluation.outcome import Outcome
+from s2s_ray.evaluation.outcome import Outcome, figures_by_metric
 from s2s_ray.evaluation.protocols import Gallery, ask, embed_gallery
 from s2s_ray.evaluation.recall import recall_at_k
 from s2s_ray.model.s2s import S2S
@@ -40,8 +40,8 @@ def validation_recall(
     result: dict[str, Any] = recall_at_k(street, satellite, chunk=config.chunk).as_dict()
     aligned = Gallery(satellite, np.zeros((len(dataset), 1, 2)))
     for name in config.protocols:
-        figures = _outcome(model, dataset, Protocol.parse(name), aligned, config, device).figures()
-        result |= {f"{name}.{figure}": value for figure, value in figures.items() if value is not None}
+        outcome = _outcome(model, dataset, Protocol.parse(name), aligned, config, device)
+        result |= figures_by_metric({name: outcome.figures()})
     return result
 
 
