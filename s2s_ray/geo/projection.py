@@ -16,6 +16,7 @@ from s2s_ray.geo.images import Pixels
 
 _MOST_SAMPLES = 4
 _POOLED_PER_PIXEL = 2.0
+_MOST_POOLED = 1 << 23  # pixels
 
 
 def reproject(
@@ -78,7 +79,7 @@ def directions(camera: Camera, azimuths: Tensor, elevations: Tensor) -> tuple[Te
     left, last, top, bottom = (math.radians(edge) for edge in camera.edges)
     if camera.projection == "rectilinear":
         before = forward > 1e-6
-        depth = torch.where(before, forward, 1.0)
+        depth = torch.where(before, forward, 1e-6)
         across = (right / depth - math.tan(left)) / (math.tan(last) - math.tan(left))
         down = (math.tan(top) - up / depth) / (math.tan(top) - math.tan(bottom))
     else:
@@ -143,8 +144,9 @@ class _Steps(NamedTuple):
 
 def _steps(across: Tensor, down: Tensor, inside: Tensor, closed: bool, height: int, width: int) -> _Steps:
     both = inside[1:, 1:] & inside[1:, :-1] & inside[:-1, 1:]
-    if not both.any():
-        return _Steps((1.0, 1.0), (1.0, 1.0))
+    if not both.any():  # narrower than two pixels: the one nearest to its middle
+        away = torch.hypot(across[1:, 1:] - 0.5, down[1:, 1:] - 0.5)
+        both = away == away.min()
     sizes = []
     for places, scale, wraps in ((across, width, closed), (down, height, False)):
         along, upright = places[1:, 1:] - places[1:, :-1], places[1:, 1:] - places[:-1, 1:]
@@ -166,6 +168,9 @@ def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, float
     """
     factors = [max(1, round(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.across, steps.down)]
     height, width = picture.shape[:2]
+    excess = math.sqrt(height * width / (factors[0] * factors[1] * _MOST_POOLED))
+    if excess > 1:  # a huge picture that shows nearly a whole plane
+        factors = [math.ceil(factor * excess) for factor in factors]
     small = np.asarray(Image.fromarray(picture).reduce((factors[0], factors[1]))) if max(factors) > 1 else picture
     pooled = torch.tensor(small).permute(2, 0, 1).float().contiguous()
     if closed:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from s2s_ray.geo.images import Pixels
 
-_ROWS, _COLUMNS = 64, 512
+_ROWS, _COLUMNS, _SAMPLED_ROWS = 64, 512, 256
 _QUANTILE, _SLACK, _SMALLEST = 0.95, 1.25, 2.0
 
 
@@ -16,12 +16,13 @@ def ends_meet(pixels: Pixels) -> bool:
 
     The first and the last column, of at most 512, are compared as neighbours are: by their mean absolute difference.
     The ends meet if they differ at most 1.25 times as much as 95% of all neighbours do, or by less than 2 levels of
-    255. On six real panoramas the ends differ 0.2 to 0.6 times as much as these neighbours; with a twentieth of the
-    circle missing, 1.4 to 3.4 times as much.
+    255. Measured on six real panoramas that were cut at every place: 99% of the full circles meet, and 2% of those
+    with 5 to 70% of the circle missing.
     """
     height, width = pixels.shape[:2]
     size = min(width, _COLUMNS), min(height, _ROWS)
-    columns = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX), np.float32)
+    some = pixels[:: max(1, height // _SAMPLED_ROWS)]
+    columns = np.asarray(Image.fromarray(some).resize(size, Image.Resampling.BOX), np.float32)
     neighbours = np.abs(np.diff(columns, axis=1)).mean((0, 2))
     ends = np.abs(columns[:, -1] - columns[:, 0]).mean()
     usual = np.quantile(neighbours, _QUANTILE) if len(neighbours) else ends

@@ -162,8 +162,9 @@ class ViewGeometry:
         projected, seen = reproject(checked(pixels), camera, self.height, self.width, self.span, kept)
         if not seen.any():
             raise ViewError(
-                f"the picture shows nothing between the elevations {self.span[0]:g} and {self.span[1]:g} degrees: "
-                f"correct fov={known.fov:g}, pitch={known.pitch:g}, roll={known.roll:g} or rows"
+                f"the picture covers no pixel of the view, which shows the elevations {self.span[0]:g} to "
+                f"{self.span[1]:g} degrees: correct fov={known.fov:g}, pitch={known.pitch:g}, roll={known.roll:g} "
+                "or rows"
             )
         return View(rounded(projected), None if seen.all() else seen)
 
