@@ -9,6 +9,8 @@ import typer
 from s2s_ray.cli.options import CheckpointOption, NameOption, RegistryOption, SetOption
 from s2s_ray.errors import OptionError, RegistryError, WeightsError
 
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")]
+
 app = typer.Typer(no_args_is_help=True, help="Checkpoints and the registry of releases.")
 
 
@@ -94,18 +96,68 @@ def verify_checkpoint(
 
 
 @app.command()
+def calibrate(
+    checkpoint: CheckpointOption,
+    out: Annotated[str, typer.Option(help="URI of the calibration, a JSON file, for `publish --calibration`.")],
+    data: Annotated[
+        str | None, typer.Option(help="URI of the data set; default: the one that the checkpoint was trained on.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures of its validation split to ask.")] = 200,
+    every: Annotated[float, typer.Option(help="Metres between tiles, where the data set has a margin.")] = 8.0,
+    seed: Annotated[int, typer.Option(help="Seed of the headings that are drawn.")] = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Fit what turns similarities into positions with a radius and a confidence, on validation data."""
+    from s2s_ray.cli.options import default_device, local_device
+    from s2s_ray.inference import Embedder
+    from s2s_ray.localization.calibrate import calibrate_checkpoint
+    from s2s_ray.training.run import find_checkpoint
+
+    uri = find_checkpoint(checkpoint)
+    embedder = Embedder.load(uri, local_device(device or default_device()))
+    calibration = calibrate_checkpoint(embedder, uri, data, pictures=pictures, every_m=every, seed=seed)
+    calibration.write(out)
+    for line in calibration.lines():
+        typer.echo(line)
+    typer.echo(f"{out} written")
+
+
+@app.command()
 def publish(
     checkpoint: CheckpointOption,
     index: Annotated[str, typer.Option(help="URI of the index built with this checkpoint.")],
     registry_uri: RegistryOption,
     name: NameOption,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="URI of a calibration of this checkpoint; default: one is made on its own data set."),
+    ] = None,
+    no_calibration: Annotated[
+        bool, typer.Option("--no-calibration", help="Publish without: fixes have neither a radius nor a confidence.")
+    ] = False,
+    device: DeviceOption = None,
 ) -> None:
     """Publish a checkpoint and its index as a release in the registry; `promote` makes it current."""
     from s2s_ray import registry
     from s2s_ray.training.run import find_checkpoint
 
-    release = registry.publish(registry_uri, name, find_checkpoint(checkpoint), index)
-    typer.echo(f"release {release.id} of {name}")
+    if calibration is not None and no_calibration:
+        raise OptionError("give either --calibration or --no-calibration")
+    uri = find_checkpoint(checkpoint)
+    if calibration is not None:
+        from s2s_ray.localization import Calibration
+
+        release = registry.publish(registry_uri, name, uri, index, calibration=Calibration.read(calibration))
+    elif no_calibration:
+        release = registry.publish(registry_uri, name, uri, index)
+    else:
+        from s2s_ray.cli.options import default_device, local_device
+        from s2s_ray.publishing import publish_calibrated
+
+        chosen = local_device(device or default_device())
+        release = publish_calibrated(registry_uri, name, uri, index, device=chosen)
+    calibrated = registry.read_calibration(release) is not None
+    typer.echo(f"release {release.id} of {name}" + ("" if calibrated else ", without a calibration"))
 
 
 @app.command()
@@ -113,11 +165,39 @@ def promote(
     release: Annotated[str, typer.Argument(help="Id of the release.")],
     registry_uri: RegistryOption,
     name: NameOption,
+    force: Annotated[bool, typer.Option("--force", help="Although it does not reach the floor of the name.")] = False,
 ) -> None:
     """Make a release the current one."""
     from s2s_ray import registry
 
-    typer.echo(f"{name} is now {registry.promote(registry_uri, name, release).id}")
+    typer.echo(f"{name} is now {registry.promote(registry_uri, name, release, force=force).id}")
+
+
+@app.command()
+def floor(
+    registry_uri: RegistryOption,
+    name: NameOption,
+    recall: Annotated[float | None, typer.Option(help="Smallest validation R@1 of a release, 0 to 1.")] = None,
+    calibration_error: Annotated[
+        float | None, typer.Option(help="Largest expected calibration error of a release, 0 to 1.")
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Ask for nothing.")] = False,
+) -> None:
+    """Set what a release must reach to be promoted, one figure or both; without options, show it."""
+    from s2s_ray import registry
+
+    values = {"recall": recall, "calibration_error": calibration_error}
+    given = {field: value for field, value in values.items() if value is not None}
+    if none and given:
+        raise OptionError("--none asks for nothing: give it without --recall and --calibration-error")
+    if none or given:
+        stored = registry.set_floor(registry_uri, name, **given)
+    else:
+        stored = registry.read_floor(registry_uri, name)
+    shown = [
+        f"{field.replace('_', ' ')} {value:g}" for field in values if (value := getattr(stored, field)) is not None
+    ]
+    typer.echo(f"floor of {name}: " + (", ".join(shown) or "none"))
 
 
 @app.command()

@@ -72,6 +72,13 @@ def device_of(settings: Config) -> str:
     return "cuda" if settings.train.use_gpu else "cpu"
 
 
+def default_device() -> str:
+    """Return the value of `--device` when it is not given: a GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def local_device(name: str) -> str:
     """Return the value of `--device`. Raises OptionError if this machine has no such device."""
     import torch

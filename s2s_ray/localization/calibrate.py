@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.places import degrees_of
-from s2s_ray.errors import DatasetError
+from s2s_ray.errors import CheckpointError, DatasetError, InputError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.geo.offsets import moved
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.localization.calibration import Calibration
 from s2s_ray.localization.fitting import LEAST_PICTURES, Trials, fit
 from s2s_ray.localization.surface import spacing_of
+from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.runtime.progress import progress
 
 PICTURES = 200
@@ -33,7 +35,8 @@ EVERY_M = 8.0
 """Metres between the tiles of the grid around each picture, by default."""
 FIELDS_OF_VIEW = (360.0, 180.0, 90.0, 70.0)
 
-_MOST_TILES = 4000
+_MOST_TILES = 2500
+_WINDOW = 1.5  # margins; of two that there are, so that the picture is not in the middle of its tiles
 _BATCH = 16
 _LEAST_MARGIN_M = 4.0
 
@@ -86,9 +89,14 @@ def calibrate(
         seed: of what is drawn: headings, and where the grid lies.
 
     Raises:
+        InputError: too few pictures, or a grid that is not above 0.
         DatasetError: too few pictures with a position, or images of another size than the model's.
         StorageError: the data set cannot be read.
     """
+    if pictures < LEAST_PICTURES:
+        raise InputError(f"pictures={pictures}: expected at least {LEAST_PICTURES} to calibrate with")
+    if not (every_m > 0 and np.isfinite(every_m)):
+        raise InputError(f"every_m={every_m:g}: expected metres above 0")
     geometry = embedder.geometry
     if (dataset.height, dataset.width) != (geometry.height, geometry.width):
         raise DatasetError(
@@ -144,6 +152,44 @@ def calibrate(
     )
 
 
+def calibrate_checkpoint(
+    embedder: TurningEmbedder,
+    checkpoint: str,
+    data: str | None = None,
+    *,
+    pictures: int = PICTURES,
+    every_m: float = EVERY_M,
+    seed: int = 0,
+) -> Calibration:
+    """Calibrate a checkpoint on the validation split of the data set it was trained on, or of another one.
+
+    Args:
+        embedder: the checkpoint's.
+        checkpoint: its URI.
+        data: URI of the data set; default: that in the checkpoint's metadata.
+        pictures, every_m, seed: as in `calibrate`.
+
+    Raises:
+        CheckpointError: no complete checkpoint, or one that names no data set.
+        DatasetError: the data set has no validation split, or as in `calibrate`.
+        StorageError: it cannot be read.
+    """
+    uri = data or (read_meta(checkpoint).get("dataset") or {}).get("uri")
+    if not uri:
+        raise CheckpointError(f"checkpoint {checkpoint} does not say which data set it was trained on: name one")
+    splits = read_dataset_info(uri).splits
+    others = PairDataset(uri, "train") if "train" in splits else None
+    return calibrate(
+        embedder,
+        PairDataset(uri, "val"),
+        checkpoint=fingerprint(checkpoint),
+        others=others,
+        pictures=pictures,
+        every_m=every_m,
+        seed=seed,
+    )
+
+
 def _views(
     dataset: PairDataset, asked: Rows, columns: Rows, fov: float, heading_known: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -189,16 +235,18 @@ def _grid(
     margin = dataset.info.margin_m
     size = dataset.tile_size
     metres = size.metres / size.px
-    along = int(2 * margin / every_m) + 1
+    along = int(_WINDOW * margin / every_m) + 1
     chosen = np.concatenate([asked, np.setdiff1d(known, asked)])[: max(len(asked), _MOST_TILES // along**2)]
     found: list[Descriptors] = []
     centres: list[Floats] = []
     for row in chosen:
-        line = [random.uniform(-margin, every_m - margin) + every_m * np.arange(along) for _ in range(2)]
-        line = [np.trunc(one[one <= margin] / metres) * metres for one in line]
+        starts = random.uniform(-margin, margin - _WINDOW * margin, 2)
+        line = [np.trunc((start + every_m * np.arange(along)) / metres) * metres for start in starts]
         offsets = np.stack(np.meshgrid(*line, indexing="ij"), axis=-1).reshape(-1, 2)
-        tiles = [dataset.tile_around(int(row), east, north) for east, north in offsets.tolist()]
-        views = torch.stack([embedder.geometry.north_up(tile) for tile in tiles])
+        wide = dataset.wide_tile(int(row))
+        corners = dataset.info.margin_px + np.rint(offsets * (1, -1) / metres).astype(int)[:, ::-1]
+        cut = [wide[top : top + size.px, left : left + size.px] for top, left in corners.tolist()]
+        views = torch.stack([embedder.geometry.north_up(tile) for tile in cut])
         found += [embedder.embed_satellite(part) for part in views.split(2 * _BATCH)]
         centres.append(np.stack(moved(*positions[row], offsets[:, 0], offsets[:, 1]), axis=-1))
     return _Gallery(np.concatenate(found), np.concatenate(centres), every_m)

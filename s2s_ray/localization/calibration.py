@@ -142,6 +142,22 @@ class Calibration(Document):
                 "run `s2s checkpoint calibrate` with this one"
             )
 
+    def lines(self) -> list[str]:
+        """Return the figures of all kinds as a table."""
+        table = [
+            "fov  heading  right  within 68%  within 95%  median m  calibration error  risk-coverage  "
+            "AUROC right  AUROC region"
+        ]
+        for kind in self.kinds:
+            of = kind.reliability
+            right, region = ("-" if area is None else f"{area:.2f}" for area in (of.auroc_right, of.auroc_region))
+            table.append(
+                f"{kind.fov:3.0f}  {'known  ' if kind.heading_known else 'unknown'}  {of.right:5.1%}  "
+                f"{of.within_68:10.1%}  {of.within_95:10.1%}  {of.median_m:8.1f}  {of.calibration_error:17.3f}  "
+                f"{of.risk_coverage:13.3f}  {right:>11}  {region:>12}"
+            )
+        return table
+
     @property
     def calibration_error(self) -> float:
         """The largest expected calibration error among the kinds with the whole horizon; of all, if there is none."""

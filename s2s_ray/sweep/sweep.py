@@ -22,6 +22,7 @@ from ray import tune
 from s2s_ray import registry, storage
 from s2s_ray.config import Config
 from s2s_ray.errors import StoppedError, SweepError
+from s2s_ray.publishing import publish_calibrated
 from s2s_ray.runtime.cluster import in_thread
 from s2s_ray.runtime.ray_internals import keep_credentials
 from s2s_ray.runtime.ray_settings import quieten_tune
@@ -163,7 +164,7 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     if step is None:
         raise SweepError(f"sweep {config.tune.name!r}: run {best.run} of trial {best.number} has lost its checkpoints")
     study.check()
-    release = registry.publish(config.tune.registry, config.tune.name, store.uri(step))
+    release = publish_calibrated(config.tune.registry, config.tune.name, store.uri(step))
     start = next((record for record in records if record.params == space.start()), None)
     write_report(root, config, study, best)
     return SweepResult(root, best, start, best_config, release, records)

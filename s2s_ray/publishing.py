@@ -1,0 +1,59 @@
+"""Publication of a checkpoint as a release, with the calibration that is made for it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from s2s_ray import registry
+from s2s_ray.errors import DatasetError, InputError, RegistryError, StateError, StorageError
+from s2s_ray.inference import Embedder
+from s2s_ray.localization.calibrate import calibrate_checkpoint
+from s2s_ray.model.checkpoint_meta import read_meta
+
+log = logging.getLogger(__name__)
+
+
+def publish_calibrated(
+    registry_uri: str,
+    name: str,
+    checkpoint: str,
+    index: str | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> registry.Release:
+    """Publish a checkpoint with a calibration on the data set that it was trained on, if that can be had.
+
+    A release that has a calibration keeps it. Without the data set, or with too few pictures in it, the release is
+    published without a calibration, and a warning says why; one can be added later.
+
+    Args:
+        registry_uri, name, checkpoint, index: as in `registry.publish`.
+        device: of the model.
+
+    Raises:
+        RegistryError, CheckpointError, StorageError: as in `registry.publish`.
+    """
+    id = registry.release_id(read_meta(checkpoint), registry.fingerprint(checkpoint))
+    if _has_calibration(registry_uri, name, id):
+        return registry.publish(registry_uri, name, checkpoint, index)
+    calibration = None
+    try:
+        embedder = Embedder.load(checkpoint, device)
+        calibration = calibrate_checkpoint(embedder, checkpoint)
+    except (DatasetError, InputError, StorageError, StateError) as error:
+        log.warning(
+            "release %s is published without a calibration, so its fixes have neither a radius nor a confidence: %s",
+            id,
+            error,
+        )
+    return registry.publish(registry_uri, name, checkpoint, index, calibration=calibration)
+
+
+def _has_calibration(registry_uri: str, name: str, id: str) -> bool:
+    """Return whether there is such a release, with a calibration."""
+    try:
+        return registry.read_calibration(registry.resolve(registry_uri, name, id)) is not None
+    except RegistryError:
+        return False
