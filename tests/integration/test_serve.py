@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
+from s2s_ray.client import parameters
 from s2s_ray.geo.images import decode, encode
+from s2s_ray.geo.query import Query
 from s2s_ray.inference import Synthesizer
 from tests.support.callers import settled
 from tests.support.served import SCARCE, TILES, TINY, Running, noise, replicas, running_in
@@ -59,6 +61,30 @@ def test_localisation_is_that_of_the_plain_class(running: Running) -> None:
     assert len(post(running, "/v1/localize", panorama).json()["matches"]) == TILES
 
 
+def test_fixes_are_those_of_the_plain_class(running: Running) -> None:
+    """Heading known, unknown, and a photograph of a part of the horizon, at the same time."""
+    pictures = [(noise(60, 120, seed), Query(heading)) for seed, heading in enumerate((20.0, "unknown", "unknown"))]
+    pictures.append((noise(60, 80, 9), Query("unknown", 70.0)))
+
+    def ask(picture: tuple[NDArray[np.uint8], Query]) -> Any:
+        return post(running, "/v1/localize", picture[0], params=parameters.picture(picture[1])).json()
+
+    with ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(ask, 2 * pictures))
+    for (pixels, query), response in zip(2 * pictures, responses, strict=True):
+        [found] = running.localizer.locate([pixels], query)
+        assert found.fix is not None
+        assert [match["id"] for match in response["matches"]] == [match.id for match in found.matches]
+        position = response["fix"]["position"]
+        assert (position["latitude"], position["longitude"]) == pytest.approx(found.fix[:2], abs=1e-6)
+        assert response["fix"]["heading"]["degrees"] == pytest.approx(found.fix.heading, abs=1e-2)
+        assert response["query"]["heading_origin"] == ("given" if query.heading == 20.0 else "estimated")
+    files = [("image", (str(number), encode(pixels, "png"))) for number, (pixels, _) in enumerate(pictures[:2])]
+    tree = running.http.post("/v1/localize?together=true&heading=unknown", files=files).json()
+    [found] = running.localizer.locate([pixels for pixels, _ in pictures[:2]], Query("unknown"), together=True)
+    assert [match["id"] for match in tree["matches"]] == [match.id for match in found.matches]
+
+
 def test_synthesis_is_that_of_the_plain_class(running: Running) -> None:
     tile = noise(48, 48, 4)
     response = post(running, "/v1/synthesize", tile)
@@ -75,6 +101,7 @@ def test_the_model_describes_the_release(running: Running) -> None:
     assert (model["run"], model["step"], model["metrics"]) == ("tiny", 3, {"recall_at_1": 0.5})
     assert (model["height"], model["width"], model["descriptor_size"]) == (32, 72, TINY.descriptor_size)
     assert model["panorama_rows"] == [0.25, 0.75]
+    assert (model["elevations"], model["default_heading"], model["calibrated"]) == ([45.0, -45.0], 0.0, False)
     assert model["index"] == {"kind": "flat", "count": TILES, "dataset": "noise", "split": "test"}
 
 
