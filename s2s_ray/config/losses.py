@@ -18,6 +18,11 @@ class LossConfig(Section):
     retrieval: Literal["triplet", "infonce"] = Field(
         "triplet", description="triplet: the paper's; infonce: symmetric InfoNCE, which needs mining.start=never"
     )
+    turned: Fraction = Field(
+        0.0,
+        description="infonce: share of the loss in which the heading of the street view is searched as well as its "
+        "tile; needs model.pooling=azimuth",
+    )
     alpha: Positive = Field(10.0, description="sharpness of the soft-margin triplet loss")
     scale: Positive = Field(10.0, description="infonce: factor of the cosines, the inverse of the temperature")
     label_smoothing: BelowOne = Field(

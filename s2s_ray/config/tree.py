@@ -70,6 +70,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _descriptors_that_turn(self) -> Self:
+        if self.loss.turned and (self.loss.retrieval != "infonce" or self.model.pooling != "azimuth"):
+            raise ValueError(
+                f"loss.turned={self.loss.turned:g} compares turned descriptors by InfoNCE: set loss.retrieval=infonce "
+                "and model.pooling=azimuth, or leave loss.turned at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _synthesis_to_measure(self) -> Self:
         if not self.model.synthesizes:
             for key, requested in (

@@ -1,4 +1,4 @@
-"""The losses: soft-margin triplet with hard-negative mining or InfoNCE, GAN and L1 (supplement, section B).
+"""The losses: soft-margin triplet with hard-negative mining, GAN and L1 (supplement, section B), and InfoNCE.
 
 Each function returns this worker's share; the shares of all workers add up to the loss of the global batch.
 """
@@ -6,6 +6,7 @@ Each function returns this worker's share; the shares of all workers add up to t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -103,14 +104,63 @@ def info_nce(
     return RetrievalLoss(losses[:, count > 1].mean(), valid, valid)
 
 
+def turned_info_nce(
+    satellite: Tensor, turned: Tensor, *, scale: float, label_smoothing: float = 0.0, negatives: Tensor | None = None
+) -> Tensor:
+    """Compute the cross-entropy of choosing a street view's tile and its heading together.
+
+    The candidates of a street view are the tiles of its own pair and of its negatives, each at every heading, with
+    probabilities softmax(scale * cosine). The two headings next to the right one are no candidates for the own tile:
+    they show nearly the same. The target is 1 for the own tile at the right heading, less the `label_smoothing` that
+    all tiles share evenly, each at any heading. The loss is the mean over the street views that have a negative.
+
+    Args:
+        satellite: B D unit descriptors of tiles.
+        turned: B T D unit descriptors of the street views at T headings; entry 0 is the right one.
+        scale, negatives: as in `info_nce`.
+
+    Returns: the mean; a zero that carries no information if no street view has a negative.
+    """
+    pairs, headings = turned.shape[:2]
+    own = torch.eye(pairs, dtype=torch.bool, device=turned.device)
+    tiles = torch.ones_like(own) if negatives is None else own | negatives
+    candidates = tiles[:, :, None].repeat(1, 1, headings)
+    candidates[:, :, [1, -1]] &= ~own[:, :, None]
+    logits = scale * torch.einsum("btd,gd->bgt", turned, satellite)
+    log_probability = logits.masked_fill(~candidates, -math.inf).flatten(1).log_softmax(1).view_as(logits)
+    right = log_probability[:, :, 0].diagonal()
+    count = tiles.sum(1)
+    tile = log_probability[tiles].logsumexp(1)  # of each candidate tile at any heading
+    spread = torch.zeros_like(right).index_add(0, tiles.nonzero()[:, 0], tile) / count
+    losses = -(1 - label_smoothing) * right - label_smoothing * spread
+    chosen = losses[count > 1]
+    return chosen.mean() if len(chosen) else losses.sum() * 0.0
+
+
 def retrieval_loss(
-    config: LossConfig, satellite: Tensor, street: Tensor, *, discard: float = 0.0, negatives: Tensor | None = None
+    config: LossConfig,
+    satellite: Tensor,
+    street: Tensor,
+    *,
+    discard: float = 0.0,
+    negatives: Tensor | None = None,
+    turn: Callable[[Tensor], Tensor] | None = None,
 ) -> RetrievalLoss:
-    """Compute the configured loss (`loss.retrieval`) of unit descriptors, see `triplet_loss` and `info_nce`."""
+    """Compute the configured loss (`loss.retrieval`) of unit descriptors, see `triplet_loss` and `info_nce`.
+
+    Args:
+        turn: descriptors B D for every heading, B T D, which `loss.turned` needs (`AzimuthPooling.turn`).
+    """
     if config.retrieval == "triplet":
         return triplet_loss(satellite, street, alpha=config.alpha, discard=discard, negatives=negatives)
     assert discard == 0, "infonce has no mining, which the configuration refuses"
-    return info_nce(satellite, street, scale=config.scale, label_smoothing=config.label_smoothing, negatives=negatives)
+    scale, smoothing = config.scale, config.label_smoothing
+    found = info_nce(satellite, street, scale=scale, label_smoothing=smoothing, negatives=negatives)
+    if config.turned == 0:
+        return found
+    assert turn is not None, "descriptors that cannot be turned, which the configuration refuses"
+    searched = turned_info_nce(satellite, turn(street), scale=scale, label_smoothing=smoothing, negatives=negatives)
+    return found._replace(loss=torch.lerp(found.loss, searched, config.turned))
 
 
 def allowed_negatives(points: Tensor, frames: Tensor, min_distance_m: float) -> Tensor:

@@ -13,6 +13,8 @@ depend on the weights alone, and instance norms occur only where all of an image
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
@@ -145,6 +147,12 @@ class Retrieval(nn.Module):
         """Embed local street features B 8c H/8 W/8, made from `visible` images, as B D."""
         descriptor: Tensor = self.street_attention(features, seen_share(seen))
         return descriptor
+
+    @property
+    def turn(self) -> Callable[[Tensor], Tensor] | None:
+        """What turns street descriptors, B D, to every heading, B T D; None if they do not keep the azimuth."""
+        pooling = self.street_attention
+        return pooling.turn if isinstance(pooling, AzimuthPooling) else None
 
     def embed_street_turned(self, street: Tensor, seen: Tensor | None = None) -> Tensor:
         """Embed street views for every heading at steps of a feature column, B T D, T = W/8; see `S2S`."""

@@ -225,6 +225,7 @@ class TrainingStep:
                 *(gather_rows(view, batch.shares) for view in rows),
                 discard=batch.discard,
                 negatives=batch.negatives,
+                turn=self.model.retrieval.turn,
             )
             satellite, street = torch.autograd.grad(found.loss / world_size(), rows)
         sizes = [len(descriptors) for descriptors, _ in embedded]

@@ -222,6 +222,15 @@ def test_pieces_of_a_batch_need_frozen_statistics() -> None:
     assert load_config("paper", ["train.micro_batch=4", "model.street_batchnorm=frozen"]).train.micro_batch == 4
 
 
+@pytest.mark.parametrize("changes", [["loss.retrieval=infonce"], ["model.pooling=azimuth"], []])
+def test_a_turned_loss_needs_descriptors_that_turn(changes: list[str]) -> None:
+    message = error_of("loss.turned=0.5", "mining.start=never", *changes)
+    assert "loss.turned=0.5 compares turned descriptors" in message
+    assert "set loss.retrieval=infonce and model.pooling=azimuth" in message
+    works = ["loss.turned=0.5", "mining.start=never", "loss.retrieval=infonce", "model.pooling=azimuth"]
+    assert load_config("paper", works).loss.turned == 0.5
+
+
 @pytest.mark.parametrize("start", ["plateau", "3"])
 def test_mining_needs_the_triplet_loss(start: str) -> None:
     message = error_of("loss.retrieval=infonce", f"mining.start={start}")

@@ -21,6 +21,7 @@ from s2s_ray.model.losses import (
     retrieval_loss,
     squared_distances,
     triplet_loss,
+    turned_info_nce,
 )
 
 DOUBLE = torch.float64
@@ -258,6 +259,58 @@ def test_an_anchor_without_a_negative_does_not_count() -> None:
     assert satellite.grad.isfinite().all()
 
 
+def turned_by_hand(
+    satellite: Tensor, turned: Tensor, scale: float, smoothing: float, negatives: Tensor | None
+) -> list[float]:
+    """The cross-entropy of every street view over tiles and headings, one by one."""
+    losses, headings = [], turned.shape[1]
+    for i in range(len(satellite)):
+        tiles = [j for j in range(len(satellite)) if j == i or negatives is None or negatives[i, j]]
+        if len(tiles) == 1:
+            continue
+        odds = {
+            (j, t): math.exp(scale * float(turned[i, t] @ satellite[j]))
+            for j in tiles
+            for t in range(headings)
+            if j != i or t not in (1, headings - 1)
+        }
+        total = sum(odds.values())
+        of_tiles = [math.log(sum(one for (k, _), one in odds.items() if k == j) / total) for j in tiles]
+        losses.append(-(1 - smoothing) * math.log(odds[i, 0] / total) - smoothing * mean(of_tiles))
+    return losses
+
+
+SEPARATE = torch.tensor(
+    [[True, True, False, True], [True] * 4, [False] * 4, [False, True, True, True]]
+)  # the third has no negative
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("negatives", [None, ASYMMETRIC, SEPARATE])
+def test_turned_info_nce_chooses_tile_and_heading(smoothing: float, negatives: Tensor | None) -> None:
+    satellite, _ = descriptors(4, seed=13)
+    turned = F.normalize(torch.randn(4, 5, 5, dtype=DOUBLE, generator=torch.Generator().manual_seed(1)), dim=2)
+    turned.requires_grad_()
+    losses = turned_by_hand(satellite, turned.detach(), 6.0, smoothing, negatives)
+    found = turned_info_nce(satellite, turned, scale=6.0, label_smoothing=smoothing, negatives=negatives)
+    assert len(losses) == (3 if negatives is SEPARATE else 4)
+    assert found.item() == pytest.approx(mean(losses), rel=1e-9)
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return turned_info_nce(a, b, scale=6.0, label_smoothing=smoothing, negatives=negatives)
+
+    assert torch.autograd.gradcheck(loss, (satellite.requires_grad_(), turned))
+
+
+def test_without_negatives_turned_info_nce_is_zero() -> None:
+    satellite, street = descriptors(1)
+    turned = street[:, None].repeat(1, 4, 1).requires_grad_()
+    found = turned_info_nce(satellite, turned, scale=10.0, label_smoothing=0.1)
+    found.backward()
+    assert found.item() == 0.0
+    assert turned.grad.eq(0).all()
+
+
 @pytest.mark.parametrize(("batch", "allowed"), [(1, True), (3, False)])
 def test_without_negatives_info_nce_is_zero(batch: int, allowed: bool) -> None:
     satellite, street = descriptors(batch)
@@ -297,7 +350,18 @@ def test_the_configuration_chooses_the_retrieval_loss() -> None:
     assert triplets == triplet_loss(satellite, street, alpha=3.0, discard=50.0, negatives=ASYMMETRIC)
     config = LossConfig(retrieval="infonce", scale=20.0, label_smoothing=0.2)
     found = retrieval_loss(config, satellite, street, negatives=ASYMMETRIC)
-    assert found == info_nce(satellite, street, scale=20.0, label_smoothing=0.2, negatives=ASYMMETRIC)
+    plain = info_nce(satellite, street, scale=20.0, label_smoothing=0.2, negatives=ASYMMETRIC)
+    assert found == plain
+
+    def turn(street: Tensor) -> Tensor:
+        return torch.stack([street.roll(column, 1) for column in range(5)], 1)
+
+    mixed = retrieval_loss(
+        config.model_copy(update={"turned": 0.25}), satellite, street, negatives=ASYMMETRIC, turn=turn
+    )
+    turned = turned_info_nce(satellite, turn(street), scale=20.0, label_smoothing=0.2, negatives=ASYMMETRIC)
+    torch.testing.assert_close(mixed.loss, 0.75 * plain.loss + 0.25 * turned)
+    assert mixed[1:] == plain[1:]
 
 
 def test_near_pairs_are_not_negatives() -> None:

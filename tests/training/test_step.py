@@ -15,6 +15,7 @@ from s2s_ray.errors import NotFiniteError
 from s2s_ray.model.attention import NonLocalBlock
 from s2s_ray.model.batchnorm import GlobalBatchNorm2d
 from s2s_ray.model.blocks import SpectralConv2d
+from s2s_ray.model.losses import info_nce, turned_info_nce
 from s2s_ray.model.s2s import S2S
 from s2s_ray.training.gradients import frozen
 from s2s_ray.training.step import LOSS_NAMES, TrainingStep
@@ -240,6 +241,36 @@ def test_retrieval_compares_other_views_than_synthesis(
     assert found["kept"] == found["valid"] == (24 if negatives is None else 18)
     for network in NETWORKS:
         assert_same_gradients(model.get_submodule(network), gradients[network])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_loss_over_headings_reaches_both_networks(micro_batch: int | None) -> None:
+    """With azimuth pooling, against plain backward passes."""
+    torch.manual_seed(0)
+    config = TINY.model_copy(
+        update={"pooling": "azimuth", "circular": True, "azimuth_channels": 3, "street_batchnorm": "frozen"}
+    )
+    model = S2S(config).double().train()
+    loss = INFONCE.model_copy(update={"turned": 0.6})
+    (street, seen), reference = views(4)
+    plain = copy.deepcopy(model)
+    _power_iterate(plain.generator)
+
+    def mixed() -> Tensor:
+        satellites = plain.retrieval.embed_satellite(plain.generator.encoder(reference).features)
+        columns = plain.retrieval.embed_street(street, seen)
+        turned = plain.retrieval.embed_street_turned(street, seen)
+        one = info_nce(satellites, columns, scale=8.0, label_smoothing=0.2, negatives=NEGATIVES).loss
+        other = turned_info_nce(satellites, turned, scale=8.0, label_smoothing=0.2, negatives=NEGATIVES)
+        return 0.4 * one + 0.6 * other
+
+    expected = mixed()
+    named = dict(plain.retrieval.named_parameters())
+    gradients = dict(zip(named, torch.autograd.grad(expected, named.values()), strict=True))
+    train = TRAIN.model_copy(update={"micro_batch": micro_batch})
+    found = TrainingStep(model, loss, train)(*batch(4), query=(street, seen), reference=reference, negatives=NEGATIVES)
+    assert found["r_loss"] == pytest.approx(expected.item(), rel=1e-9)
+    assert_same_gradients(model.retrieval, gradients)
 
 
 def test_other_views_change_no_target_of_synthesis(model: S2S) -> None:
