@@ -16,6 +16,7 @@ from s2s_ray.index.pictures import thumbnail_of
 from s2s_ray.index.region import THUMBNAILS_UP_TO, RegionTiles
 from s2s_ray.model.s2s import S2S
 
+_SAMPLE = 64
 _ENTRY_BYTES = 64  # of a tile in `entries.parquet`
 _CODE_BYTES = 72  # of a tile in a compressed index
 
@@ -33,7 +34,7 @@ class Forecast(NamedTuple):
 def forecast(
     model: S2S, source: RegionTiles, rows: Sequence[int], *, known: int, batch: int, device: str | torch.device
 ) -> Forecast:
-    """Measure one batch in the middle of a region.
+    """Measure one batch of a block of imagery in the middle of a region.
 
     Args:
         model: in evaluation mode, on `device`.
@@ -46,21 +47,28 @@ def forecast(
     stored += _ENTRY_BYTES
     if not rows:
         return Forecast(0.0, count * stored)
-    middle, pictures = rows[len(rows) // 2 :][:batch], not known and count <= THUMBNAILS_UP_TO
+    blocks = source.blocks()
+    sample = blocks[len(blocks) // 2][: max(batch, _SAMPLE)]
+    with suppress(UnreadableImageError):  # opening imagery and reading its first block takes longer
+        source.tile(blocks[0][0])
     started = time.perf_counter()
     with suppress(UnreadableImageError):  # its block is read all the same
-        source.tile(middle[0])
+        source.tile(sample[0])
     per_block = time.perf_counter() - started
-    list(embed(model, source, middle[:1], 1, device))  # the first call of a model is slower
+    list(embed(model, source, sample[:1], 1, device))  # the first call of a model is slower
     started = time.perf_counter()
-    list(embed(model, source, middle, batch, device))
-    per_tile = (time.perf_counter() - started) / len(middle)
-    seconds = len(rows) * per_tile + source.blocks * per_block
-    if pictures:  # the imagery is read again for them
-        started = time.perf_counter()
+    list(embed(model, source, sample, batch, device))
+    per_tile = (time.perf_counter() - started) / len(sample)
+    reading = per_block * len(blocks) * len(rows) / len(source.ids)
+    seconds = per_tile * len(rows) + reading
+    if not known and count <= THUMBNAILS_UP_TO:  # the imagery is read again for them
+        seconds += reading
         with suppress(UnreadableImageError):
-            stored += len(thumbnail_of(source.tile(middle[0])))
-        seconds += len(rows) * (time.perf_counter() - started) + source.blocks * per_block
+            picture = thumbnail_of(source.tile(sample[0]))
+            started = time.perf_counter()
+            thumbnail_of(source.tile(sample[0]))
+            seconds += (time.perf_counter() - started) * len(rows)
+            stored += len(picture)
     return Forecast(seconds, count * stored)
 
 
@@ -72,4 +80,4 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count < 2e9 else f"{count / 1e9:,.0f} GB"
+    return f"{max(count / 1e6, 1):,.0f} MB" if count < 2e9 else f"{count / 1e9:,.0f} GB"

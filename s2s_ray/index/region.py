@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +141,18 @@ class RegionTiles:
         self.outside = int((~covered).sum())
         cells, positions = cells[covered], positions[covered]
         self._block_m = _BLOCK_TILES * size.metres if every_m <= _OVERLAP_FROM * size.metres else None
+        self._starts = np.arange(len(cells))
         if self._block_m is not None:  # tiles of one block follow each other
             blocks = Lattice(self._block_m).nearest(positions[:, 0], positions[:, 1])
-            cells = cells[np.lexsort((cells[:, 1], cells[:, 0], blocks[:, 1], blocks[:, 0]))]
+            order = np.lexsort((cells[:, 1], cells[:, 0], blocks[:, 1], blocks[:, 0]))
+            cells, blocks = cells[order], blocks[order]
+            self._starts = np.flatnonzero(np.any(np.diff(blocks, axis=0, prepend=blocks[:1] - 1), axis=1))
         self._cells: Cells = cells
 
-    @property
-    def blocks(self) -> int:
-        """Number of pieces in which the imagery is read."""
-        if self._block_m is None:
-            return len(self._cells)
-        return len(np.unique(Lattice(self._block_m).nearest(*self._positions.T), axis=0))
+    def blocks(self) -> list[range]:
+        """Return the rows of the tiles of each block in which the imagery is read."""
+        edges = [*self._starts.tolist(), len(self._cells)]
+        return [range(first, last) for first, last in pairwise(edges)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what every process makes for itself: open imagery, its last block, positions and ids."""

@@ -130,10 +130,11 @@ def test_the_imagery_is_read_in_blocks(paint: Any) -> None:
     tiles = RegionTiles(SOURCE, square(48.1, 11.6, 170.0), 10.0, SIZE, VIEWS)
     for row in range(len(tiles.ids)):
         tiles.tile(row)
-    assert imagery.reads == tiles.blocks <= 9
+    assert imagery.reads == len(tiles.blocks()) <= 9
+    assert [row for block in tiles.blocks() for row in block] == list(range(len(tiles.ids)))
     assert len(tiles.ids) > 250
     apart = RegionTiles(SOURCE, square(48.1, 11.6, 170.0), 20.0, SIZE, VIEWS)
-    assert apart.blocks == len(apart.ids)
+    assert len(apart.blocks()) == len(apart.ids)
 
 
 def test_tiles_have_the_same_ids_and_pixels_in_every_region(paint: Any) -> None:
