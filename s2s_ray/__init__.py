@@ -10,12 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2s_ray.client import Client, ServedMatch
+    from s2s_ray.client import Client, ServedFix, ServedLocation, ServedMatch, ServedPeak, ServedQuery
     from s2s_ray.config import Config, load_config
     from s2s_ray.errors import DivergedError, InputError, S2SError, ServiceError, StateError, StoppedError, StorageError
-    from s2s_ray.geo.prior import Box, Circle
+    from s2s_ray.geo.prior import Box, Circle, FileCircle
+    from s2s_ray.geo.query import Query
     from s2s_ray.index import Match, ReferenceIndex
     from s2s_ray.inference import Embedder, Localizer, Synthesizer
+    from s2s_ray.localization import Fix, Found
     from s2s_ray.model.checkpoint import load_checkpoint
     from s2s_ray.model.s2s import S2S
     from s2s_ray.version import __version__
@@ -28,12 +30,20 @@ __all__ = [
     "Config",
     "DivergedError",
     "Embedder",
+    "FileCircle",
+    "Fix",
+    "Found",
     "InputError",
     "Localizer",
     "Match",
+    "Query",
     "ReferenceIndex",
     "S2SError",
+    "ServedFix",
+    "ServedLocation",
     "ServedMatch",
+    "ServedPeak",
+    "ServedQuery",
     "ServiceError",
     "StateError",
     "StoppedError",
@@ -53,9 +63,17 @@ _HOMES = {
     "Match": "index",
     "ReferenceIndex": "index",
     "Client": "client",
+    "ServedFix": "client",
+    "ServedLocation": "client",
     "ServedMatch": "client",
+    "ServedPeak": "client",
+    "ServedQuery": "client",
     "Box": "geo.prior",
     "Circle": "geo.prior",
+    "FileCircle": "geo.prior",
+    "Query": "geo.query",
+    "Fix": "localization",
+    "Found": "localization",
     "Config": "config",
     "load_config": "config",
     "__version__": "version",
