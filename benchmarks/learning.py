@@ -18,7 +18,8 @@ import torch
 from colour import colour_matching_recall
 
 from s2s_ray.config import Config, load_config
-from s2s_ray.data.dataset import PairDataset, Sample
+from s2s_ray.data.batch import Sample
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.evaluation.evaluate import evaluate
 from s2s_ray.training.loop import Trainer

@@ -19,7 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from s2s_ray.config import load_config
-from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.batch import Batch
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.geo.images import decode

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.batch import Batch
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.evaluation.rows import Rows, StoredRows
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress

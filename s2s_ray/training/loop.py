@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from s2s_ray.config import Config
 from s2s_ray.data.augmentation import query_views, reference_views
-from s2s_ray.data.dataset import Batch
+from s2s_ray.data.batch import Batch
 from s2s_ray.data.places import metres_rule, places_of
 from s2s_ray.data.sampler import GlobalBatchSampler, epoch_order, share
 from s2s_ray.data.schema import Metres

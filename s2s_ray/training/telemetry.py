@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from s2s_ray.data.dataset import Batch
+from s2s_ray.data.batch import Batch
 from s2s_ray.runtime.collectives import rank
 
 EVERY_S = 5.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2s_ray.data.dataset import Batch, Sample, collate
+from s2s_ray.data.batch import Batch, Sample, collate
 from s2s_ray.errors import DivergedError
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.run import checkpoint_store

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from s2s_ray.config import AugmentationConfig, load_config
 from s2s_ray.data.augmentation import Draw, Draws, draw, query_views, reference_views
-from s2s_ray.data.dataset import Batch, PairDataset
+from s2s_ray.data.batch import Batch
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.schema import TileSize

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from s2s_ray.config import DataConfig
-from s2s_ray.data.dataset import Batch, PairDataset, Sample, collate
+from s2s_ray.data.batch import Batch, Sample, collate
+from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.shard import prepare_pair

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from s2s_ray.city import surface
 from s2s_ray.city.aerial import render_tile
 from s2s_ray.city.camera import VIEW_M
 from s2s_ray.city.city import City
+from s2s_ray.city.flight import Flight
 from s2s_ray.city.light import SHADOW_REACH_M, draw_light
 from s2s_ray.city.noise import generator
 from s2s_ray.city.panorama import SHADE_M, render_panorama
@@ -24,7 +24,7 @@ from s2s_ray.city.positions import Region as Half
 from s2s_ray.city.scene import SIDE, Atlas, Scene
 from s2s_ray.city.things import Table
 from s2s_ray.city.traffic import REACH_M as TRAFFIC_M
-from s2s_ray.city.traffic import Boxes, draw_traffic
+from s2s_ray.city.traffic import draw_traffic
 from s2s_ray.config import SyntheticSourceConfig
 from s2s_ray.data.schema import Pair, Record, TileSize
 from s2s_ray.errors import InputError, UnreadableImageError
@@ -40,9 +40,6 @@ ORIGIN = (692_000.0, 6_090_000.0)  # easting and northing of the city's origin i
 _CLEAR_M = 1.2  # the camera keeps this far from walls and trunks
 _PEOPLE = (surface.ASPHALT, surface.MARKING, surface.PAVEMENT, surface.PLAZA, surface.PATH, surface.PARKING)
 _TRIES = 10_000  # points without a place for a picture before a region is given up
-_PART_M = 256.0  # imagery is rendered in parts of at most this side
-_BLOCK_M = 60.0  # side of the blocks whose traffic is drawn together
-_VEHICLE_M = 3.0  # a vehicle extends no farther from its centre
 _MERIDIAN, _ZONE_DEGREES = 147.0, 4.0  # of the UTM zone, with a margin
 
 
@@ -208,17 +205,16 @@ class SyntheticSource:
 class CityImagery:
     """Imagery of the procedural city, cut at any position; see `schema.Imagery`.
 
-    All of it shows one hour and season, and the same vehicles in the same places, as imagery of one flight does; only
-    the grain of the ground differs from cut to cut.
+    All of it is of one flight, `city.flight.Flight`.
     """
 
     def __init__(self, config: SyntheticSourceConfig) -> None:
-        self._source = SyntheticSource(config)
-        self._light = draw_light(generator(config.seed, 9))
-        self._traffic = lru_cache(maxsize=1024)(self._draw_traffic)
+        self._config = config
+        source = SyntheticSource(config)
+        self._flight = Flight(source.city, source.atlas)
 
     def __reduce__(self) -> tuple[type[CityImagery], tuple[SyntheticSourceConfig]]:
-        return CityImagery, (self._source.config,)
+        return CityImagery, (self._config,)
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
         """Cut a north-up tile around a position, px px 3; north is that of the city's UTM grid.
@@ -230,15 +226,7 @@ class CityImagery:
             x, y = _city_metres(latitude, longitude)
         except InputError as error:
             raise UnreadableImageError(str(error)) from None
-        parts = math.ceil(metres / _PART_M)
-        side, step = math.ceil(px / parts), metres / px
-        starts = [min(part * side, px - side) for part in range(parts)]
-        tile = np.empty((px, px, 3), np.uint8)
-        for row in starts:
-            for column in starts:
-                east, north = x + (column + side / 2 - px / 2) * step, y - (row + side / 2 - px / 2) * step
-                tile[row : row + side, column : column + side] = self._part(east, north, side, side * step)
-        return tile
+        return self._flight.cut(x, y, metres, px)
 
     def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
         """Cut a tile as `cut` does; the imagery has all of its pixels. Raises UnreadableImageError."""
@@ -250,27 +238,8 @@ class CityImagery:
 
     def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return metres east and north of a position in the city's UTM grid, N 2, for latitudes and longitudes, N 2."""
-        return np.stack(to_utm(positions[:, 0], positions[:, 1], ZONE), axis=-1) - np.array(
-            to_utm(latitude, longitude, ZONE)
-        )
-
-    def _part(self, x: float, y: float, px: int, metres: float) -> Pixels:
-        half = metres / 2
-        scene = self._source.atlas.scene(x, y, half + SHADOW_REACH_M + 2.0)
-        reach = half + _VEHICLE_M
-        blocks = [
-            self._traffic(i, j)
-            for i in range(math.floor((x - reach) / _BLOCK_M), math.floor((x + reach) / _BLOCK_M) + 1)
-            for j in range(math.floor((y - reach) / _BLOCK_M), math.floor((y + reach) / _BLOCK_M) + 1)
-        ]
-        return render_tile(scene, self._light, Boxes.joined(blocks), x, y, px, metres)
-
-    def _draw_traffic(self, i: int, j: int) -> Boxes:
-        """Draw the traffic of one square block of the city."""
-        config, west, south = self._source.config, i * _BLOCK_M, j * _BLOCK_M
-        spots = self._source.city.things(west, south, _BLOCK_M).spots
-        rng = generator(config.seed, 10, i, j)
-        return draw_traffic(rng, spots, west + _BLOCK_M / 2, south + _BLOCK_M / 2, config.occlusion)
+        origin = np.array(to_utm(latitude, longitude, ZONE))
+        return np.stack(to_utm(positions[:, 0], positions[:, 1], ZONE), axis=-1) - origin
 
 
 def unseen_region(side_m: float) -> Region:
