@@ -50,9 +50,9 @@ def reproject(
     if not len(rows):
         return view, seen
     steps = _steps(across, down, inside, camera.closed, *picture.shape[:2])
-    pooled, columns_in, rows_in, samples = _pooled(picture, steps, camera.closed)
-    azimuths = _azimuths(width, samples).view(width, samples)[columns].flatten()
-    tilts = _elevations(height, samples, elevations).view(height, samples)[rows].flatten()
+    pooled, (columns_in, rows_in), (beside, above) = _pooled(picture, steps, camera.closed)
+    azimuths = _azimuths(width, beside).view(width, beside)[columns].flatten()
+    tilts = _elevations(height, above, elevations).view(height, above)[rows].flatten()
     across, down, inside = directions(camera, azimuths, tilts)
     inside &= (down >= shown_rows[0]) & (down <= shown_rows[1])
     # in grid_sample's units, where -1 and 1 are the outer edges
@@ -61,9 +61,9 @@ def reproject(
     grid = torch.stack([x, y], dim=-1)
     values = F.grid_sample(pooled[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
     weights = inside.to(values.dtype)
-    shares = _means(weights, samples)
-    means = _means(values * weights, samples) / shares.clamp(min=1e-6)
-    shown = shares >= 0.5
+    counts = _sums(weights, beside, above)
+    means = _sums(values.mul_(weights), beside, above) / counts.clamp(min=1)
+    shown = counts * 2 >= beside * above
     view[:, rows[:, None], columns] = means * shown
     seen[rows[:, None], columns] = shown
     return view, seen
@@ -160,11 +160,11 @@ def _steps(across: Tensor, down: Tensor, inside: Tensor, closed: bool, height: i
     return _Steps(*sizes)
 
 
-def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, float, float, int]:
+def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, tuple[float, float], tuple[int, int]]:
     """Return a smaller picture that keeps what the view shows, and how it is sampled.
 
     Returns: float32 3 h w, with one more column on both sides of a closed picture; its columns and rows that the width
-        and the height of the picture take; the samples per side of a pixel of the view.
+        and the height of the picture take; the samples of a pixel of the view, beside and above each other.
     """
     factors = [max(1, round(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.across, steps.down)]
     height, width = picture.shape[:2]
@@ -175,11 +175,17 @@ def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, float
     pooled = torch.tensor(small).permute(2, 0, 1).float().contiguous()
     if closed:
         pooled = torch.cat([pooled[..., -1:], pooled, pooled[..., :1]], dim=-1)
-    largest = max(steps.across[1] / factors[0], steps.down[1] / factors[1])
-    return pooled, width / factors[0], height / factors[1], min(max(math.ceil(largest), 2), _MOST_SAMPLES)
+    beside, above = (
+        min(max(math.ceil(larger / factor), 2), _MOST_SAMPLES)
+        for (_, larger), factor in zip(steps, factors, strict=True)
+    )
+    return pooled, (width / factors[0], height / factors[1]), (beside, above)
 
 
-def _means(values: Tensor, samples: int) -> Tensor:
-    """Return the means of samples x samples parts of each pixel: ... H*samples W*samples to ... H W."""
-    shape = values.shape
-    return values.reshape(*shape[:-2], shape[-2] // samples, samples, shape[-1] // samples, samples).mean((-3, -1))
+def _sums(values: Tensor, across: int, down: int) -> Tensor:
+    """Return the sums over down x across parts of each pixel: ... H*down W*across to ... H W."""
+    parts = [values[..., i::down, j::across] for i in range(down) for j in range(across)]
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
