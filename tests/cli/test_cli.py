@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +21,8 @@ from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
 from s2s_ray.errors import DivergedError, StoppedError
 from s2s_ray.evaluation.evaluate import evaluate
-from s2s_ray.index import ReferenceIndex
+from s2s_ray.geo.region import Region
+from s2s_ray.index import ReferenceIndex, read_info
 from s2s_ray.inference import Embedder
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.s2s import S2S
@@ -162,6 +165,37 @@ def test_tiles_are_indexed_without_panoramas(
     with pytest.raises(SystemExit, match="2"):
         cli.main([*verb, "-c", "tiny"])
     assert "source.kind='synthetic': --tiles needs a source of the kind 'manifest'" in capsys.readouterr().err
+
+
+def test_a_region_is_indexed_without_a_list_of_places(
+    measured: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb = ["build-index", "--checkpoint", measured["checkpoint"], "-c", "tiny", "-s", "source.tile_px=32"]
+    every = ["--every", "20", "-s", "source.tile_m=64"]
+
+    def index(out: str, region: str, *more: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*verb, *every, "--out", str(tmp_path / out), "--region", region, *more])
+        printed = capsys.readouterr()
+        return printed.out, printed.err
+
+    out, err = index("west", "149.1,-35.31,149.102,-35.308")
+    assert out == f"99 tiles indexed in {tmp_path / 'west'}\n"
+    assert re.search(r"^99 tiles of 64 m, every 20 m\nabout \d+ (s|min) in one process, about 1 MB \(cpu\)$", err, re.M)
+    info = read_info(str(tmp_path / "west"))
+    assert (info.dataset, info.count) == ("synthetic:0", 99)
+    assert info.region is not None
+    assert (info.region.every_m, info.region.tile_m) == (20, 64)
+    assert info.region.bounds == (149.1, -35.31, 149.102, -35.308)
+
+    box = Region.parse("149.101,-35.31,149.103,-35.308")
+    (tmp_path / "east.geojson").write_text(json.dumps(box.geojson()))
+    out, err = index("both", str(tmp_path / "east.geojson"), "--extends", str(tmp_path / "west"))
+    added = set(map(tuple, box.grid_cells(20).tolist()))
+    added -= set(map(tuple, Region.parse("149.1,-35.31,149.102,-35.308").grid_cells(20).tolist()))
+    assert out == f"{99 + len(added)} tiles indexed in {tmp_path / 'both'}, {len(added)} of them new\n"
+    assert f", {len(added)} of them new\n" in err
+    assert len(ReferenceIndex.load(str(tmp_path / "both"))) == 99 + len(added)
 
 
 def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:

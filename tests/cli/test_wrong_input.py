@@ -17,6 +17,8 @@ RELEASE = WRITTEN / "registry" / "city" / "releases" / "first-2-2236d7b2"
 MODEL = ["--checkpoint", str(RELEASE / "checkpoint")]
 INDEX = ["--index", str(RELEASE / "index")]
 CPU = ["-s", "train.use_gpu=false"]
+REGION = ["build-index", *MODEL, *CPU, "--out", "o", "--region"]
+RASTER = ["-s", "source.kind=manifest", "-s", "source.geotiff=text.png"]
 MANIFEST = ["-s", "source.kind=manifest", "-s", "source.uri=tiles.csv"]
 
 
@@ -53,6 +55,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["build-index", *MODEL, *CPU, "--out", "o", "--tiles", *MANIFEST],
             "none of the 1 tiles could be read; first errors: a: satellite image is missing",
         ),
+        ([*REGION, "1,2,3,4"], "--region 1,2,3,4: give --every METRES"),
+        ([*REGION, "1,2,3,4", "--every", "8", "--tiles"], "--region 1,2,3,4, --tiles: give one of them"),
+        ([*REGION[:-1], "--every", "8"], "--every 8: goes with --region"),
+        ([*REGION[:-1], "--yes"], "--yes: goes with --region"),
+        ([*REGION, "1,2,3", "--every", "8"], "region='1,2,3': expected WEST,SOUTH,EAST,NORTH"),
+        ([*REGION, "text.png", "--every", "8"], "region=text.png: the file is not JSON"),
+        ([*REGION, "folder", "--every", "8"], "folder"),
+        ([*REGION, "149,-35,149.1,-34.9", "--every", "0"], "every=0: expected 0.1 to 100,000 metres"),
+        ([*REGION, "149,-35,149.001,-34.999", "--every", "nan"], "every=nan: expected metres"),
+        ([*REGION, "149,-36,150,-35", "--every", "8"], "--every 8: about 157,285,550 tiles; add --yes"),
+        ([*REGION, "149,-36,150,-35", "--every", "8", "--yes"], "157,285,550 points, more than 50,000,000"),
+        ([*REGION, "11,48,11.01,48.01", "--every", "8"], "there is no imagery of it in synthetic:0"),
+        ([*REGION, "11,48,11.01,48.01", "--every", "8", *MANIFEST], "source.kind=manifest has no imagery"),
+        ([*REGION, "11,48,11.01,48.01", "--every", "8", *RASTER], "text.png' cannot be read: "),
         (["localize", "panorama.png", *MODEL], "--checkpoint alone cannot localise"),
         (["localize", "panorama.png", *MODEL, "--index", "folder"], "folder has no manifest.json"),
         (["localize", "panorama.png", *MODEL, *INDEX, "-k", "9"], "k=9: expected 1 to 4"),
@@ -157,6 +173,7 @@ READ = [
     ["evaluate", "--checkpoint", "{}", "--out", "o"],
     ["report", "{}"],
     ["build-index", *MODEL, *CPU, "--out", "o", "--tiles", "-s", "source.kind=manifest", "-s", "source.uri={}"],
+    [*REGION, "{}", "--every", "8"],
     ["build-index", *MODEL, *CPU, "--out", "o", "--extends", "{}", "-s", f"data.uri={WRITTEN}/data"],
     ["localize", "{}", *MODEL, *INDEX],
     ["localize", "panorama.png", *MODEL, "--index", "{}"],

@@ -193,6 +193,24 @@ def test_a_raster_that_disappears_is_not_a_missing_tile(tmp_path: Path, monkeypa
         tiff.cut(48.0, 9.0, 100.0, 64)
 
 
+def test_a_raster_says_what_it_has(tmp_path: Path) -> None:
+    seen = np.zeros((SIDE, SIDE), np.uint8)
+    seen[:, SIDE // 2 :] = 255
+    tiff = GeoTiff(raster(tmp_path / "half.tif", BANDS[:3], RGB, mask=seen))
+    eastings, northings = np.array([200.0, 300.0, -1.0, 401.0, 200.0, 399.0]), np.array([200.0, 200.0, 9, 9, -1, 399])
+    positions = np.stack(to_degrees(500000 + eastings, 5299600 + northings, 32632), axis=-1)
+    assert tiff.covers(positions).tolist() == [True, True, False, False, False, True]
+    assert not tiff.covers(np.array([[-89.0, 190.0], [48.0, -171.0]])).any()
+    (west_edge, inside) = (tiff.cut_seen(*position, 80.0, 40) for position in positions[:2])
+    assert inside[1].all()
+    np.testing.assert_array_equal(inside[0], tiff.cut(*positions[1], 80.0, 40))
+    assert west_edge[1][:, 20:].all()
+    assert not west_edge[1][:, :19].any()
+    metres = tiff.offsets(*positions[0], positions[:2])
+    # the grid's north is that of its meridian there, and its scale 0.9996
+    np.testing.assert_allclose(metres, [[0, 0], [100 / 0.9996, 0]], atol=0.01)
+
+
 ZOOM, LATITUDE, LONGITUDE = 19, 48.1, 11.5
 
 
@@ -254,3 +272,32 @@ def test_map_tiles_that_disappear_are_not_missing(template: str, tmp_path: Path)
     shutil.rmtree(tmp_path / "tiles")
     with pytest.raises(StorageError, match="tiles has disappeared while its images were read"):
         tiles.cut(LATITUDE, LONGITUDE, 60.0, 64)
+
+
+def test_map_tiles_say_what_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dx, dy in neighbours():
+        alpha = np.full((256, 256), 255, np.uint8)
+        alpha[:40] = 0 if (dx, dy) == (0, 0) else 255
+        pixels = np.dstack([np.full((256, 256, 3), 120, np.uint8), alpha])
+        if dx < 2:
+            map_tile(tmp_path, dx, dy, Image.fromarray(pixels), "png")
+    whole, tiles = MapTiles(str(tmp_path), ZOOM), MapTiles(str(tmp_path), ZOOM)
+    count = 2**ZOOM
+    west = (int((LONGITUDE + 180) / 360 * count) + 2) / count * 360 - 180  # of the column that is missing
+    reads = []
+    read = MapTiles._read
+    monkeypatch.setattr(MapTiles, "_read", lambda self, x, y: reads.append((x, y)) or read(self, x, y))
+    for _ in range(2):
+        pixels, seen = tiles.cut_seen(LATITUDE, west, 60.0, 60)
+    assert len(reads) == len(set(reads)) > 1, "a missing map tile is looked up once"
+    assert not seen[:, 31:].any()
+    assert np.abs(pixels[seen].astype(int) - 120).max() <= 3  # the filter overshoots beside an edge
+    assert 0.1 < seen.mean() < 0.5
+    with pytest.raises(UnreadableImageError, match="is missing"):
+        whole.cut(LATITUDE, west, 60.0, 60)
+    pixels, seen = tiles.cut_seen(LATITUDE, LONGITUDE, 100.0, 64)
+    assert 0.5 < seen.mean() < 1
+    assert np.abs(pixels[seen].astype(int) - 120).max() <= 3
+    _, nothing = tiles.cut_seen(LATITUDE, LONGITUDE + 1, 100.0, 64)
+    assert not nothing.any()
+    assert tiles.covers(np.array([[86.0, 0.0], [85.0, 0.0], [-86.0, 0.0]])).tolist() == [False, True, False]

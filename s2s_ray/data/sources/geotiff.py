@@ -75,7 +75,7 @@ class GeoTiff:
         from rasterio.transform import from_bounds
         from rasterio.vrt import WarpedVRT
 
-        plane = f"+proj=aeqd +lat_0={latitude!r} +lon_0={longitude!r} +datum=WGS84 +units=m"
+        plane = f"+proj=aeqd +lat_0={float(latitude)!r} +lon_0={float(longitude)!r} +datum=WGS84 +units=m"
         half = metres / 2
         frame = {"crs": plane, "transform": from_bounds(-half, -half, half, half, px, px), "width": px, "height": px}
         finer = self._pixel_m(latitude) < metres / px
