@@ -25,9 +25,14 @@ class TileSource(Protocol):
     """Tiles in a fixed order; rows count from 0. Workers receive a pickled copy."""
 
     uri: str
-    split: Split | None
-    region: RegionInfo | None
-    """The region that the tiles fill, if they lie on a lattice."""
+
+    @property
+    def split(self) -> Split | None:
+        """Split of the data set, if the tiles are those of one."""
+
+    @property
+    def region(self) -> RegionInfo | None:
+        """The region that the tiles fill, if they lie on a lattice."""
 
     @property
     def digest(self) -> str:

@@ -111,7 +111,8 @@ class FlatVectors:
 
     def _multiply(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Search for many queries by the product of both matrices."""
-        vectors = faiss.rev_swig_ptr(self._index.get_xb(), self._index.ntotal * self._index.d).reshape(self.shape)
+        index: Any = self._index
+        vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(self.shape)
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), _PRODUCT_QUERIES):

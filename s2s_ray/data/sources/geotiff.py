@@ -98,7 +98,7 @@ class GeoTiff:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie on the raster, with data or not."""
         to_raster = Transformer.from_crs("EPSG:4326", self._raster.crs.to_wkt(), always_xy=True)
         x, y = to_raster.transform(positions[:, 1], positions[:, 0])  # infinite where the projection has no point
-        inside = np.isfinite(x) & np.isfinite(y)
+        inside: NDArray[np.bool_] = np.isfinite(x) & np.isfinite(y)
         x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
         a, b, c, d, e, f = (~self._raster.transform)[:6]
         columns, rows = a * x + b * y + c, d * x + e * y + f
