@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from s2s_ray.errors import ViewError
 from s2s_ray.geo.camera import Projection
@@ -13,7 +13,6 @@ from s2s_ray.geo.seam import ends_meet
 
 Origin = Literal["given", "file", "release", "estimated", "assumed"]
 """Where a value comes from: the caller, the file's metadata, the release's default, the search, the picture's shape."""
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
 ASPECT_TOLERANCE = 0.02
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from s2s_ray.geo.offsets import destination
+from s2s_ray.geo.offsets import destination, east_north
 from s2s_ray.geo.prior import ellipsoid
 
 EARTH_CENTRED = 4978  # EPSG code of the X, Y, Z coordinates of WGS 84
@@ -105,10 +105,7 @@ class Places:
             return self.points
         latitudes, longitudes = _degrees(self.points)
         [latitude], [longitude] = _degrees(self.points.mean(axis=0, keepdims=True))
-        starts = np.full(len(self), longitude), np.full(len(self), latitude)
-        azimuths, _, metres = ellipsoid().inv(*starts, longitudes, latitudes)
-        angles = np.radians(azimuths)
-        return np.stack([metres * np.sin(angles), metres * np.cos(angles)], axis=-1)
+        return east_north(latitude, longitude, latitudes, longitudes)
 
 
 def _degrees(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
