@@ -17,6 +17,7 @@ from s2s_ray import registry, storage
 from s2s_ray.errors import CheckpointError, DamagedError, NotFoundError, RefusedError, RegistryError, S2SError
 from s2s_ray.storage import conditional, files
 from s2s_ray.storage.store import registered
+from tests.support.calibrations import calibration
 from tests.support.faulty_store import FaultyStore
 from tests.support.memory_store import MemoryStore
 from tests.support.small_releases import NAME, checkpoint, index, read_release
@@ -41,7 +42,9 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def publish(sources: Path, step: int, generation: str | None, release: str = "one") -> registry.Release:
     uri = None if generation is None else str(sources / f"index-{step}-{generation}")
-    return registry.publish(str(sources / "registry"), NAME, str(sources / f"checkpoint-{step}"), uri, release=release)
+    checkpoint_uri = str(sources / f"checkpoint-{step}")
+    made = None if generation is None else calibration(registry.fingerprint(checkpoint_uri))
+    return registry.publish(str(sources / "registry"), NAME, checkpoint_uri, uri, release=release, calibration=made)
 
 
 CHANGING = ((files, "upload", 1), (files, "delete", 0), (conditional, "write", 0))
@@ -76,8 +79,8 @@ def killed_before(monkeypatch: pytest.MonkeyPatch, number: int, publication: Cal
             publication()
 
 
-OPERATIONS = 11
-"""That change the registry when a checkpoint is published with its index."""
+OPERATIONS = 12
+"""That change the registry when a checkpoint is published with its index and its calibration."""
 
 
 @pytest.mark.parametrize("number", range(OPERATIONS))
@@ -91,7 +94,8 @@ def test_a_publication_cut_short_is_completed_by_the_next(
             publish(sources, 2, "old")
     release = publish(sources, 1, "old")
     assert read_release(release) == (release.fingerprint, "old")
-    assert storage.list_names(release.uri) == ["checkpoint", "index", "release.json"]
+    assert storage.list_names(release.uri) == ["calibration.json", "checkpoint", "index", "release.json"]
+    assert registry.read_calibration(release) == calibration(release.fingerprint)
     for folder in (release.checkpoint_uri, storage.join(release.uri, "index")):
         assert not [name for name in storage.list_names(folder) if "claim" in name or name.startswith("files-")]
 

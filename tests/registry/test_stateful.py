@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from s2s_ray import registry, storage
-from s2s_ray.errors import DamagedError, DiskFullError, RegistryError, S2SError, StorageError
+from s2s_ray.errors import BelowFloorError, DamagedError, DiskFullError, RegistryError, S2SError, StorageError
+from s2s_ray.localization import Calibration
 from s2s_ray.storage.store import registered, store_of
+from tests.support.calibrations import calibration
 from tests.support.faulty_store import Crashed, FaultyStore, Kind
 from tests.support.memory_store import MemoryStore
 from tests.support.small_releases import NAME, checkpoint, index, read_release
@@ -66,6 +68,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.begun: dict[str, set[Held]] = {}
         self.damaged: dict[str, bytes] = {}
         self.foreign: dict[str, bytes] = {}
+        self.floor = 0.0
 
     def teardown(self) -> None:
         self.stack.close()
@@ -168,23 +171,49 @@ class RegistryMachine(RuleBasedStateMachine):
         uri = f"{self.sources}/index-{held[0] if held else 1}-{generation}"
         self.call(failing, lambda: registry.attach_index(self.root, NAME, id, uri), after)
 
-    @rule(id=IDS, failing=FAULT)
-    def promote(self, id: str, failing: Failing) -> None:
+    @rule(id=IDS, error=st.sampled_from([0.1, 0.3]), failing=FAULT)
+    def attach_calibration(self, id: str, error: float, failing: Failing) -> None:
+        """It is attached once; another one is refused."""
+        held = self.releases.get(id)
+        after: Any = RegistryError
+        made = calibration(registry.fingerprint(self.source(held[0] if held else 1)), calibration_error=error)
+        before = self.calibration(id)
+        if id in self.damaged:
+            after = DamagedError
+        elif held is not None and before in (None, made):
+            after = (self.releases, self.pointer)
+        self.call(failing, lambda: registry.attach_calibration(self.root, NAME, id, made), after)
+        assert self.calibration(id) in (
+            (before, made) if self.store.met and before is None else (before if isinstance(after, type) else made,)
+        )
+
+    @rule(recall=st.sampled_from([0.0, 0.15, 0.25]), failing=FAULT)
+    def set_floor(self, recall: float, failing: Failing) -> None:
+        after = (self.releases, self.pointer)
+        self.call(failing, lambda: registry.set_floor(self.root, NAME, recall=recall), after)
+        found = registry.read_floor(self.root, NAME).recall or 0.0
+        assert found == recall or (self.store.met and found == self.floor)
+        self.floor = found
+
+    @rule(id=IDS, force=st.booleans(), failing=FAULT)
+    def promote(self, id: str, force: bool, failing: Failing) -> None:
         held = self.releases.get(id)
         after: Any = RegistryError
         if id in self.damaged:
             after = DamagedError
         elif held is not None and held[1] is not None:
-            after = (self.releases, self.promoted(id))
-        self.call(failing, lambda: registry.promote(self.root, NAME, id), after)
+            below = held[0] / 10 < self.floor and not force
+            after = BelowFloorError if below else (self.releases, self.promoted(id))
+        self.call(failing, lambda: registry.promote(self.root, NAME, id, force=force), after)
 
     @rule(failing=FAULT)
     def promote_best(self, failing: Failing) -> None:
         usable = {id: held[0] for id, held in self.releases.items() if held[1] is not None}
+        reaching = [step for step in usable.values() if step / 10 >= self.floor]
         current = self.pointer[0]
         after: Any = (self.releases, self.pointer)
-        if current not in self.damaged and usable:
-            best = max(usable.values())
+        if current not in self.damaged and reaching:
+            best = max(reaching)
             if current is None or usable.get(current, 0) < best:
                 self.best_of(failing, [id for id, step in usable.items() if step == best])
                 return
@@ -263,6 +292,11 @@ class RegistryMachine(RuleBasedStateMachine):
     def promoted(self, id: str) -> Pointer:
         current, history = self.pointer
         return self.pointer if id == current else (id, (*history, *([current] if current else [])))
+
+    def calibration(self, id: str) -> Calibration | None:
+        if id not in self.releases:
+            return None
+        return registry.read_calibration(registry.resolve(self.root, NAME, id))
 
     def source(self, step: int) -> str:
         return f"{self.sources}/checkpoint-{step}"

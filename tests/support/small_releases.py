@@ -10,12 +10,13 @@ from pathlib import Path
 from s2s_ray import registry, storage
 from s2s_ray.index.index import ENTRIES_FILE
 from s2s_ray.index.info import INFO_FILE, IndexInfo
+from s2s_ray.localization import CALIBRATION_FILE
 from s2s_ray.model.checkpoint_meta import META_FILE, MODEL_FILE
 from tests.support.memory_store import Objects
 
 NAME = "city"
 MANIFEST = storage.MANIFEST
-ONCE = (registry.RELEASE_FILE, "sweep.yaml", "plan.json", "dataset.json")
+ONCE = (registry.RELEASE_FILE, CALIBRATION_FILE, "sweep.yaml", "plan.json", "dataset.json")
 """Files that are written once."""
 
 
