@@ -15,6 +15,12 @@ MODULES = sorted(
 UNNEEDED = ("training", "trials", "sweep", "ablation", "evaluation", "city", "monitoring", "cli")
 
 
+def test_a_replica_that_searches_starts_without_pytorch() -> None:
+    code = "import sys, s2s_ray.service.replicas.search; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
 def test_the_service_imports_nothing_of_training() -> None:
     imports = "\n".join(f"import {module}" for module in MODULES)
     code = f"{imports}\nimport sys\nprint(*(name for name in sys.modules if name.startswith('s2s_ray.')))"

@@ -41,6 +41,19 @@ def test_releases_are_listed_promoted_and_rolled_back(fakes: Fakes, tmp_path: Pa
         sentence(response)
 
 
+def test_a_release_below_the_floor_is_not_promoted(fakes: Fakes, tmp_path: Path) -> None:
+    root, secret = str(tmp_path / "registry"), {"authorization": f"Bearer {SECRET}"}
+    checkpoint, index = stored_model(tmp_path)
+    registry.publish(root, "demo", checkpoint, index, release="first")
+    registry.set_floor(root, "demo", recall=0.5)
+    token = {"name": "ops", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "admin": True}
+    fakes.settings = {"registry": root, "name": "demo", "checkpoint": None, "index": None, "tokens": [token]}
+    response = request(fakes, "POST", "/v1/releases/first/promote", headers=secret)
+    assert (response.status_code, "the floor is R@1 50.0%" in sentence(response)) == (409, True)
+    assert str(tmp_path) not in response.text
+    assert registry.current(root, "demo") is None
+
+
 def test_a_release_without_an_index_cannot_be_promoted(fakes: Fakes, tmp_path: Path) -> None:
     root, secret = str(tmp_path / "registry"), {"authorization": f"Bearer {SECRET}"}
     checkpoint, _ = stored_model(tmp_path)

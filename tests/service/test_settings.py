@@ -27,6 +27,8 @@ def test_arguments_from_the_command_line_are_parsed() -> None:
         ({"registry": "r"}, "give registry=URI"),
         ({"registry": "r", "name": "n", "checkpoint": "c", "index": "i"}, "give registry=URI"),
         ({"checkpoint": "c", "index": "i", "release": "x"}, "give registry=URI"),
+        ({"registry": "r", "name": "n", "calibration": "c"}, "give registry=URI"),
+        ({"checkpoint": "c", "calibration": "c"}, "give registry=URI"),
         ({"registry": "r", "name": "n", "devise": "cpu"}, "devise"),
         ({"registry": "r", "name": "n", "street": {"max_batch": 64}}, "max_batch=64"),
         ({"registry": "r", "name": "n", "search": {"min_replicas": 3}}, "min_replicas=3"),

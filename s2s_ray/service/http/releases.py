@@ -31,7 +31,10 @@ _CHANGES = openapi.errors(
         504: "Not completed within S2S-Timeout; the change may have been made",
     },
     {403: "A token that may not change releases, or a service without admin tokens"},
-    {404: "No such release, or no previous one", 409: "The service is pinned to one release, or it has no index"},
+    {
+        404: "No such release, or no previous one",
+        409: "The service is pinned to one release, or the release has no index or is below the floor of its name",
+    },
 )
 
 
