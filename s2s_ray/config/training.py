@@ -22,6 +22,10 @@ class TrainConfig(Section):
     lr_generator: Positive = 1e-4
     lr_discriminator: Positive = 1e-4
     lr_retrieval: Positive = 1e-4
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant: the paper's rates; cosine: they fall to 0 at the last epoch"
+    )
+    warmup_steps: int = Field(0, ge=0, description="first steps, over which the rates rise linearly")
     betas: tuple[BelowOne, BelowOne] = (0.5, 0.999)
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=1, description="Ray Train workers")

@@ -33,6 +33,7 @@ from s2s_ray.training.means import EpochMeans
 from s2s_ray.training.mining import MiningSchedule
 from s2s_ray.training.ready import open_split
 from s2s_ray.training.run import check_resumable, checkpoint_store, run_uri, save_config
+from s2s_ray.training.schedule import set_rates
 from s2s_ray.training.step import TrainingStep
 from s2s_ray.training.telemetry import Gauges, Telemetry
 from s2s_ray.training.trackers import open_trackers
@@ -193,6 +194,7 @@ class Trainer:
         logbook.start_epoch()
         for batch in telemetry.waiting_for(self._batches()):
             pairs = order[self.batches_done * train.batch :][: train.batch]
+            set_rates(self.cycle.optimizers, train, self.global_step, steps * train.epochs)
             try:
                 losses = self.cycle(
                     self.model.normalise(batch.polar),
