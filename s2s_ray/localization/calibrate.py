@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from s2s_ray.config import DataConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.places import degrees_of
@@ -28,6 +29,7 @@ from s2s_ray.localization.fitting import LEAST_PICTURES, Trials, fit
 from s2s_ray.localization.surface import spacing_of
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.runtime.progress import progress
+from s2s_ray.uri import Uri
 
 PICTURES = 200
 """Pictures of the validation split that are asked, by default."""
@@ -178,10 +180,11 @@ def calibrate_checkpoint(
     if not uri:
         raise CheckpointError(f"checkpoint {checkpoint} does not say which data set it was trained on: name one")
     splits = read_dataset_info(uri).splits
-    others = PairDataset(uri, "train") if "train" in splits else None
+    config = DataConfig(uri=Uri(uri))
+    others = PairDataset.open(config, "train") if "train" in splits else None
     return calibrate(
         embedder,
-        PairDataset(uri, "val"),
+        PairDataset.open(config, "val"),
         checkpoint=fingerprint(checkpoint),
         others=others,
         pictures=pictures,
