@@ -20,6 +20,8 @@ import pytest
 
 from s2s_ray import registry, storage
 from s2s_ray.errors import ConflictError, RegistryError
+from s2s_ray.localization import Calibration
+from tests.support.calibrations import calibration
 from tests.support.scenarios import RANDOM, Ended, Scenario, Trial, trial
 from tests.support.scheduler import serial_orders
 from tests.support.small_releases import NAME, checkpoint, index, look_at_release, read_index, read_release, write_index
@@ -168,6 +170,37 @@ def test_two_indexes_are_attached_at_once(
         else check_one_of_two(calls, [(1, generation) for generation in generations])
     )
     tried(record_property, world.run(Scenario(prepare, calls, check, (ROOT,))), 1000)
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.1), (0.1, 0.3)], ids=["equal", "other"])
+def test_two_calibrations_are_attached_at_once(
+    world: Trial, errors: tuple[float, float], record_property: Property
+) -> None:
+    def prepare() -> None:
+        prepare_sources()
+        publish(1)
+
+    def made(error: float) -> Calibration:
+        return calibration(registry.fingerprint(source(1)), calibration_error=error)
+
+    def attaching(error: float) -> Callable[[], Any]:
+        return lambda: registry.attach_calibration(ROOT, NAME, "one", made(error))
+
+    calls = [attaching(error) for error in errors]
+    equal = errors[0] == errors[1]
+
+    def check(ended: Ended) -> None:
+        winners = [number for number, outcome in enumerate(ended.outcomes) if outcome.ok]
+        for number, outcome in enumerate(ended.outcomes):
+            assert outcome.ok or ended.faulty(number) or (not equal and isinstance(outcome.error, RegistryError))
+        assert equal or len(winners) < 2, "both say that they have attached theirs"
+        if not ended.scheduler.faults:
+            assert winners, "both are refused"
+        completed = [number for number in winners or (0, 1) if succeeds(calls[number])]
+        assert completed, "nobody can complete it"
+        assert registry.read_calibration(registry.resolve(ROOT, NAME, "one")) == made(errors[completed[0]])
+
+    tried(record_property, world.run(Scenario(prepare, calls, check, (ROOT,))), 50)
 
 
 def test_a_reader_sees_a_whole_release_or_none(world: Trial, record_property: Property) -> None:
