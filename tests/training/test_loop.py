@@ -105,15 +105,17 @@ def test_a_run_leaves_checkpoints_history_configuration_and_events(base: Config,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 3, 4])
-def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(base: Config, tmp_path: Path, step: int) -> None:
-    straight = Trainer(configured(base, tmp_path / "straight"))
+@pytest.mark.parametrize(("step", "schedule"), [(2, "constant"), (3, "constant"), (4, "constant"), (4, "cosine")])
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(
+    base: Config, tmp_path: Path, step: int, schedule: str
+) -> None:
+    straight = Trainer(configured(base, tmp_path / "straight", schedule=schedule))
     expected_history = straight.fit()
-    stopped = Trainer(configured(base, tmp_path / "stopped"))
+    stopped = Trainer(configured(base, tmp_path / "stopped", schedule=schedule))
     stop_at(stopped, step)
     with pytest.raises(ProcessEndedError):
         stopped.fit()
-    resumed = Trainer(configured(base, tmp_path / "stopped"))
+    resumed = Trainer(configured(base, tmp_path / "stopped", schedule=schedule))
     history = resumed.fit()
     for name, value in weights(straight).items():
         assert torch.equal(value, weights(resumed)[name]), name
@@ -144,6 +146,14 @@ def test_a_lowered_learning_rate_is_used_after_resuming(base: Config, tmp_path: 
     assert lowered.cycle.optimizers["generator"].param_groups[0]["betas"] == (0.4, 0.99)
     moments = lowered.cycle.optimizers["generator"].state
     assert {int(state["step"]) for state in moments.values()} == {6}  # they went on
+
+
+def test_rates_fall_over_the_steps_of_the_whole_run(base: Config, tmp_path: Path) -> None:
+    trainer = Trainer(configured(base, tmp_path, schedule="cosine"))
+    trainer.fit()
+    last = 0.5 * (1 + math.cos(math.pi * 5 / 6))  # the sixth of six steps
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer.cycle.optimizers.items()}
+    assert rates == pytest.approx({"generator": last * 1e-3, "discriminator": last * 1e-4, "retrieval": last * 1e-3})
 
 
 @pytest.mark.slow
