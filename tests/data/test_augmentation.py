@@ -24,7 +24,7 @@ from s2s_ray.data.sampler import GlobalBatchSampler
 from s2s_ray.data.schema import TileSize
 from s2s_ray.errors import ConfigError
 from s2s_ray.geo.polar import polar_transform
-from s2s_ray.geo.views import prepare_satellite
+from s2s_ray.geo.prepare import prepare_satellite
 from tests.support.random_source import prepare_random
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ class TestDataSet:
         assert batch.draws is not None
         found = reference_views(batch.tiles, dataset.tile_size, 32, 40, batch.draws)
         assert (found.float() - batch.polar.float()).abs().mean() > 2
-        centred = Draws.of([Draw(**{**asdict(dataset[1, k].draw), "east_m": 0.0, "north_m": 0.0}) for k in range(6)])  # type: ignore[call-overload,arg-type]
+        centred = Draws.of([Draw(**{**asdict(dataset[1, k].draw), "east_m": 0.0, "north_m": 0.0}) for k in range(6)])  # type: ignore[arg-type]
         still = reference_views(batch.tiles, dataset.tile_size, 32, 40, centred)
         # but for the outermost rows, where the aligned tile ends and the one with a margin goes on
         assert (still.int() - batch.polar.int())[:, :, 2:].abs().max() <= 1

@@ -125,7 +125,7 @@ class TestPictures:
 def _skyline(street: np.ndarray) -> np.ndarray:
     """Return the row in each column where the picture changes most below the zenith."""
     grey = street.astype(float).mean(-1)
-    return np.abs(np.diff(grey, axis=0))[:11].argmax(0)
+    return np.asarray(np.abs(np.diff(grey, axis=0))[:11].argmax(0))
 
 
 class TestImagery:
@@ -151,7 +151,7 @@ class TestImagery:
             place = np.array([_moved(latitude, longitude, east, north)])
             [(right, up)] = imagery.offsets(latitude, longitude, place)
             assert (right, up) == pytest.approx((east, north), abs=1e-3)
-            part = imagery.cut(*place[0], 60.0, 60)
+            part = imagery.cut(place[0, 0], place[0, 1], 60.0, 60)
             expected = wide[120 - north : 180 - north, 120 + east : 180 + east]
             # The grain of the ground differs. A shift by a pixel changes more.
             difference = np.abs(part.astype(int) - expected).mean()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from s2s_ray.config import Config, ManifestSourceConfig, load_config
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.data.description import DatasetInfo, margin_px, read_dataset_info
+from s2s_ray.data.description import margin_px, read_dataset_info
 from s2s_ray.data.prepare import prepare
 from s2s_ray.data.schema import TileSize
 from s2s_ray.data.sources import open_imagery, open_source
@@ -128,10 +128,12 @@ def test_a_margin_needs_the_raw_tiles() -> None:
     ("margin_m", "tile_m", "tile_px", "expected"),
     [(0, 64, 128, 0), (16, 64, 128, 32), (16.1, 64, 128, 33), (0.3, 30, 300, 3), (5, 64, 32, 3)],
 )
-def test_a_margin_is_of_whole_pixels(margin_m: float, tile_m: float, tile_px: int, expected: int) -> None:
+def test_a_margin_is_of_whole_pixels(
+    config: Config, margin_m: float, tile_m: float, tile_px: int, expected: int
+) -> None:
     assert margin_px(margin_m, tile_m, tile_px) == expected
-    info = DatasetInfo.model_construct(margin_m=margin_m, tile_m=tile_m, tile_px=tile_px)
-    assert info.margin_px == expected
+    info = read_dataset_info(config.data.uri)
+    assert info.model_copy(update={"margin_m": margin_m, "tile_m": tile_m, "tile_px": tile_px}).margin_px == expected
 
 
 class _Recorder:

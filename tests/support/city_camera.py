@@ -44,4 +44,5 @@ def photograph(
     columns = np.round((bearing + 180) / 360 * FINE[1]).astype(int) % FINE[1]
     rows = ((45 - elevation) / 90 * FINE[0]).astype(int)
     rays = panorama[rows, columns].astype(np.float64)
-    return np.round(rays.reshape(height, 3, width, 3, 3).mean((1, 3))).astype(np.uint8)
+    pixels: Pixels = np.round(rays.reshape(height, 3, width, 3, 3).mean((1, 3))).astype(np.uint8)
+    return pixels
