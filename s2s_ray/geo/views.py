@@ -175,7 +175,7 @@ class ViewGeometry:
         if known.rows is not None:
             return known.rows
         if known.crop is None:
-            return self.default_rows(height, round(width * 360 / known.fov))
+            return self.default_rows(height, _whole_circle(width, known.fov))
         shown = known.crop.top - known.crop.bottom
         first, last = ((known.crop.top - edge) / shown for edge in self.span)
         half_a_row = 0.5 / height
@@ -213,7 +213,7 @@ class ViewGeometry:
                 f"the panorama is {width} x {height} pixels (width x height): expected the whole horizon, "
                 "at least twice as wide as high"
             )
-        kept = self.default_rows(height, round(width * 360 / fov) if fov > 0 else width) if rows is None else rows
+        kept = self.default_rows(height, _whole_circle(width, fov)) if rows is None else rows
         return prepare_street(pixels, heading, kept, self.height, self.width, fov=fov, resize=self.resize)
 
     def satellite(self, pixels: Pixels, layout: Layout = "auto") -> Tensor:
@@ -267,6 +267,11 @@ class ViewGeometry:
 
     def _has_model_shape(self, height: int, width: int) -> bool:
         return has_shape(height, width, self.height, self.width)
+
+
+def _whole_circle(width: int, fov: float) -> int:
+    """Return the columns of the whole horizon, of which some columns show `fov` degrees; at most a billion."""
+    return round(min(width * 360 / fov, 1e9)) if fov > 0 else width
 
 
 def _require_size(pixels: Pixels, smallest: int = SMALLEST_SIDE) -> None:
