@@ -65,10 +65,20 @@ def test_the_paper_preset_has_the_values_of_the_supplement(key: str, value: obje
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("name", ["paper", "small", "tiny"])
+@pytest.mark.parametrize("name", ["paper", "small", "tiny", "field", "field-tiny"])
 def test_every_preset_loads(name: str) -> None:
     assert name in preset_names()
     assert isinstance(load_config(name), Config)
+
+
+def test_field_presets_keep_the_networks_and_the_budget_of_their_models() -> None:
+    for name, of in (("field", "paper"), ("field-tiny", "tiny")):
+        field, base = load_config(name), load_config(of)
+        same = {"pooling": base.model.pooling, "circular": base.model.circular}
+        assert field.model.model_copy(update=same) == base.model
+        assert field.train.epochs == base.train.epochs
+        assert field.source == base.source
+        assert field.augmentation.offcentre_m <= field.prepare.margin_m
 
 
 def test_tiny_is_a_smaller_model_of_the_same_kind() -> None:
