@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from s2s_ray.config import ModelConfig
@@ -103,7 +104,7 @@ def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, *, cir
 
 def visible(images: Tensor, seen: Tensor | None) -> Tensor:
     """Return images B 3 H W with zeros where they were not seen (`seen`: bool B H W; None: all seen)."""
-    return images if seen is None else images.masked_fill(~seen[:, None], 0.0)
+    return images if seen is None else torch.where(seen[:, None], images, 0.0)  # keeps the memory order
 
 
 def seen_share(seen: Tensor | None) -> Tensor | None:

@@ -70,9 +70,10 @@ def test_a_cycle_equals_the_plain_one_in_both_memory_orders(device: str, channel
     assert_same_gradients(model, plain.model)
 
 
-def test_channels_last_images_keep_their_order(device: str) -> None:
+@pytest.mark.parametrize("circular", [False, True])
+def test_channels_last_images_keep_their_order(device: str, circular: bool) -> None:
     """No layer of the networks falls back to the other order, which would be slow and go unnoticed."""
-    model = a_model(device, torch.float32)
+    model = a_model(device, torch.float32, SMALLEST.model_copy(update={"circular": circular}))
     model.channels_last = True
     if device == "cuda":
         pytest.skip("PyTorch's instance norm for CUDA changes the order")
@@ -111,6 +112,28 @@ def test_a_compiled_cycle_equals_the_eager_one(device: str, micro_batch: int | N
         assert found == pytest.approx(expected, rel=1e-9)
         assert_same_gradients(compiled, eager)
     assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@OF_THE_COMPILER
+def test_a_compiled_cycle_of_other_views_equals_the_eager_one(device: str) -> None:
+    """Retrieval compares partial views with other satellite images, and the encoder of G is compiled by itself."""
+    options = {"street_batchnorm": "frozen", "circular": True, "pooling": "azimuth"}
+    config = SMALLEST.model_copy(update=options)
+    eager, compiled = (a_model(device, torch.float64, config) for _ in range(2))
+    loss = LossConfig(retrieval="infonce", turned=0.5)
+    cycles = [
+        TrainingStep(model, loss, TrainConfig(batch=4, compile=compile))
+        for model, compile in ((eager, False), (compiled, True))
+    ]
+    satellite, street = a_batch(eager, 4)
+    seen = (torch.arange(config.width, device=device) < 50).expand(4, config.height, config.width)
+    views = {"query": (street.flip(0), seen), "reference": satellite.flip(3)}
+    for _ in range(2):
+        expected, found = (cycle(satellite, street, **views) for cycle in cycles)
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert_same_gradients(compiled, eager)
 
 
 @pytest.mark.slow

@@ -275,6 +275,18 @@ def test_unseen_pixels_are_the_padding_and_not_black(seam: S2S) -> None:
     assert normalised.is_contiguous(memory_format=torch.channels_last)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("seen", [None, partly()], ids=["all seen", "partly seen"])
+def test_masked_images_keep_their_memory_order(seen: Tensor | None) -> None:
+    """The other order would be slower, and be compiled again."""
+    model = make(AZIMUTH)
+    given: list[Tensor] = []
+    model.retrieval.street_encoder.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    for call in (model.embed_street, model.embed_street_turned):
+        call(images(), seen)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in given)
+
+
 @pytest.mark.parametrize(
     "seen",
     [
