@@ -35,7 +35,7 @@ SMALL = (
 def test_demo_from_an_empty_folder_to_matches(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     overrides = [part for setting in SMALL for part in ("--set", setting)]
-    command = [sys.executable, "-m", "jobs.demo", "--folder", str(folder), *overrides]
+    command = [sys.executable, "-m", "jobs.demo", "--folder", str(folder), "--side", "60", *overrides]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -51,13 +51,20 @@ def test_demo_from_an_empty_folder_to_matches(tmp_path: Path) -> None:
     # The service finds what the evaluation found: same checkpoint, same index, same preparation of images.
     assert summary["asked"] == GALLERY
     assert summary["recall_at_1_served"] == pytest.approx(summary["recall_at_1"], abs=1 / GALLERY + 1e-9)
-    assert set(summary["seconds"]) == {"prepare", "sweep", "train", "evaluate", "publish", "serve", "total"}
+    assert set(summary["seconds"]) == {"prepare", "sweep", "train", "evaluate", "publish", "region", "serve", "total"}
 
     trials = pq.read_table(folder / "sweeps" / "sweep" / "trials.parquet").to_pylist()
     assert [trial["state"] for trial in trials] == ["complete"] * 3
-    assert (trials[0]["loss.alpha"], trials[0]["loss.lambda_ret"]) == (10.0, 1000.0), "the paper's setting is first"
+    assert (trials[0]["loss.scale"], trials[0]["loss.lambda_ret"]) == (20.0, 1000.0), "the preset's setting is first"
 
-    for name in ("retrieval.png", "synthesis.png", "curves.png"):
+    assert set(summary["protocols"]) == {"heading", "fov=90", "heading+fov=90"}
+    assert all(0 <= recall <= 1 for recall in summary["protocols"].values())
+    region = summary["region"]
+    assert (region["tiles"], region["pictures"]) == (64, GALLERY)
+    # A fix is inside the region: no farther from the truth than its diagonal, and the tiles' spacing.
+    assert all(0 < region[heading]["median_m"] < 60 * 2**0.5 + 8 for heading in ("known", "unknown"))
+
+    for name in ("retrieval.png", "synthesis.png", "curves.png", "fixes.png"):
         with Image.open(folder / "pictures" / name) as picture:
             assert picture.width > 600, name
     drawn = sorted((folder / "pictures").glob("synthesised-*.png"))
