@@ -28,7 +28,8 @@ def hold_out(
 
     If all training records have coordinates, whole blocks of `block_m` metres are moved (neighbours look alike), in
     the order of their hashes, until the fraction is reached; a block that would exceed twice the fraction is skipped.
-    Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes.
+    Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes; those of
+    one `place` together.
     The result depends on the records and the arguments alone.
 
     Training records that lie in one UTM zone are divided along its easting and northing, others by a grid around the
@@ -47,12 +48,23 @@ def hold_out(
     if chosen:
         how = f"whole blocks of {block_m:g} m"
     else:
-        ranked = sorted(train, key=lambda record: _hash(record.id))
-        chosen = {record.id for record in ranked[: min(target, len(train) - 1)]}
+        chosen = _by_hash(train, target)
         how = "by the hash of the id"
     how = f"{len(chosen)} of {len(train)} training pairs, {how}"
     log.info("validation split: %s", how)
     return [replace(record, split="val") if record.id in chosen else record for record in records], how
+
+
+def _by_hash(train: Sequence[Record], target: int) -> set[str]:
+    """Return the ids that are held out in the order of their hashes; pictures of one place go together."""
+    groups: dict[str, list[str]] = {}
+    for record in train:
+        groups.setdefault(record.id if record.place is None else f"place {record.place}", []).append(record.id)
+    held: set[str] = set()
+    for name in sorted(groups, key=_hash):
+        if len(held) < target and len(held) + len(groups[name]) < len(train):
+            held.update(groups[name])
+    return held
 
 
 def _blocks(train: Sequence[Record], target: int, side: float, metres: Metres) -> set[str]:

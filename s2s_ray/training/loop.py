@@ -261,13 +261,20 @@ class Trainer:
         return self.model.normalise(reference_views(batch.tiles, self.train_set.tile_size, *size, batch.draws))
 
     def _negatives(self, pairs: NDArray[np.int64]) -> Tensor | None:
-        """Return which pairs of the global batch may be each other's negatives, B B; None if all may."""
-        distance = self.config.loss.negative_min_distance_m
-        if distance is None:
-            return None
-        places = self._places[pairs]
-        points, frames = torch.from_numpy(places.points), torch.from_numpy(places.frames)
-        return allowed_negatives(points, frames, places.straight_m(distance)).to(self.device)
+        """Return which pairs of the global batch may be each other's negatives, B B; None if all may.
+
+        Pairs of one named place may not, and neither may those closer than `loss.negative_min_distance_m`.
+        """
+        distance, allowed = self.config.loss.negative_min_distance_m, None
+        if distance is not None:
+            places = self._places[pairs]
+            points, frames = torch.from_numpy(places.points), torch.from_numpy(places.frames)
+            allowed = allowed_negatives(points, frames, places.straight_m(distance))
+        names = [self.train_set.places[index] for index in pairs]
+        if any(name is not None for name in self.train_set.places):
+            apart = torch.tensor([[one is None or one != other for other in names] for one in names])
+            allowed = apart if allowed is None else allowed & apart
+        return None if allowed is None else allowed.to(self.device)
 
     def _end_epoch(self, logbook: Logbook) -> dict[str, Any]:
         """Validate, record the epoch and save a checkpoint; return the metrics of the epoch."""

@@ -147,3 +147,20 @@ def test_some_training_pairs_remain() -> None:
     assert [record.split for record in found].count("val") == 2
     found, _ = hold_out(scattered(40, 2000), 0.99, 500)
     assert [record.split for record in found].count("train") >= 1
+
+
+def test_pictures_of_one_place_stay_together() -> None:
+    places = [None if k % 3 else f"place-{k % 12}" for k in range(120)]  # four places of ten pictures each
+    records = [Record(str(k), "train", place=place) for k, place in enumerate(places)]
+    found, how = hold_out(records, 0.2, 500.0)
+    held = {record.id for record in found if record.split == "val"}
+    assert how == f"{len(held)} of 120 training pairs, by the hash of the id"
+    assert 24 <= len(held) < 34
+    for name in {place for place in places if place}:
+        assert len({record.split for record in found if record.place == name}) == 1
+    assert {record.split for record in found if record.place is None} == {"train", "val"}
+
+
+def test_one_place_is_never_held_out_whole() -> None:
+    records = [Record(str(k), "train", place="a") for k in range(5)]
+    assert {record.split for record in hold_out(records, 0.2, 500.0)[0]} == {"train"}

@@ -256,6 +256,22 @@ def test_neighbours_on_both_sides_of_a_zone_border_are_not_negatives(across_a_bo
     assert near(again) == [("train-0", "train-1")]
 
 
+def test_pictures_of_one_place_are_not_negatives(pairs: PairFolder, across_a_border: Config, tmp_path: Path) -> None:
+    pairs.columns = (*pairs.columns, "place")
+    for number, place in enumerate(("square", "", "square")):
+        pairs.add(f"train-{number}", "train", place=place)
+    pairs.add("val", "val")
+    prepared = pairs.config(tmp_path / "data", splits=("train", "val"))
+    prepare(prepared)
+    tree = {**across_a_border.model_dump(), "source": prepared.source.model_dump(), "data": prepared.data.model_dump()}
+    assert near(Trainer(Config.from_tree(tree))) == [("train-0", "train-2")]
+    tree["loss"]["negative_min_distance_m"] = None
+    trainer = Trainer(Config.from_tree(tree))
+    assert near(trainer) == [("train-0", "train-2")]
+    trainer.train_set.places = [None] * 3
+    assert trainer._negatives(np.arange(3)) is None
+
+
 def test_a_run_begun_under_the_rule_of_zones_keeps_it(across_a_border: Config, tmp_path: Path) -> None:
     class EarlierProgram(CheckpointStore):
         def save(self, step: int, model: Any, trainer: Any, meta: dict[str, Any]) -> None:
