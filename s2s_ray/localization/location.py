@@ -12,7 +12,7 @@ from s2s_ray.geo.prior import Prior
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.localization.calibration import UNCALIBRATED, Calibration, mean_of
 from s2s_ray.localization.fix import Found, HeadedMatch, Surface, fix_of, surface_of
-from s2s_ray.localization.surface import posterior, spacing_m
+from s2s_ray.localization.surface import DEPTH, MOST_ROWS, RowsFound, posterior, spacing_m
 from s2s_ray.localization.turned import Turned
 
 
@@ -40,12 +40,13 @@ def locate(
     if not pictures:
         raise InputError("pictures=[]: expected at least one picture of the place")
     searched = [picture.narrowed() for picture in pictures]
-    matches = _matches(index, searched, k, prior)
+    searches = [_search(index, picture, k, prior) for picture in searched]
+    matches = _matches(index, searched, searches, k, prior)
     parameters = [
         UNCALIBRATED if calibration is None else calibration.parameters(picture.fov, picture.unknown)
         for picture in searched
     ]
-    found = posterior(index, searched, parameters, prior)
+    found = posterior(index, searched, parameters, prior, searches)
     if found is None:
         empty = np.empty(0, np.int64)
         return Found(matches, None, Surface(empty, np.empty(0), np.empty((0, 2))), (None,) * len(searched))
@@ -61,14 +62,24 @@ def locate(
     return Found(matches, fix, surface_of(found, positions), headings)
 
 
-def _matches(index: ReferenceIndex, pictures: Sequence[Turned], k: int, prior: Prior | None) -> list[HeadedMatch]:
+def _search(index: ReferenceIndex, picture: Turned, k: int, prior: Prior | None) -> RowsFound:
+    """Return the most similar tiles for each heading of a picture: one search, deep enough for matches and fix."""
+    depth = min(len(index), max(k, DEPTH)) if len(index) > MOST_ROWS else k
+    return index.search_rows(picture.descriptors, depth, prior)
+
+
+def _matches(
+    index: ReferenceIndex, pictures: Sequence[Turned], searches: Sequence[RowsFound], k: int, prior: Prior | None
+) -> list[HeadedMatch]:
     """Return the k most similar tiles, each at its best heading; of several pictures the mean similarity counts."""
-    searches = [index.search_rows(picture.descriptors, k, prior) for picture in pictures]
     if len(pictures) == 1:
         similarities, rows = searches[0]
-        best, similarity, turn = _best(rows, similarities)
+        if index.info.kind != "flat" and len(similarities) == 1 and similarities.shape[1] > k:
+            # A compressed index finds slightly other tiles if more are asked for.
+            similarities, rows = index.search_rows(pictures[0].descriptors, k, prior)
+        best, similarity, turn = _best(rows[:, :k], similarities[:, :k])
     else:
-        best = np.unique(np.concatenate([rows.ravel() for _, rows in searches]))
+        best = np.unique(np.concatenate([rows[:, :k].ravel() for _, rows in searches]))
         compared = [np.clip(index.descriptors(best) @ picture.descriptors.T, -1, 1) for picture in pictures]
         similarity = np.mean([each.max(axis=1) for each in compared], axis=0, dtype=np.float32)
         turn = compared[0].argmax(axis=1)

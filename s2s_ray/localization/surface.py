@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,7 +23,11 @@ from s2s_ray.localization.turned import Turned
 MOST_ROWS = 2048
 """Tiles that are compared one by one; an index with no more is compared as a whole."""
 
-_DEPTH = 512  # tiles found for each heading
+DEPTH = 512
+"""Tiles that are found for each heading in a larger index."""
+RowsFound: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Cosines and rows of tiles for each heading of a picture, T K each, the most similar first."""
+
 _SAMPLE = 512
 _SPARSE_M = 32.0
 _METRES_PER_DEGREE = 111_195.0
@@ -35,9 +39,7 @@ class Gallery(Protocol):
     positions: NDArray[np.float64]
 
     def __len__(self) -> int: ...
-    def search_rows(
-        self, descriptors: Descriptors, k: int, prior: Prior | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def search_rows(self, descriptors: Descriptors, k: int, prior: Prior | None = None) -> RowsFound:
         """Return the cosines and rows of the k most similar tiles of each query."""
 
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
@@ -80,7 +82,11 @@ class Posterior:
 
 
 def posterior(
-    index: Gallery, pictures: Sequence[Turned], parameters: Sequence[Parameters], prior: Prior | None = None
+    index: Gallery,
+    pictures: Sequence[Turned],
+    parameters: Sequence[Parameters],
+    prior: Prior | None = None,
+    searches: Sequence[RowsFound] | None = None,
 ) -> Posterior | None:
     """Return the posterior over the tiles of an index.
 
@@ -89,6 +95,7 @@ def posterior(
         pictures: one or more pictures of one place.
         parameters: those of each picture.
         prior: only tiles inside it count.
+        searches: what `search_rows` finds for each picture, at least `DEPTH` tiles; None: it is called if necessary.
 
     Returns:
         None if no tile is inside the prior.
@@ -96,7 +103,7 @@ def posterior(
     inside = np.arange(len(index)) if prior is None else np.flatnonzero(prior.mask(*index.positions.T))
     if not len(inside):
         return None
-    rows = inside if len(inside) <= MOST_ROWS else _likely(index, pictures, prior)
+    rows = inside if len(inside) <= MOST_ROWS else _likely(index, pictures, prior, searches)
     log_likelihoods, headings = _compare(index.descriptors(rows), pictures, parameters)
     log_rest = -np.inf
     if len(rows) < len(inside):
@@ -154,11 +161,14 @@ def _compare(
     return total, tuple(headings)
 
 
-def _likely(index: Gallery, pictures: Sequence[Turned], prior: Prior | None) -> NDArray[np.int64]:
+def _likely(
+    index: Gallery, pictures: Sequence[Turned], prior: Prior | None, searches: Sequence[RowsFound] | None
+) -> NDArray[np.int64]:
     """Return the rows that are most similar to one of the pictures at one of its headings, the most similar first."""
+    if searches is None:
+        searches = [index.search_rows(picture.descriptors, DEPTH, prior) for picture in pictures]
     parts = []
-    for picture in pictures:
-        similarities, rows = index.search_rows(picture.descriptors, _DEPTH, prior)
+    for similarities, rows in searches:
         order = np.argsort(-similarities.ravel(), kind="stable")
         found = rows.ravel()[order]
         _, first = np.unique(found, return_index=True)
