@@ -5,6 +5,8 @@
     python benchmarks/index.py --checkpoint demo/runs/demo --data demo/data
                                                             descriptors of a trained model: every tile of the data set
                                                             at 13 headings, panoramas of its test split as queries
+    python benchmarks/index.py --headings                   the headings of one picture searched for together and one
+                                                            by one, in an exact and in a compressed index
 
 The synthetic descriptors lie on a 64-dimensional sphere embedded in 2048 dimensions, with noise in all of them. A query
 is its match rotated until their cosine is between 0.5 and 0.8, half of the way within the 64 dimensions and half in
@@ -28,13 +30,14 @@ import numpy as np
 import torch
 
 from s2s_ray.data.dataset import PairDataset
-from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors
+from s2s_ray.index.vectors import HALVES_FILE, INDEX_FILE, CompressedVectors, FlatVectors
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.training.run import find_checkpoint
 
 DIMENSION, INTRINSIC, NOISE = 2048, 64, 0.1
 QUERIES, CHUNK, K = 100, 20_000, 10
 HEADINGS = 13
+TURNS = (22, 44, 77)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -177,9 +180,42 @@ def measure(folder: Path) -> None:
     print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
 
 
+def headings(count: int, dimension: int = 512) -> None:
+    """Print the time of searching for all headings of a picture together, and how many times longer one by one takes.
+
+    The descriptors of the headings have a cosine of about 0.5 with each other.
+    """
+    faiss.omp_set_num_threads(1)
+    generator = np.random.default_rng(0)
+    basis = generator.normal(size=(INTRINSIC, dimension)).astype(np.float32)
+
+    def drawn(latent: np.ndarray) -> np.ndarray:
+        return unit(latent @ basis + NOISE * generator.standard_normal((len(latent), dimension), np.float32))
+
+    gallery = drawn(generator.standard_normal((count, INTRINSIC), np.float32))
+    shared = generator.standard_normal((1, INTRINSIC), np.float32)
+    queries = drawn(shared + generator.standard_normal((max(TURNS), INTRINSIC), np.float32))
+    for index in (FlatVectors.build(gallery), CompressedVectors.build(gallery.astype(np.float16))):
+        for turns in TURNS:
+            for k in (K, 512):
+                timings = []
+                for _ in range(3):
+                    started = time.perf_counter()
+                    index.search(queries[:turns], k, None)
+                    together = time.perf_counter() - started
+                    for query in queries[:turns]:
+                        index.search(query[None], k, None)
+                    timings.append((together, time.perf_counter() - started - together))
+                together, alone = np.median(timings, axis=0)
+                figures = {"index": index.kind, "tiles": count, "dimension": dimension, "headings": turns, "k": k}
+                times = {"together_ms": round(1000 * together, 1), "one_by_one": round(alone / together, 1)}
+                print(json.dumps(figures | times), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, help="Default: 1,000,000, and 30,000 with --headings.")
+    parser.add_argument("--headings", action="store_true", help="Search for all headings of one picture.")
     parser.add_argument("--checkpoint")
     parser.add_argument("--data")
     parser.add_argument("--folder", type=Path, help="Keep the files here; the same command resumes.")
@@ -188,10 +224,13 @@ def main() -> None:
     if options.measure:
         measure(options.folder)
         return
+    if options.headings:
+        headings(options.count or 30_000)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        make(folder, options.count, options.checkpoint, options.data)
+        make(folder, options.count or 1_000_000, options.checkpoint, options.data)
         build(folder)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--measure", "--folder", str(folder)]

@@ -35,7 +35,7 @@ _PROBED = 0.5  # of the lists
 _EXACT_ROWS = 20_000  # an area with no more tiles is searched exactly
 _CHUNK = 16_384
 _PRODUCT_FROM = 20  # queries; FAISS, too, multiplies matrices from there on, but slower and not within an area
-_PRODUCT_QUERIES = 128
+_AT_ONCE = 128  # queries, to bound the memory for their products
 _IN_MEMORY_BYTES = 500_000_000
 
 
@@ -115,8 +115,8 @@ class FlatVectors:
         vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(self.shape)
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
-        for start in range(0, len(queries), _PRODUCT_QUERIES):
-            part = slice(start, start + _PRODUCT_QUERIES)
+        for start in range(0, len(queries), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
             every = queries[part] @ vectors.T
             if inside is not None:
                 every = every[:, inside]
@@ -170,8 +170,12 @@ class CompressedVectors:
 
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Return the k most similar rows of each query, see `Vectors`."""
-        found = [self._search_one(query, k, inside) for query in queries]
-        return np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
+        found = (
+            self._search_some(queries[start : start + _AT_ONCE], k, inside)
+            for start in range(0, len(queries), _AT_ONCE)
+        )
+        similarities, rows = zip(*found, strict=True)
+        return np.concatenate(similarities), np.concatenate(rows)
 
     def rows(self, rows: NDArray[np.int64]) -> Descriptors:
         """Return the vectors in some rows, n x D, rounded to half precision."""
@@ -194,34 +198,42 @@ class CompressedVectors:
             for chunk in _chunks(self._halves):
                 file.write(chunk.tobytes())
 
-    def _search_one(self, query: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
+    def _search_some(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         count = len(self._halves)
         if inside is not None and len(inside) <= _EXACT_ROWS:
-            return self._rank(query, inside, k)
+            return self._rank(queries, [inside] * len(queries), k)
         wanted, probed = max(_CANDIDATES, 4 * k), _PROBED
         if inside is not None:  # more candidates in proportion to the rows outside, from all lists
             wanted, probed = min(count, wanted * count // len(inside)), 1.0
-        candidates = self._candidates(query, wanted, probed)
+        candidates = self._candidates(queries, wanted, probed)
         if inside is not None:
-            candidates = candidates[np.isin(candidates, inside, assume_unique=True)]
-        if len(candidates) < k:
-            candidates = np.arange(count) if inside is None else inside
-        return self._rank(query, candidates, k)
+            candidates = [rows[np.isin(rows, inside, assume_unique=True)] for rows in candidates]
+        every = np.arange(count) if inside is None else inside
+        return self._rank(queries, [rows if len(rows) >= k else every for rows in candidates], k)
 
-    def _candidates(self, query: Descriptors, wanted: int, probed: float) -> NDArray[np.int64]:
+    def _candidates(self, queries: Descriptors, wanted: int, probed: float) -> list[NDArray[np.int64]]:
         lists = faiss.SearchParametersIVF()
         lists.nprobe = max(1, round(probed * self._lists))
         params = faiss.SearchParametersPreTransform()
         params.index_params = lists
-        rows: NDArray[np.int64] = self._index.search(query[None], min(wanted, len(self._halves)), params=params)[1][0]
-        return rows[rows >= 0]
+        found: NDArray[np.int64] = self._index.search(queries, min(wanted, len(self._halves)), params=params)[1]
+        return [rows[rows >= 0] for rows in found]
 
-    def _rank(self, query: Descriptors, rows: NDArray[np.int64], k: int) -> Found:
-        rows = np.sort(rows)  # in the order of the file
-        similarities = np.concatenate([self._halves[part].astype(np.float32) @ query for part in _chunks(rows)])
-        best = np.argpartition(-similarities, min(k, len(rows)) - 1)[:k]
-        best = best[np.argsort(-similarities[best], kind="stable")]
-        return similarities[best], rows[best]
+    def _rank(self, queries: Descriptors, candidates: list[NDArray[np.int64]], k: int) -> Found:
+        """Return the best of each query's own candidates; rows that several queries share are read once."""
+        candidates = [np.sort(rows) for rows in candidates]
+        similarities = [np.empty(len(rows), np.float32) for rows in candidates]
+        for chunk in _chunks(np.unique(np.concatenate(candidates))):  # in the order of the file
+            products = self._halves[chunk].astype(np.float32) @ queries.T
+            for query, rows in enumerate(candidates):
+                own = slice(*np.searchsorted(rows, (chunk[0], chunk[-1] + 1)))
+                similarities[query][own] = products[np.searchsorted(chunk, rows[own]), query]
+        best = [np.argpartition(-one, k - 1)[:k] for one in similarities]
+        best = [rows[np.argsort(-one[rows], kind="stable")] for one, rows in zip(similarities, best, strict=True)]
+        return (
+            np.stack([one[rows] for one, rows in zip(similarities, best, strict=True)]),
+            np.stack([one[rows] for one, rows in zip(candidates, best, strict=True)]),
+        )
 
 
 def stored_dtype(count: int) -> type[np.float32] | type[np.float16]:

@@ -64,6 +64,35 @@ def test_an_area_is_respected(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("area", [None, 10, 4], ids=["everywhere", "small area", "large area"])
+def test_many_queries_at_once_find_what_each_alone_finds(
+    compressed: CompressedVectors, monkeypatch: pytest.MonkeyPatch, area: int | None
+) -> None:
+    monkeypatch.setattr(vectors, "_EXACT_ROWS", 1000)
+    monkeypatch.setattr(vectors, "_AT_ONCE", 16)
+    monkeypatch.setattr(vectors, "_CHUNK", 500)
+    inside = None if area is None else np.arange(0, COUNT, area)
+    queries = unit(40, 9)
+    similarities, rows = compressed.search(queries, 7, inside)
+    alone = [compressed.search(query[None], 7, inside) for query in queries]
+    np.testing.assert_allclose(similarities, np.concatenate([one[0] for one in alone]), atol=1e-5)
+    assert np.mean(rows == np.concatenate([one[1] for one in alone])) > 0.99  # but for ties
+
+
+@pytest.mark.parametrize("some", [None, np.array([2, 5, 7, 11, 12, 28])], ids=["all", "some"])
+def test_an_exact_search_of_many_queries_is_that_of_few(
+    monkeypatch: pytest.MonkeyPatch, some: NDArray[np.int64] | None
+) -> None:
+    monkeypatch.setattr(vectors, "_AT_ONCE", 9)
+    index, queries = FlatVectors.build(unit(30, 7)), unit(25, 8)
+    similarities, rows = index.search(queries, 5, some)
+    for query, found, cosines in zip(queries, rows, similarities, strict=True):
+        [few], [right] = index.search(query[None], 5, some)
+        np.testing.assert_array_equal(found, right)
+        np.testing.assert_allclose(cosines, few, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_save_extend_and_load(compressed: CompressedVectors, tmp_path: Path) -> None:
     more = unit(40, 5)
     (tmp_path / "a").mkdir()
