@@ -59,10 +59,14 @@ def area(
 
 
 def found_tree(index: ReferenceIndex, found: Found, *, surface: bool) -> Tree:
-    """Return what a search has found as plain values: `matches`, `fix`, `headings` and, if wanted, `surface`."""
+    """Return what a search has found as plain values: `matches`, `fix`, `headings` and, if wanted, `surface`.
+
+    `headings` has the heading and its spread of each picture; without calibration the spread is None.
+    """
     fix = None if found.fix is None else {**found.fix._asdict(), "peaks": [peak._asdict() for peak in found.fix.peaks]}
-    matches = [match._asdict() for match in found.matches]
-    tree: Tree = {"matches": matches, "fix": fix, "headings": list(found.headings)}
+    calibrated = found.fix is not None and found.fix.calibrated
+    headings = [one and (one[0], one[1] if calibrated else None) for one in found.headings]
+    tree: Tree = {"matches": [match._asdict() for match in found.matches], "fix": fix, "headings": headings}
     return {**tree, "surface": _surface(index, found.surface)} if surface else tree
 
 
@@ -72,7 +76,7 @@ def localization(found: Tree, true: Position | None) -> Tree:
     return {**tree, "surface": found["surface"]} if "surface" in found else tree
 
 
-def query(known: Known, warnings: Sequence[str] = (), estimated: tuple[float, float] | None = None) -> Tree:
+def query(known: Known, warnings: Sequence[str] = (), estimated: tuple[float, float | None] | None = None) -> Tree:
     """Return a picture as it was understood.
 
     Args:
@@ -118,13 +122,9 @@ def _matches(found: Sequence[Tree], true: Position | None) -> list[Tree]:
 
 
 def _surface(index: ReferenceIndex, surface: Surface) -> Tree:
-    points = [
-        {"latitude": latitude, "longitude": longitude, "probability": probability}
-        for (latitude, longitude), probability in zip(
-            surface.positions.tolist(), surface.probabilities.tolist(), strict=True
-        )
-        if np.isfinite([latitude, longitude]).all()
-    ]
+    known = np.isfinite(surface.positions).all(axis=1)
+    columns = np.column_stack([surface.positions, surface.probabilities])[known].tolist()
+    points = [dict(zip(("latitude", "longitude", "probability"), values, strict=True)) for values in columns]
     region = index.info.region
     return {"points": points, "spacing_m": None if region is None else region.every_m}
 
