@@ -49,8 +49,10 @@ class Remote:
 
     def embed_street(self, images: list[str], query: Query) -> Descriptors:
         """Return descriptors of pictures, N x D."""
-        known = {"fov": query.fov, "projection": query.projection, "pitch": query.pitch, "roll": query.roll}
-        return self.client.embed_street(images, query.heading, query.rows, **known)
+        return self.client.embed_street(
+            images, query.heading, query.rows,
+            fov=query.fov, projection=query.projection, pitch=query.pitch, roll=query.roll,
+        )  # fmt: skip
 
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors:
         """Return descriptors of satellite images, N x D."""

@@ -84,14 +84,15 @@ def query(known: Known, warnings: Sequence[str] = (), estimated: tuple[float, fl
         warnings: further ones.
         estimated: the heading that the search has found and its spread, reported if none was known.
     """
-    heading, origin, spread = known.heading, known.heading_origin, known.heading_spread
+    heading: tuple[float | None, float | None] = (known.heading, known.heading_spread)
+    origin = known.heading_origin
     if known.heading is None:
-        (heading, spread), origin = estimated or (None, None), "estimated" if estimated else None
+        heading, origin = estimated or (None, None), "estimated" if estimated else None
     place = None if known.position is None else dict(zip(("latitude", "longitude"), known.position, strict=True))
     return {
-        "heading": heading,
+        "heading": heading[0],
         "heading_origin": origin,
-        "heading_spread": spread,
+        "heading_spread": heading[1],
         "fov": known.fov,
         "fov_origin": known.fov_origin,
         "projection": known.projection,
