@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from s2s_ray.errors import RegistryError, S2SError
@@ -20,24 +21,24 @@ class Parameters(NamedTuple):
 
     Attributes:
         scale: logarithm of the likelihood ratio for each unit of cosine similarity (tau).
-        outside: logarithm of the mean likelihood over the tiles at which the picture is as likely to be from elsewhere.
-        region_slope: change of the log-odds of being in the region for each unit of that logarithm.
+        outside: logarithm of the mean likelihood over the tiles, halfway between pictures from the region and others.
+        region: offset, and the factors of that logarithm beyond `outside` and of the first peak's log-odds, in the
+            log-odds that the picture is from the region.
         blur_m: standard deviation in metres, along each axis, of the place around the tile that matches best, without
             the spacing of the tiles.
         mass_68, mass_95: posterior mass within the radii that hold the place at these rates.
         heading_factor: standard deviations of the posterior's headings in one spread that holds at 68%.
-        confidence: offset, and the factors of the first peak's log-odds and of the region's, in the log-odds that the
-            position is right.
+        confidence: the same in the log-odds that the position is right, for a picture from the region.
     """
 
     scale: float = 25.0
     outside: float = 0.0
-    region_slope: float = 1.0
     blur_m: float = 4.0
     mass_68: float = 0.68
     mass_95: float = 0.95
     heading_factor: float = 1.0
-    confidence: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    region: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    confidence: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
 
 UNCALIBRATED = Parameters()
@@ -90,11 +91,11 @@ class Kind(_Part):
     heading_known: bool
     scale: float
     outside: float
-    region_slope: float
     blur_m: float
     mass_68: float
     mass_95: float
     heading_factor: float
+    region: tuple[float, float, float]
     confidence: tuple[float, float, float]
     reliability: Reliability
 
@@ -178,11 +179,10 @@ class Calibration(Document):
 
 def _between(first: Parameters, second: Parameters, share: float) -> Parameters:
     """Return the mean of two sets of parameters with weights 1 - share and share."""
-    offset, peak, region = (
-        (1 - share) * one + share * other for one, other in zip(first.confidence, second.confidence, strict=True)
-    )
-    numbers = [(1 - share) * one + share * other for one, other in zip(first[:-1], second[:-1], strict=True)]
-    return Parameters(*numbers, confidence=(offset, peak, region))
+    weights = np.array([1 - share, share])
+    numbers = (weights @ (first[:-2], second[:-2])).tolist()
+    region, confidence = (tuple((weights @ pair).tolist()) for pair in zip(first[-2:], second[-2:], strict=True))
+    return Parameters(*numbers, region=region, confidence=confidence)
 
 
 def mean_of(parameters: Sequence[Parameters]) -> Parameters:

@@ -15,9 +15,9 @@ from s2s_ray.errors import DatasetError
 from s2s_ray.geo.places import Places
 from s2s_ray.localization import peaks
 from s2s_ray.localization.calibration import UNCALIBRATED, Kind, Parameters, Reliability
-from s2s_ray.localization.fix import confidence_of, heading_of, log_odds, place, sigmoid
+from s2s_ray.localization.fix import heading_of, log_odds, place, probability
 from s2s_ray.localization.reliability import auroc, bins, calibration_error, logistic, risk_coverage
-from s2s_ray.localization.surface import Posterior, log_likelihoods, log_sum_exp
+from s2s_ray.localization.surface import Posterior, log_likelihoods
 from s2s_ray.localization.turned import Turned, angle
 
 LEAST_PICTURES = 20
@@ -27,8 +27,7 @@ _FOLDS = 5
 _SCALES = tuple(np.geomspace(4.0, 200.0, 16).tolist())
 _BLURS_M = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _ELSEWHERE = 0.02 / (np.pi * 500.0**2)  # probability density of places for which the fit allows in any case
-_LEAST_SLOPE = 0.02
-_LEAST_FACTOR = 0.5
+_LEAST_FACTOR = 0.2
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -76,7 +75,8 @@ class _Outcome:
         metres: position error.
         right: whether the position is right.
         peak: log-odds of the first peak.
-        evidence, elsewhere: logarithm of the mean likelihood over the tiles, and over those far from the place.
+        evidence: logarithm of the mean likelihood over the tiles.
+        peak_elsewhere, evidence_elsewhere: the same without the tiles around the place; NaN if there are no others.
         heading_error, heading_deviation: degrees.
     """
 
@@ -85,7 +85,8 @@ class _Outcome:
     right: bool
     peak: float
     evidence: float
-    elsewhere: float
+    peak_elsewhere: float
+    evidence_elsewhere: float
     heading_error: float
     heading_deviation: float
 
@@ -160,15 +161,21 @@ class _Surfaces:
         members = located.groups[0].members
         heading, deviation = heading_of(self.picture, found.probabilities[members] @ at[members], 1.0)
         metres = located.metres_to(trials.places[row])
-        far = self.metres[row] > trials.elsewhere_m
-        elsewhere = log_sum_exp(likelihoods[far]) - float(np.log(far.sum())) if far.any() else -np.inf
+        far = np.flatnonzero(self.metres[row] > trials.elsewhere_m)
+        peak_elsewhere = evidence_elsewhere = float("nan")
+        if len(far):
+            others = Posterior(far, likelihoods[far], (), -np.inf, len(far))
+            elsewhere = place(others, trials.tiles[far], trials.spacing_m, blur_m)
+            assert elsewhere is not None, "all tiles of a calibration have positions"
+            peak_elsewhere, evidence_elsewhere = log_odds(elsewhere.groups[0].probability), others.evidence
         return _Outcome(
             mass=peaks.mass_within(located.distances, located.within, metres),
             metres=metres,
             right=metres <= located.right_m,
             peak=log_odds(located.groups[0].probability),
             evidence=found.evidence,
-            elsewhere=elsewhere,
+            peak_elsewhere=peak_elsewhere,
+            evidence_elsewhere=evidence_elsewhere,
             heading_error=abs(float(angle(np.array(heading - trials.true_headings[row])))),
             heading_deviation=deviation,
         )
@@ -178,39 +185,41 @@ def _parameters(trials: Trials, surfaces: _Surfaces, rows: Rows) -> Parameters:
     """Fit all numbers to some of the pictures."""
     scale, blur_m = surfaces.choices[int(np.argmax(surfaces.fits[:, rows].sum(axis=1)))]
     outcomes = [surfaces.outcome(row, scale, blur_m) for row in rows]
-    slope, outside = _region(outcomes)
+    outside, region = _region(outcomes)
     masses = np.array([outcome.mass for outcome in outcomes])
     # Pictures at the centres of their tiles say nothing of those between: their radii are only widened.
     least = (0.0, 0.0) if trials.dense else (0.68, 0.95)
-    features = np.array([(1.0, outcome.peak, outcome.evidence - outside) for outcome in outcomes])
+    features = np.array([(1.0, outcome.evidence - outside, outcome.peak) for outcome in outcomes])
     right = np.array([outcome.right for outcome in outcomes])
-    offset, peak, region = logistic(features, right, np.array([0.0, 1.0, 0.0])).tolist()
     return Parameters(
         scale=scale,
         outside=outside,
-        region_slope=slope,
         blur_m=blur_m,
         mass_68=max(_quantile(masses, 0.68), least[0]),
         mass_95=max(_quantile(masses, 0.95), least[1]),
         heading_factor=_heading_factor(outcomes),
-        confidence=(offset, peak, region),
+        region=region,
+        confidence=_triple(logistic(features, right, np.array(UNCALIBRATED.confidence))),
     )
 
 
-def _region(outcomes: list[_Outcome]) -> tuple[float, float]:
-    """Return `region_slope` and `outside`: the logistic regression of inside against outside on the evidence."""
-    inside = np.array([outcome.evidence for outcome in outcomes])
-    outside = np.array([outcome.elsewhere for outcome in outcomes])
-    outside = outside[np.isfinite(outside)]
+def _region(outcomes: list[_Outcome]) -> tuple[float, tuple[float, float, float]]:
+    """Return `outside` and `region`: the logistic regression of pictures from the region against others."""
+    inside = np.array([(outcome.evidence, outcome.peak) for outcome in outcomes])
+    outside = np.array([(outcome.evidence_elsewhere, outcome.peak_elsewhere) for outcome in outcomes])
+    outside = outside[np.isfinite(outside).all(axis=1)]
     if not len(outside):
-        return UNCALIBRATED.region_slope, float(inside.mean())
-    centre = float(np.median(np.concatenate([inside, outside])))
-    evidence = np.concatenate([inside, outside]) - centre
-    features = np.stack([np.ones(len(evidence)), evidence], axis=-1)
-    labels = np.arange(len(evidence)) < len(inside)
-    offset, slope = logistic(features, labels, np.array([0.0, 0.5]), ridge=0.1).tolist()
-    slope = max(slope, _LEAST_SLOPE)
-    return slope, centre - offset / slope
+        return float(inside[:, 0].mean()), UNCALIBRATED.region
+    both = np.concatenate([inside, outside])
+    centre = float(np.median(both[:, 0]))
+    features = np.column_stack([np.ones(len(both)), both[:, 0] - centre, both[:, 1]])
+    found = logistic(features, np.arange(len(both)) < len(inside), np.array([0.0, 0.3, 0.0]))
+    return centre, _triple(found)
+
+
+def _triple(weights: Floats) -> tuple[float, float, float]:
+    offset, first, second = weights.tolist()
+    return offset, first, second
 
 
 def _heading_factor(outcomes: list[_Outcome]) -> float:
@@ -230,10 +239,14 @@ def _quantile(values: Floats, share: float) -> float:
 
 def _reliability(trials: Trials, held: list[tuple[_Outcome, Parameters]]) -> Reliability:
     """Return the figures of pictures with the parameters that were fitted without them."""
-    confidences = np.array([confidence_of(one.peak, one.evidence - by.outside, by) for one, by in held])
-    inside, outside = (
-        np.array([sigmoid(by.region_slope * (read(one) - by.outside)) for one, by in held])
-        for read in (_evidence, _elsewhere)
+    confidences = np.array([probability(by.confidence, one.evidence - by.outside, one.peak) for one, by in held])
+    inside = np.array([probability(by.region, one.evidence - by.outside, one.peak) for one, by in held])
+    outside = np.array(
+        [
+            probability(by.region, one.evidence_elsewhere - by.outside, one.peak_elsewhere)
+            for one, by in held
+            if np.isfinite(one.evidence_elsewhere)
+        ]
     )
     right = np.array([one.right for one, _ in held])
     headed = [one.heading_error <= by.heading_factor * one.heading_deviation for one, by in held if one.right]
@@ -250,11 +263,3 @@ def _reliability(trials: Trials, held: list[tuple[_Outcome, Parameters]]) -> Rel
         heading_within=None if trials.heading_known or not headed else float(np.mean(headed)),
         median_m=float(np.median([one.metres for one, _ in held])),
     )
-
-
-def _evidence(outcome: _Outcome) -> float:
-    return outcome.evidence
-
-
-def _elsewhere(outcome: _Outcome) -> float:
-    return outcome.elsewhere

@@ -195,7 +195,8 @@ def fix_of(
         for picture, at in zip(pictures, found.headings, strict=True)
     )
     heading, spread = headings[0]
-    region = sigmoid(parameters.region_slope * found.evidence)
+    peak = log_odds(located.groups[0].probability)
+    region = probability(parameters.region, found.evidence, peak)
     radii: tuple[float | None, ...] = (None, None)
     if calibrated:
         radii = tuple(
@@ -209,7 +210,7 @@ def fix_of(
         radii[1],
         heading,
         spread if calibrated or len(pictures[0].headings) == 1 else None,
-        confidence_of(log_odds(located.groups[0].probability), found.evidence, parameters) if calibrated else None,
+        probability(parameters.confidence, found.evidence, peak) if calibrated else None,
         region >= 0.5 if calibrated else None,
         region if calibrated else None,
         listed,
@@ -219,16 +220,15 @@ def fix_of(
     return fix, headings
 
 
-def confidence_of(peak: float, evidence: float, parameters: Parameters) -> float:
-    """Return the probability that a position is right, if the picture is from the region.
+def probability(weights: tuple[float, float, float], evidence: float, peak: float) -> float:
+    """Return the probability whose log-odds are `region` or `confidence` of `Parameters`.
 
     Args:
-        peak: log-odds of the first peak.
+        weights: the offset, and the factors of the other two.
         evidence: that of the posterior.
-        parameters: of the picture.
+        peak: log-odds of the first peak.
     """
-    offset, factor, region = parameters.confidence
-    return sigmoid(offset + factor * peak + region * evidence)
+    return sigmoid(weights[0] + weights[1] * evidence + weights[2] * peak)
 
 
 def heading_of(picture: Turned, likely: NDArray[np.float64], factor: float) -> tuple[float, float]:

@@ -49,7 +49,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_parameters_between_the_kinds(fov: float, unknown: float, scale: float, outside: float) -> None:
     found = CALIBRATION.parameters(fov, unknown)
     assert (found.scale, found.outside) == (pytest.approx(scale), pytest.approx(outside))
-    assert found.confidence == pytest.approx((0.0, 1.0, 0.0))
+    assert (found.region, found.confidence) == (pytest.approx((0.0, 0.6, 0.0)), pytest.approx((0.0, 0.0, 1.0)))
 
 
 def test_one_kind_of_heading_serves_for_the_other() -> None:
