@@ -195,13 +195,13 @@ class PairDataset(Dataset[Sample]):
     @property
     def tile_size(self) -> TileSize:
         """The size of a raw tile without its margin. Raises DatasetError if it is unknown."""
-        info = self.info
-        if not info.keep_tiles or info.tile_m is None or info.tile_px is None:
+        size = self.info.tile_size
+        if not self.info.keep_tiles or size is None:
             raise DatasetError(
                 f"{self.uri} was prepared without raw tiles of known size: prepare it again with "
                 "prepare.keep_tiles=true and prepare.margin_m, from a source that cuts or renders its tiles"
             )
-        return TileSize(info.tile_m, info.tile_px)
+        return size
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Combine samples with `collate` for this data set's image size; pass this to the loader."""

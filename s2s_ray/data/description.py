@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from s2s_ray import storage
-from s2s_ray.data.schema import Split
+from s2s_ray.data.schema import Split, TileSize
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError
 from s2s_ray.geo.images import Encoding
 from s2s_ray.geo.views import PanoramaKind, ViewGeometry
@@ -96,6 +96,16 @@ class DatasetInfo(Document):
     def margin_px(self) -> int:
         """Pixels that are stored on each side of a raw tile."""
         return margin_px(self.margin_m, self.tile_m, self.tile_px) if self.tile_m and self.tile_px else 0
+
+    @property
+    def tile_size(self) -> TileSize | None:
+        """The size of a tile without its margin; of data sets that do not name it, by their source."""
+        metres, px = self.tile_m, self.tile_px
+        if metres is None and (
+            self.source.get("kind") == "synthetic" or self.source.get("tiles") or self.source.get("geotiff")
+        ):
+            metres, px = self.source.get("tile_m"), self.source.get("tile_px")
+        return None if metres is None or px is None else TileSize(metres, px)
 
     def panorama_lines(self) -> list[str]:
         """Describe what was done with the panoramas, in one line for each kind."""

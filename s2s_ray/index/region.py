@@ -80,7 +80,9 @@ def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
         ConfigError: neither of them says it.
     """
     given, default = source.model_dump(exclude_unset=True), source.model_dump()
-    trained = (meta.get("config") or {}).get("source") or {}
+    trained = meta.get("dataset") or {}
+    if "tile_m" not in trained:  # a run of an earlier version
+        trained = (meta.get("config") or {}).get("source") or {}
     metres, px = (given.get(key) or trained.get(key) or default.get(key) for key in ("tile_m", "tile_px"))
     if metres is None or px is None:
         raise ConfigError("source.tile_m is missing: the side of a tile in metres, as those the model was trained on")
@@ -93,13 +95,19 @@ def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
     return TileSize(metres, px)
 
 
+def expected_tiles(imagery: Imagery, region: Region, every_m: float) -> float:
+    """Return about how many points of a lattice are in a region and in the box around imagery."""
+    return _overlap(imagery, region).area_m2 / every_m**2
+
+
 class RegionTiles:
     """Tiles on the lattice of one spacing, inside a region, as far as there is imagery.
 
     The id of a tile is its cell of the lattice, such as `8m_-428190_136522`: the same for all regions.
 
     Attributes:
-        outside: number of the region's points that lie beyond the outline of the imagery and are no tiles.
+        outside: number of the region's points that lie beyond the outline of the imagery and are no tiles; estimated by
+            area where the region is larger than the imagery.
 
     Raises:
         PriorError: no point of the lattice in the region, or none of them on the imagery; a spacing out of range.
@@ -125,21 +133,12 @@ class RegionTiles:
             views: those of the model's checkpoint.
         """
         self._config, self._size, self._views = imagery, size, views
-        covers, self._lattice = self._imagery.covers, Lattice(every_m)
+        self._lattice = Lattice(every_m)
         self._block: tuple[tuple[float, float], tuple[Pixels, Seen]] | None = None
         self.region = RegionInfo.of(region, self._lattice.every_m, size.metres)
         self.uri = _address(imagery)
-        cells = region.grid_cells(every_m)
-        if not len(cells):
-            raise PriorError(
-                f"region: no point of a lattice of {every_m:g} m lies in it; reduce the spacing (--every) or enlarge it"
-            )
+        cells, self.outside = self._find(region)
         positions = self._lattice.positions(cells)
-        covered = covers(positions)
-        if not covered.any():
-            raise PriorError(f"region {_bounds(self.region)}: {NO_IMAGERY} of it in {self.uri}")
-        self.outside = int((~covered).sum())
-        cells, positions = cells[covered], positions[covered]
         self._block_m = _BLOCK_TILES * size.metres if every_m <= _OVERLAP_FROM * size.metres else None
         self._starts = np.arange(len(cells))
         if self._block_m is not None:  # tiles of one block follow each other
@@ -227,6 +226,22 @@ class RegionTiles:
     def _write_pictures(self, rows: Sequence[int], folder: Path) -> None:
         write_thumbnails(map(self.tile, rows), folder)
 
+    def _find(self, region: Region) -> tuple[Cells, int]:
+        """Return the cells of a region that the imagery covers, and about how many it does not."""
+        imagery, every_m = self._imagery, self._lattice.every_m
+        searched = _overlap(imagery, region)
+        cells = searched.grid_cells(every_m)
+        positions = self._lattice.positions(cells)
+        covered = region.mask(*positions.T) & imagery.covers(positions)
+        if searched is region and not len(cells):
+            raise PriorError(
+                f"region: no point of a lattice of {every_m:g} m lies in it; reduce the spacing (--every) or enlarge it"
+            )
+        if not covered.any():
+            raise PriorError(f"region {_bounds(self.region)}: {NO_IMAGERY} of it in {self.uri}")
+        all_points = len(cells) if searched is region else round(region.area_m2 / every_m**2)
+        return cells[covered], max(0, all_points - int(covered.sum()))
+
     @cached_property
     def _positions(self) -> Any:
         return self._lattice.positions(self._cells)
@@ -272,6 +287,12 @@ def _address(imagery: SourceConfig) -> str:
     if isinstance(imagery, ManifestSourceConfig):
         return storage.absolute(imagery.geotiff or imagery.tiles or "")
     return f"{imagery.kind}:{imagery.seed}" if isinstance(imagery, SyntheticSourceConfig) else imagery.kind
+
+
+def _overlap(imagery: Imagery, region: Region) -> Region:
+    """Return the smaller one of a region and the box around imagery: both hold all tiles."""
+    frame = region if imagery.bounds is None else Region.of_box(imagery.bounds)
+    return frame if frame.area_m2 < region.area_m2 else region
 
 
 def _bounds(region: RegionInfo) -> str:

@@ -28,6 +28,9 @@ class DatasetMeta(BaseModel):
     geometry: dict[str, Any] | None = None
     metres: Literal["geodesic", "utm"] = "utm"
     """How the run measures distances between pairs (`s2s_ray.data.schema.Metres`)."""
+    tile_m: float | None = None
+    tile_px: int | None = None
+    """The side of its tiles in metres and pixels; None: unknown."""
 
 
 class CheckpointMeta(Document):

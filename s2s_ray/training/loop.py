@@ -302,6 +302,7 @@ class Trainer:
         if rank() == 0:
             self._check()
             data = self.train_set.info
+            size = data.tile_size
             meta = {
                 "run": self.config.train.name,
                 "step": self.global_step,
@@ -315,6 +316,7 @@ class Trainer:
                     "digest": data.digest,
                     "geometry": data.geometry.tree(),
                     "metres": self._metres,
+                    **({} if size is None else {"tile_m": size.metres, "tile_px": size.px}),
                 },
             }
             self.store.save(self.global_step, self.model.state_dict(), self.state_dict(), meta)

@@ -125,6 +125,24 @@ def test_a_margin_needs_the_raw_tiles() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"kind": "synthetic", "tile_m": 64.0, "tile_px": 128}, TileSize(64.0, 128)),
+        ({"kind": "manifest", "geotiff": "x.tif", "tile_m": 50.0, "tile_px": 512}, TileSize(50.0, 512)),
+        ({"kind": "manifest", "tile_m": 50.0, "tile_px": 512}, None),  # the tiles are files
+        ({"kind": "cvusa"}, None),
+    ],
+)
+def test_earlier_versions_named_the_size_with_the_source(
+    config: Config, source: dict[str, Any], expected: TileSize | None
+) -> None:
+    info = read_dataset_info(config.data.uri)
+    assert info.tile_size == TileSize(64.0, PX)
+    earlier = info.model_copy(update={"tile_m": None, "tile_px": None, "margin_m": 0.0, "source": source})
+    assert earlier.tile_size == expected
+
+
+@pytest.mark.parametrize(
     ("margin_m", "tile_m", "tile_px", "expected"),
     [(0, 64, 128, 0), (16, 64, 128, 32), (16.1, 64, 128, 33), (0.3, 30, 300, 3), (5, 64, 32, 3)],
 )

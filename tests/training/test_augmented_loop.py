@@ -11,6 +11,7 @@ import torch
 from s2s_ray.config import Config
 from s2s_ray.data.augmentation import query_views, reference_views
 from s2s_ray.errors import ConfigError, RunError
+from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.loop import Trainer
 from s2s_ray.training.ready import check_ready
 from tests.support.random_source import prepare_random
@@ -112,7 +113,11 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(base: Config, tmp_path: Path) 
 
 def test_another_variation_is_another_run(base: Config, tmp_path: Path) -> None:
     config = configured(base, tmp_path, rotate=0.5)
-    Trainer(config).fit()
+    trainer = Trainer(config)
+    trainer.fit()
+    assert trainer.store.committed is not None
+    found = read_meta(trainer.store.committed)["dataset"]
+    assert (found["tile_m"], found["tile_px"]) == (64.0, 32)  # for an index of a region
     with pytest.raises(RunError, match=r"was started with augmentation.rotate=0.5, now it is 0.0: keep it, or choose"):
         check_ready(configured(base, tmp_path))
 
