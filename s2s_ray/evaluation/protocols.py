@@ -98,24 +98,27 @@ def measure_protocols(
         raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
     for protocol in protocols:
         require_margin(dataset, protocol, config)
-    tables: dict[str, dict[str, Any]] = {}
-    outcomes: dict[str, Outcome] = {}
-    everything = range(len(dataset))
-    seeds = range(config.seed, config.seed + config.seeds)
-    geometry = dataset.info.geometry
-    rounds = sum(len(seeds) if protocol.is_random else 1 for protocol in protocols)
+    found: dict[str, list[Outcome]] = {protocol.name: [] for protocol in protocols}
+    everything, geometry = range(len(dataset)), dataset.info.geometry
+    random = sum(protocol.is_random for protocol in protocols)
+    rounds = config.seeds * random + len(protocols) - random
     with progress(rounds * len(dataset), "protocols", "queries") as advance:
-        for protocol in protocols:
-            found: list[Outcome] = []
-            for seed in seeds if protocol.is_random else seeds[:1]:
-                if protocol.offcentre_m is None and aligned is not None:
-                    gallery = Gallery(aligned, np.zeros((len(dataset), 1, 2)))
-                else:
+        for seed in range(config.seed, config.seed + config.seeds):
+            galleries: dict[float | None, Gallery] = (
+                {} if aligned is None else {None: Gallery(aligned, np.zeros((len(dataset), 1, 2)))}
+            )
+            for protocol in protocols:
+                if not protocol.is_random and seed > config.seed:
+                    continue
+                gallery = galleries.get(protocol.offcentre_m)
+                if gallery is None:
                     gallery = embed_gallery(model, dataset, geometry, protocol, seed, everything, config, device)
-                    aligned = gallery.rows if protocol.offcentre_m is None else aligned
-                found.append(ask(model, dataset, protocol, seed, gallery, everything, config, device, advance=advance))
-            tables[protocol.name] = joined([one.figures() for one in found])
-            outcomes[protocol.name] = found[0]
+                    galleries[protocol.offcentre_m] = gallery
+                one = ask(model, dataset, protocol, seed, gallery, everything, config, device, advance=advance)
+                found[protocol.name].append(one)
+            aligned = galleries[None].rows if None in galleries else None
+    tables = {name: joined([one.figures() for one in several]) for name, several in found.items()}
+    outcomes = {name: several[0] for name, several in found.items()}
     return tables, outcomes
 
 
