@@ -137,7 +137,7 @@ def calibrate(
                 heading_known=heading_known,
                 similarities=np.concatenate(similarities),
                 headings=headings,
-                true_headings=np.zeros(len(asked)) if heading_known else columns * (360.0 / geometry.width),
+                true_headings=(0.0 if heading_known else 360.0 / geometry.width) * columns.astype(np.float64),
                 tiles=gallery.centres,
                 places=positions[asked],
                 spacing_m=gallery.spacing_m,
@@ -250,8 +250,9 @@ def _grid(
         corners = dataset.info.margin_px + np.rint(offsets * (1, -1) / metres).astype(int)[:, ::-1]
         cut = [wide[top : top + size.px, left : left + size.px] for top, left in corners.tolist()]
         views = torch.stack([embedder.geometry.north_up(tile) for tile in cut])
-        found += [embedder.embed_satellite(part) for part in views.split(2 * _BATCH)]
-        centres.append(np.stack(moved(*positions[row], offsets[:, 0], offsets[:, 1]), axis=-1))
+        found += [embedder.embed_satellite(views[at : at + _BATCH]) for at in range(0, len(views), _BATCH)]
+        latitude, longitude = positions[row].tolist()
+        centres.append(np.stack(moved(latitude, longitude, offsets[:, 0], offsets[:, 1]), axis=-1))
     return _Gallery(np.concatenate(found), np.concatenate(centres), every_m)
 
 

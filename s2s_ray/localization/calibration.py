@@ -181,8 +181,11 @@ def _between(first: Parameters, second: Parameters, share: float) -> Parameters:
     """Return the mean of two sets of parameters with weights 1 - share and share."""
     weights = np.array([1 - share, share])
     numbers = (weights @ (first[:-2], second[:-2])).tolist()
-    region, confidence = (tuple((weights @ pair).tolist()) for pair in zip(first[-2:], second[-2:], strict=True))
-    return Parameters(*numbers, region=region, confidence=confidence)
+    region, confidence = (
+        tuple((weights @ pair).tolist())
+        for pair in ((first.region, second.region), (first.confidence, second.confidence))
+    )
+    return Parameters(*numbers, region, confidence)
 
 
 def mean_of(parameters: Sequence[Parameters]) -> Parameters:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2s_ray.data.dataset import Sample
+from s2s_ray.data.batch import Sample
 from s2s_ray.data.schema import TileSize
 from s2s_ray.errors import DatasetError, InputError
 from s2s_ray.localization import calibrate as module

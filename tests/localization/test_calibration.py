@@ -48,8 +48,8 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_parameters_between_the_kinds(fov: float, unknown: float, scale: float, outside: float) -> None:
     found = CALIBRATION.parameters(fov, unknown)
-    assert (found.scale, found.outside) == (pytest.approx(scale), pytest.approx(outside))
-    assert (found.region, found.confidence) == (pytest.approx((0.0, 0.6, 0.0)), pytest.approx((0.0, 0.0, 1.0)))
+    assert (found.scale, found.outside) == pytest.approx((scale, outside))
+    assert (*found.region, *found.confidence) == pytest.approx((0.0, 0.6, 0.0, 0.0, 0.0, 1.0))
 
 
 def test_one_kind_of_heading_serves_for_the_other() -> None:
@@ -59,7 +59,7 @@ def test_one_kind_of_heading_serves_for_the_other() -> None:
 
 def test_the_mean_over_pictures() -> None:
     found = mean_of([Parameters(scale=value, confidence=(value, 1.0, 0.0)) for value in (10.0, 20.0, 60.0)])
-    assert (found.scale, found.confidence[0]) == (pytest.approx(30.0), pytest.approx(30.0))
+    assert (found.scale, found.confidence[0]) == pytest.approx((30.0, 30.0))
 
 
 def test_the_calibration_error_is_the_worst_of_the_whole_horizon() -> None:

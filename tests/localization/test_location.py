@@ -34,6 +34,11 @@ def places(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(2 * EVERY_M, (COUNT - 3) * EVERY_M, (count, 2))
 
 
+def around(east: float, north: float, radius_m: float) -> Circle:
+    latitude, longitude = degrees(np.array([[east, north]]))[0].tolist()
+    return Circle(latitude, longitude, radius_m)
+
+
 def metres(fix: Fix | None, place: np.ndarray, origin: tuple[float, float] = ORIGIN) -> float:
     assert fix is not None
     [point] = east_north(*origin, np.array([fix.latitude]), np.array([fix.longitude]))
@@ -70,7 +75,7 @@ def test_an_unknown_heading_is_found(index: ReferenceIndex) -> None:
 def test_a_known_heading_is_a_search_of_one_descriptor(index: ReferenceIndex) -> None:
     random = np.random.default_rng(2)
     picture = LANDSCAPE.picture(places(3, 1)[0], random, noise=1.0)
-    prior = Circle(*degrees(np.array([[100.0, 100.0]]))[0].tolist(), 60.0)
+    prior = around(100.0, 100.0, 60.0)
     for area in (None, prior):
         found = locate(index, [picture._replace(headings=np.array([-90.0]))], k=7, prior=area)
         [expected] = index.search(picture.descriptors, 7, area)
@@ -188,7 +193,7 @@ def test_the_surface_is_the_most_probable_tiles(index: ReferenceIndex) -> None:
 def test_a_prior(index: ReferenceIndex) -> None:
     place = places(11, 1)[0]
     picture = LANDSCAPE.picture(place, np.random.default_rng(10), noise=0.5)
-    elsewhere = Circle(*degrees(np.array([[180.0, 20.0]]))[0].tolist(), 30.0)
+    elsewhere = around(180.0, 20.0, 30.0)
     found = locate(index, [picture], k=10, prior=elsewhere)
     assert metres(found.fix, np.array([180.0, 20.0])) <= 30
     assert len(found.matches) == 10

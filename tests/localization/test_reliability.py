@@ -39,10 +39,9 @@ def test_risk_coverage_is_the_mean_risk_of_the_most_confident() -> None:
 def test_calibration_error_by_tenths() -> None:
     confidences = np.array([0.05, 0.05, 0.95, 0.95, 1.0])
     right = np.array([False, True, True, True, False])
-    assert bins(confidences, right) == (
-        (pytest.approx(0.05), 0.5, 2),
-        (pytest.approx(2.9 / 3), pytest.approx(2 / 3), 3),
-    )
+    first, second = bins(confidences, right)
+    assert first == pytest.approx((0.05, 0.5, 2))
+    assert second == pytest.approx((2.9 / 3, 2 / 3, 3))
     assert calibration_error(confidences, right) == pytest.approx(0.4 * 0.45 + 0.6 * 0.3)
 
 

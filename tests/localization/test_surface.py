@@ -59,7 +59,7 @@ def test_every_tile_and_heading_counts() -> None:
 
 
 def test_the_headings_of_a_window_are_weighted_by_the_normal_distribution() -> None:
-    headings = np.arange(12) * 30.0
+    headings = np.arange(0.0, 360.0, 30.0)
     picture = Turned(np.zeros((12, 2), np.float32), headings, 20.0, 360.0, 350.0).narrowed()
     assert sorted(picture.headings.tolist()) == [0, 30, 300, 330]
     expected = np.array([math.exp(-0.5 * (away / 20) ** 2) for away in (10, 40, 50, 20)])
@@ -84,7 +84,8 @@ def test_tiles_that_are_not_compared_count_by_a_sample(monkeypatch: pytest.Monke
     index = index_of(tiles, positions)
     pictures = [landscape.picture(np.array([250.0, 260.0]), random, noise=1.0, turn=2)]
     parameters = [Parameters(scale=10.0)]
-    prior = Circle(*positions[1830].tolist(), 200.0)
+    latitude, longitude = positions[1830].tolist()
+    prior = Circle(latitude, longitude, 200.0)
     whole, inside = (
         surface.posterior(index, pictures, parameters),
         surface.posterior(index, pictures, parameters, prior),

@@ -21,7 +21,7 @@ def reliability(**changes: float) -> Reliability:
             "heading_within": None,
             "median_m": 6.0,
             **changes,
-        }  # type: ignore[arg-type]
+        }
     )
 
 
@@ -41,7 +41,7 @@ def kind(fov: float, heading_known: bool, **changes: float) -> Kind:
             "confidence": (0.0, 0.0, 1.0),
             "reliability": reliability(),
             **changes,
-        }  # type: ignore[arg-type]
+        }
     )
 
 

@@ -54,7 +54,7 @@ class Landscape:
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return rows of unit length."""
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
 
 
 def grid(count: int, every_m: float) -> NDArray[np.float64]:
