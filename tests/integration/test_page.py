@@ -241,7 +241,7 @@ def test_what_is_known_of_a_picture_is_chosen(page: Page) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.locator("#fix-position")).to_contain_text("48.10")
     assert asked[0]["heading"] == ["auto"]
-    assert "fov" not in asked[0]
+    assert asked[0]["fov"] == ["auto"]
     assert asked[-1]["fov"] == ["75"]
     expect(page.locator("#file-says")).to_contain_text("75°, given by you")
     expect(page.locator("#file-says")).to_contain_text("estimated")
@@ -270,6 +270,19 @@ def test_a_fix_is_shown_as_circles_a_wedge_and_a_heat_map(page: Page) -> None:
     assert page.evaluate("document.querySelectorAll('#map canvas').length") == 1, "the heat map"
     assert page.locator("#best-wedge path").get_attribute("d") not in (None, "")
     keep(page, "fix")
+
+
+def test_a_position_in_the_file_is_named_as_such(page: Page) -> None:
+    tagged = {
+        **CALIBRATED, "query": {**CALIBRATED["query"], "position": {"latitude": 48.101, "longitude": 11.501}},
+        "matches": [{**CALIBRATED["matches"][0], "distance_m": 0.3}],
+    }  # fmt: skip
+    page.route("**/v1/localize*", lambda route: route.fulfill(status=200, json=tagged))
+    upload(page, "picture-file", panorama())
+    expect(page.locator("#file-says")).to_contain_text("48.101000, 11.501000, in the file; the search does not use it")
+    expect(page.locator("#matches li").first).to_contain_text("0 m from the position in the file")
+    assert page.locator("#matches li.right").count() == 0
+    expect(page.locator("#map .truth")).to_have_attribute("title", "Position in the file")
 
 
 def test_a_picture_from_elsewhere_is_named_in_words(page: Page) -> None:

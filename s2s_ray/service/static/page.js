@@ -91,7 +91,7 @@ function choose(name, value) { document.querySelector(`input[name=${name}][value
 function parameters() {
   const asked = new URLSearchParams({ k: Math.min(K, served.count), surface: "true" });
   asked.set("heading", chosen("heading") === "given" ? $("heading").value : chosen("heading"));
-  if (chosen("fov") === "given") asked.set("fov", $("fov").value);
+  asked.set("fov", chosen("fov") === "given" ? $("fov").value : "auto");
   if ($("projection").value !== "auto") asked.set("projection", $("projection").value);
   if (query.rows) asked.set("rows", query.rows);
   if (query.truth) asked.set("true", query.truth.join(","));
@@ -172,6 +172,9 @@ function describeQuery(known) {
     ["Field of view", `${Math.round(known.fov)}°, ${FROM[known.fov_origin]}`],
     ["Kind", `${KINDS[known.projection]}, ${FROM[known.projection_origin]}`],
   ];
+  if (known.position) {
+    rows.push(["Position", `${known.position.latitude.toFixed(6)}, ${known.position.longitude.toFixed(6)}, in the file; the search does not use it`]);
+  }
   if (known.pitch || known.roll) rows.push(["Camera", `pitched by ${Math.round(known.pitch)}°, rolled by ${Math.round(known.roll)}°`]);
   $("file-says").replaceChildren(...rows.flatMap(([name, value]) => [
     Object.assign(document.createElement("dt"), { textContent: name }),
@@ -196,7 +199,7 @@ function describeFix(fix) {
   if (heading) lines.push(`The middle of the picture looks ${degrees(heading.degrees)}${!heading.spread ? "" : `, give or take ${Math.round(heading.spread)}°`}.`);
   if (fix.confidence !== null) lines.push(`Confidence ${percent(fix.confidence)} that this is right within ${metres(fix.confidence_m)}.`);
   if (fix.in_region) lines.push(`Taken in this region: ${percent(fix.in_region_probability)}.`);
-  if (fix.distance_m !== null && fix.distance_m !== undefined) lines.push(`${metres(fix.distance_m)} from ${query.truth ? "the true position" : "the position in the file"}.`);
+  if (fix.distance_m !== null && fix.distance_m !== undefined) lines.push(`${metres(fix.distance_m)} from ${origin()}.`);
   if (peaks.length > 1) lines.push(`Other places are possible: ${peaks.slice(1).map((peak) => `${peak.latitude.toFixed(5)}, ${peak.longitude.toFixed(5)} (${percent(peak.probability)})`).join("; ")}.`);
   if (!fix.calibrated) lines.push("This release was published without a calibration, so there is no radius and no confidence.");
   $("fix-details").replaceChildren(...lines.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
@@ -218,7 +221,10 @@ function showBest({ matches, query: known, fix }) {
   $("best-wedge").querySelector("path").setAttribute("d", bearing === null ? "" : wedge(bearing, known.fov, 0.95));
 }
 
-function isRight(match) { return match.distance_m !== null && match.distance_m < 1; }
+// Distances count from the position in the file if the true one is not known.
+function origin() { return query.truth ? "the true position" : "the position in the file"; }
+
+function isRight(match) { return query.truth !== null && match.distance_m !== null && match.distance_m < 1; }
 
 function list(matches) {
   $("matches").replaceChildren(...matches.map((match) => {
@@ -233,7 +239,7 @@ function list(matches) {
     const details = document.createElement("div");
     const position = match.latitude === null ? "unknown position" : `${match.latitude.toFixed(6)}, ${match.longitude.toFixed(6)}`;
     const lines = [match.id, position, `descriptor distance ${match.descriptor_distance.toFixed(3)}`];
-    if (match.distance_m !== null) lines.splice(1, 0, `${metres(match.distance_m)} from the true position`);
+    if (match.distance_m !== null) lines.splice(1, 0, `${metres(match.distance_m)} from ${origin()}`);
     details.append(...lines.map((text) => Object.assign(document.createElement("p"), { textContent: text })));
     item.append(rank, image, details);
     const showOnMap = () => { if (map && match.latitude !== null) map.setView([match.latitude, match.longitude], 18); };
@@ -270,10 +276,11 @@ function plot({ matches, fix, surface, query: known }) {
   if (surface) plotSurface(surface);
   if (fix) points.push(...plotFix(fix, known));
   plotMatches(placed, Boolean(fix));
-  if (query.truth) {
-    points.push(query.truth);
-    const icon = L.divIcon({ className: "truth", iconSize: [22, 22] });
-    L.marker(query.truth, { icon, title: "True position", alt: "True position", interactive: false }).addTo(layers);
+  const truth = query.truth ?? (known.position ? [known.position.latitude, known.position.longitude] : null);
+  if (truth) {
+    const title = query.truth ? "True position" : "Position in the file";
+    points.push(truth);
+    L.marker(truth, { icon: L.divIcon({ className: "truth", iconSize: [22, 22] }), title, alt: title, interactive: false }).addTo(layers);
   }
   if (!fix) points.push(...placed.map((match) => [match.latitude, match.longitude]));
   map.invalidateSize();
