@@ -293,14 +293,17 @@ class TestCvact:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rows", "polar_size"), [("cvusa", (0.0, 1.0), (224, 1232)), ("cvact", (0.25, 0.75), None)]
+    ("kind", "rows", "polar_size", "edge"),
+    [("cvusa", (0.0, 1.0), (224, 1232), 32.727), ("cvact", (0.25, 0.75), None, 45.0)],
 )
 def test_the_views_of_a_published_data_set_are_known_without_its_files(
-    kind: str, rows: tuple[float, float], polar_size: tuple[int, int] | None
+    kind: str, rows: tuple[float, float], polar_size: tuple[int, int] | None, edge: float
 ) -> None:
     geometry = published_geometry(kind, 128, 512)
     assert (geometry.height, geometry.width, geometry.panorama_rows) == (128, 512, rows)
     assert geometry.polar_size == polar_size
+    assert geometry.elevations == pytest.approx((edge, -edge), abs=1e-3)
+    assert geometry.default_heading == 0.0
 
 
 def test_the_presets_are_the_published_protocols() -> None:
