@@ -65,7 +65,7 @@ def raw(running: Running) -> Callable[[], Outcome]:
     def send() -> Outcome:
         started = time.monotonic()
         try:
-            response = running.http.post("/v1/localize?k=3", content=BODY, headers={"content-type": "image/png"})
+            response = running.http.post("/v1/localize?k=3&heading=0", content=BODY, headers={"content-type": "image/png"})
         except httpx2.TransportError:
             return Outcome(0, None, None, time.monotonic() - started)
         seconds = time.monotonic() - started
@@ -85,7 +85,7 @@ def many_at_once(running: Running) -> Callable[[], Outcome]:
 
     def send() -> Outcome:
         started = time.monotonic()
-        status = running.http.post("/v1/embed/street", files=parts).status_code
+        status = running.http.post("/v1/embed/street?heading=0", files=parts).status_code
         return Outcome(status, None, None, time.monotonic() - started)
 
     return send
@@ -97,7 +97,7 @@ def patient(running: Running) -> Callable[[], Outcome]:
     def send() -> Outcome:
         started = time.monotonic()
         with Client(running.url, timeout_s=PATIENT_S) as client:
-            [[first, *_]] = client.localize([BODY], k=3)
+            [[first, *_]] = client.localize([BODY], k=3, heading=0)
         return Outcome(200, client.release, (first.id, first.descriptor_distance), time.monotonic() - started)
 
     return send
