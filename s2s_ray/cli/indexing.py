@@ -145,7 +145,7 @@ def _index_region(
     new = "" if base is None else f", {len(rows):,} of them new"
     typer.echo(f"{len(source.ids):,} tiles of {size.tile_m:g} m, every {size.every_m:g} m{new}", err=True)
     if source.outside:
-        typer.echo(f"left out: {source.outside:,} points of the region that are outside {source.uri}", err=True)
+        typer.echo(f"left out: about {source.outside:,} points of the region, outside {source.uri}", err=True)
     typer.echo(f"{expected} ({device})", err=True)
     del model, base
     return _in_parts(source, settings, uri, out, parallel=parallel, extends=extends)
@@ -191,13 +191,13 @@ def _region_tiles(settings: Config, checkpoint: str, region: str, every: float, 
     """
     from s2s_ray.data.sources import open_imagery
     from s2s_ray.geo.views import ViewGeometry
-    from s2s_ray.index.region import RegionTiles, read_region, tile_size
+    from s2s_ray.index.region import RegionTiles, expected_tiles, read_region, tile_size
     from s2s_ray.model.checkpoint_meta import model_config, read_meta
 
     meta, imagery, area = read_meta(checkpoint), settings.located().source, read_region(region)
-    open_imagery(imagery)  # a source without any is refused before a missing size of tiles
+    opened = open_imagery(imagery)  # a source without any is refused before a missing size of tiles
     size = tile_size(settings.source, meta)
-    if not yes and every > 0 and (points := area.area_m2 / every**2) >= CONFIRM_FROM:
+    if not yes and every > 0 and (points := expected_tiles(opened, area, every)) >= CONFIRM_FROM:
         raise OptionError(
             f"--region {region} --every {every:g}: about {points:,.0f} tiles; add --yes if that is right, or choose a "
             "larger distance or a smaller region"

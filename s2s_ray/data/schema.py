@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from s2s_ray.geo.camera import Projection
 from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.geo.metadata import PhotoMetadata
+from s2s_ray.geo.prior import Box
 from s2s_ray.geo.views import ViewGeometry
 
 Split = Literal["train", "val", "test"]
@@ -93,6 +94,10 @@ class Imagery(Protocol):
 
     def cut_seen(self, latitude: float, longitude: float, metres: float, px: int) -> tuple[Pixels, Seen]:
         """Cut a tile as `cut` does, and say which of its pixels the imagery has. Raises UnreadableImageError."""
+
+    @property
+    def bounds(self) -> Box | None:
+        """A box around the imagery; None if it may be anywhere."""
 
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, the imagery may have, by its outline."""

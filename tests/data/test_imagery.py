@@ -206,6 +206,8 @@ def test_a_raster_says_what_it_has(tmp_path: Path) -> None:
     np.testing.assert_array_equal(inside[0], tiff.cut(*positions[1], 80.0, 40))
     assert west_edge[1][:, 20:].all()
     assert not west_edge[1][:, :19].any()
+    assert tiff.bounds is not None
+    assert tiff.bounds.mask(*positions.T).tolist() == tiff.covers(positions).tolist()
     metres = tiff.offsets(*positions[0], positions[:2])
     # the grid's north is that of its meridian there, and its scale 0.9996
     np.testing.assert_allclose(metres, [[0, 0], [100 / 0.9996, 0]], atol=0.01)

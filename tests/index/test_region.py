@@ -21,6 +21,7 @@ from s2s_ray.errors import ConfigError, PriorError, ReferenceIndexError, Unreada
 from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.geo.lattice import Lattice
 from s2s_ray.geo.offsets import east_north, moved
+from s2s_ray.geo.prior import Box
 from s2s_ray.geo.region import Region
 from s2s_ray.geo.utm import to_utm, utm_zone
 from s2s_ray.geo.views import ViewGeometry
@@ -30,7 +31,7 @@ from s2s_ray.index.build import build
 from s2s_ray.index.forecast import forecast
 from s2s_ray.index.info import IndexInfo, RegionInfo
 from s2s_ray.index.parts import Build, PartWriter, build_in_parts
-from s2s_ray.index.region import RegionTiles, read_region, tile_size
+from s2s_ray.index.region import RegionTiles, expected_tiles, read_region, tile_size
 from s2s_ray.model.checkpoint import save_model
 from s2s_ray.model.checkpoint_meta import fingerprint
 from s2s_ray.model.s2s import S2S
@@ -50,6 +51,7 @@ class Painted:
     def __init__(self, origin: tuple[float, float], edge_m: float = math.inf, turned: float = 0.0) -> None:
         self.origin, self.edge_m, self.reads = origin, edge_m, 0
         self.turned = math.radians(turned)
+        self.bounds: Box | None = None
 
     def colours(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         east, north = east_north(*self.origin, *positions.T).T
@@ -188,6 +190,20 @@ def test_points_without_imagery_are_left_out(paint: Any) -> None:
                 tiles.tile(row)
         elif metres < 20 - SIZE.metres / 2 - 1:
             tiles.tile(row)
+
+
+def test_a_region_may_be_much_larger_than_the_imagery(paint: Any) -> None:
+    imagery = paint((48.1, 11.6), edge_m=20.0)
+    whole = RegionTiles(SOURCE, square(48.1, 11.6, 100.0), 5.0, SIZE, VIEWS)
+    imagery.bounds = square(48.1, 11.6, 100.0).bounds
+    country = Region.parse("5,47,15,55")
+    tiles = RegionTiles(SOURCE, country, 5.0, SIZE, VIEWS)  # of 26 thousand million points
+    assert tiles.ids == whole.ids
+    assert tiles.outside == pytest.approx(country.area_m2 / 25, rel=1e-3)
+    assert expected_tiles(imagery, country, 5.0) == pytest.approx(400, rel=1e-3)
+    assert expected_tiles(imagery, square(48.1, 11.6, 10.0), 5.0) == pytest.approx(4, rel=1e-3)
+    with pytest.raises(PriorError, match="region 5,50,15,55: there is no imagery of it"):
+        RegionTiles(SOURCE, Region.parse("5,50,15,55"), 5.0, SIZE, VIEWS)
 
 
 def _positions(tiles: RegionTiles) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:

@@ -11,9 +11,10 @@ from pyproj import Transformer
 from s2s_ray import storage
 from s2s_ray.data.sources.bands import colour_bands
 from s2s_ray.data.sources.files import require_source
-from s2s_ray.errors import ConfigError, UnreadableImageError
+from s2s_ray.errors import ConfigError, PriorError, UnreadableImageError
 from s2s_ray.geo.images import Pixels, Seen
 from s2s_ray.geo.offsets import east_north
+from s2s_ray.geo.prior import Box
 
 
 class GeoTiff:
@@ -93,6 +94,18 @@ class GeoTiff:
                 f"satellite tile: {self.uri} cannot be read there ({error.__cause__ or error})"
             ) from None
         return np.ascontiguousarray(tiles[0].transpose(1, 2, 0)), ~missing
+
+    @property
+    def bounds(self) -> Box | None:
+        """The box around the raster; None if its corners have no position."""
+        from rasterio.errors import RasterioError
+        from rasterio.warp import transform_bounds
+
+        try:
+            west, south, east, north = transform_bounds(self._raster.crs, "EPSG:4326", *self._raster.bounds)
+            return Box(west, max(south, -90.0), east, min(north, 90.0))
+        except (RasterioError, PriorError):
+            return None
 
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie on the raster, with data or not."""

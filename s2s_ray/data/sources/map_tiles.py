@@ -85,6 +85,11 @@ class MapTiles:
         shown = Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)).resize((px, px), Image.Resampling.BILINEAR)
         return pixels, np.asarray(shown) == 255
 
+    @property
+    def bounds(self) -> None:
+        """None: a folder or a server is not asked for all of its map tiles."""
+        return None
+
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie on the map, with map tiles or not."""
         on_map: NDArray[np.bool_] = np.abs(positions[:, 0]) <= _LIMIT

@@ -232,6 +232,11 @@ class CityImagery:
         """Cut a tile as `cut` does; the imagery has all of its pixels. Raises UnreadableImageError."""
         return self.cut(latitude, longitude, metres, px), np.ones((px, px), np.bool_)
 
+    @property
+    def bounds(self) -> Box:
+        """The box of the city's zone."""
+        return Box(_MERIDIAN - _ZONE_DEGREES, -80.0, _MERIDIAN + _ZONE_DEGREES, 0.0)
+
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie in the city's zone."""
         return _in_zone(positions[:, 0], positions[:, 1])
