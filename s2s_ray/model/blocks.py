@@ -107,8 +107,30 @@ def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
 def _wrapped(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """Continue the columns at both ends, so that the convolution makes one column for each of its strides."""
     left = _padding(conv)[1]
-    right = conv.kernel_size[1] - conv.stride[1] - left
-    return torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], -1)
+    result: Tensor = _Wrapping.apply(x, left, conv.kernel_size[1] - conv.stride[1] - left)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Wrapping(torch.autograd.Function):
+    """Columns continued at both ends: ... w -> ... left+w+right, with left and right at most w.
+
+    The gradient of the copied columns is added in place. For the same slices PyTorch's own would fill and add an image
+    of zeros for each end, which made a training step on CPUs a tenth longer.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, left: int, right: int) -> Tensor:
+        ctx.left, ctx.right = left, right  # type: ignore[attr-defined]
+        return torch.cat([x[..., x.shape[-1] - left :], x, x[..., :right]], -1)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        left, right = ctx.left, ctx.right  # type: ignore[attr-defined]
+        width = gradient.shape[-1] - left - right
+        total = gradient[..., left : left + width].clone()
+        total[..., width - left :] += gradient[..., :left]
+        total[..., :right] += gradient[..., left + width :]
+        return total, None, None
 
 
 def power_iterate(network: nn.Module) -> None:
@@ -191,7 +213,7 @@ class _Upsampling(torch.autograd.Function):
 def _bordered(x: Tensor, mode: str, circular: bool) -> Tensor:
     """Add a border of one pixel: B C h w -> B C h+2 w+2."""
     if circular:
-        x = torch.cat([x[..., -1:], x, x[..., :1]], 3)
+        x = _Wrapping.apply(x, 1, 1)  # type: ignore[no-untyped-call]
         if mode == "replicate":
             return torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
         return F.pad(x, (0, 0, 1, 1), mode="constant" if mode == "zeros" else mode)

@@ -156,6 +156,18 @@ def test_circular_convolutions_continue_at_the_other_end(mode: Any, kernel: int,
     assert conv(x[:0]).shape == (0, *expected.shape[1:])
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (7, 2, 3), (4, 1, 1)])
+def test_gradients_of_circular_convolutions(kernel: int, stride: int, padding: int) -> None:
+    """In both memory orders, which the gradient keeps."""
+    conv = SpectralConv2d(2, 3, kernel, stride=stride, padding=padding, circular=True).double()
+    x = torch.randn(2, 2, 4, 4, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(conv, (x,))
+    images = torch.randn(2, 4, 4, 6, dtype=DOUBLE).to(memory_format=torch.channels_last).requires_grad_()
+    wide = conv_class(circular=True)(4, 3, kernel, stride, padding).double()(images)
+    (gradient,) = torch.autograd.grad(wide.square().sum(), images)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
 # Spectral normalisation
 
 
