@@ -213,6 +213,24 @@ def test_a_raster_says_what_it_has(tmp_path: Path) -> None:
     np.testing.assert_allclose(metres, [[0, 0], [100 / 0.9996, 0]], atol=0.01)
 
 
+@pytest.mark.parametrize("west", [179.996, -180.004])
+def test_a_raster_across_the_date_line(west: float, tmp_path: Path) -> None:
+    from rasterio.transform import from_bounds
+
+    frame = from_bounds(west, -16.504, west + 0.008, -16.496, SIDE, SIDE)
+    shape = {"driver": "GTiff", "height": SIDE, "width": SIDE, "count": 3, "dtype": "uint8"}
+    pixels = np.repeat(np.arange(SIDE, dtype=np.float64)[None] / 2, SIDE, 0).astype(np.uint8)
+    with rasterio.open(tmp_path / "line.tif", "w", crs="EPSG:4326", transform=frame, **shape) as file:
+        file.write(np.stack([pixels] * 3))
+    tiff = GeoTiff(str(tmp_path / "line.tif"))
+    assert tiff.bounds is not None
+    assert (tiff.bounds.west, tiff.bounds.east) == pytest.approx((179.996, -179.996))
+    positions = np.array([[-16.5, 179.999], [-16.5, -179.999], [-16.5, 180.0], [-16.5, -179.99], [-16.5, 0.0]])
+    assert tiff.covers(positions).tolist() == [True, True, True, False, False]
+    for (latitude, longitude), column in zip(positions[:3], (150, 250, 200), strict=True):
+        assert tiff.cut(latitude, longitude, 60.0, 60).mean() == pytest.approx(column / 2, abs=1)
+
+
 ZOOM, LATITUDE, LONGITUDE = 19, 48.1, 11.5
 
 

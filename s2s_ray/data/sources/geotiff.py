@@ -44,6 +44,7 @@ class GeoTiff:
             raise ConfigError(
                 f"source.geotiff={uri!r} has a local coordinate system: reproject it to a geographic or projected one"
             )
+        self._crs = self._continuous_crs()
         self._bands = colour_bands(self._raster, uri)
 
     def cut(self, latitude: float, longitude: float, metres: float, px: int) -> Pixels:
@@ -78,7 +79,13 @@ class GeoTiff:
 
         plane = f"+proj=aeqd +lat_0={float(latitude)!r} +lon_0={float(longitude)!r} +datum=WGS84 +units=m"
         half = metres / 2
-        frame = {"crs": plane, "transform": from_bounds(-half, -half, half, half, px, px), "width": px, "height": px}
+        frame = {
+            "src_crs": self._crs,
+            "crs": plane,
+            "transform": from_bounds(-half, -half, half, half, px, px),
+            "width": px,
+            "height": px,
+        }
         finer = self._pixel_m(latitude) < metres / px
         how = Resampling.average if finer else Resampling.bilinear
         missing = np.zeros((px, px), np.bool_)
@@ -103,13 +110,17 @@ class GeoTiff:
 
         try:
             west, south, east, north = transform_bounds(self._raster.crs, "EPSG:4326", *self._raster.bounds)
+            if east - west >= 360:
+                west, east = -180.0, 180.0
+            west, east = (edge if abs(edge) <= 180 else (edge + 180) % 360 - 180 for edge in (west, east))
             return Box(west, max(south, -90.0), east, min(north, 90.0))
         except (RasterioError, PriorError):
             return None
 
     def covers(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which positions, latitudes and longitudes in degrees, N 2, lie on the raster, with data or not."""
-        to_raster = Transformer.from_crs("EPSG:4326", self._raster.crs.to_wkt(), always_xy=True)
+        crs = self._raster.crs.to_wkt() if self._crs is None else self._crs
+        to_raster = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
         x, y = to_raster.transform(positions[:, 1], positions[:, 0])  # infinite where the projection has no point
         inside: NDArray[np.bool_] = np.isfinite(x) & np.isfinite(y)
         x, y = np.where(inside, x, 0.0), np.where(inside, y, 0.0)
@@ -121,6 +132,13 @@ class GeoTiff:
     def offsets(self, latitude: float, longitude: float, positions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return metres east and true north of a position, N 2, for latitudes and longitudes in degrees, N 2."""
         return east_north(latitude, longitude, *positions.T)
+
+    def _continuous_crs(self) -> str | None:
+        """Return the coordinate system with longitudes as a raster across the date line has them; None for others."""
+        west, _, east, _ = self._raster.bounds
+        if not self._raster.crs.is_geographic or (west >= -180 and east <= 180):
+            return None
+        return f"{self._raster.crs.to_proj4()} +lon_wrap={(west + east) / 2:g}"
 
     def _in_memory(self, uri: str) -> str:
         """Read a remote raster, retrying as for any file, and return its name in GDAL's memory."""
