@@ -158,6 +158,10 @@ def totals(running: Running) -> Counter[tuple[str, ...]]:
                 sums["timed", label("endpoint", "")] += int(sample.value)
             elif sample.name == "ray_s2s_batched_images_total":
                 sums["batched", label("deployment", "")] += int(sample.value)
+            elif sample.name == "ray_s2s_pictures_total":
+                sums["pictures", label("heading", "")] += int(sample.value)
+            elif sample.name == "ray_s2s_fixes_total":
+                sums["fixes", label("in_region", "")] += int(sample.value)
             elif sample.name == "ray_s2s_release" and sample.value == 1:
                 sums["release", label("release", "")] = 1
             elif sample.name == "ray_s2s_index_tiles":
@@ -183,6 +187,12 @@ def test_the_metrics_agree_with_what_clients_count(running: Running) -> None:
         name: after["batched", name] - before["batched", name] for name in ("StreetEmbedding", "SatelliteEmbedding")
     }
     assert batched == {"StreetEmbedding": 12, "SatelliteEmbedding": 9}
+    # the release has a default heading and no calibration
+    assert {key: count - before[key] for key, count in after.items() if key[0] in ("pictures", "fixes")} == {
+        **{key: 0 for key in before if key[0] in ("pictures", "fixes")},
+        ("pictures", "release"): 12,
+        ("fixes", "unknown"): 12,
+    }
     assert after["release", running.release.id] == 1
     assert after["tiles",] == TILES
 

@@ -65,7 +65,9 @@ def raw(running: Running) -> Callable[[], Outcome]:
     def send() -> Outcome:
         started = time.monotonic()
         try:
-            response = running.http.post("/v1/localize?k=3&heading=0", content=BODY, headers={"content-type": "image/png"})
+            response = running.http.post(
+                "/v1/localize?k=3&heading=0", content=BODY, headers={"content-type": "image/png"}
+            )
         except httpx2.TransportError:
             return Outcome(0, None, None, time.monotonic() - started)
         seconds = time.monotonic() - started

@@ -105,6 +105,13 @@ async def synthesize(request: Request, api: Api, body: UploadedImages, layout: T
     return await api.in_thread(lambda: _encoded(api, encode))
 
 
+class Located(NamedTuple):
+    """The pictures of one place as they were understood, and its public answer."""
+
+    queries: list[dict[str, Any]]
+    tree: dict[str, Any]
+
+
 @router.post(
     "/localize",
     response_model=OneLocalization | ManyLocalizations | PlaceLocalization,
@@ -149,13 +156,6 @@ async def localize(
     for one in located:
         api.service.recorder.located(one.tree["fix"])
     return _encoded(api, lambda: _localized(api, body, located, together, kind))
-
-
-class Located(NamedTuple):
-    """The pictures of one place as they were understood, and its public answer."""
-
-    queries: list[dict[str, Any]]
-    tree: dict[str, Any]
 
 
 def _localized(api: Exchange, body: Uploads, located: Sequence[Located], together: bool, kind: str) -> Response:
