@@ -130,20 +130,21 @@ class _Surfaces:
         self.metres = np.stack([np.linalg.norm(tiles - one, axis=1) for one in places])
         blurs = _BLURS_M if trials.dense else (UNCALIBRATED.blur_m,)
         self.choices = [(scale, blur) for scale in _SCALES for blur in blurs]
-        self.fits = np.concatenate([self._fits(scale, blurs) for scale in _SCALES])
+        variances = [blur**2 + trials.spacing_m**2 / 12 for blur in blurs]
+        densities = [np.exp(self.metres**2 / (-2 * one)) / (2 * np.pi * one) for one in variances]
+        self.fits = np.concatenate([self._fits(scale, densities) for scale in _SCALES])
         self._outcomes: dict[tuple[int, float, float], _Outcome] = {}
 
-    def _fits(self, scale: float, blurs: tuple[float, ...]) -> Floats:
-        """Return the logarithm of the posterior's density at the place of each picture, for each blur, B Q."""
+    def _fits(self, scale: float, densities: list[Floats]) -> Floats:
+        """Return the logarithm of the posterior's density at the place of each picture, for each blur, B Q.
+
+        Args:
+            densities: for each blur, that of a place around each tile at the place of each picture, Q N.
+        """
         found = np.stack([log_likelihoods(one, self.weights, scale)[0] for one in self.trials.similarities])
         shares = np.exp(found - found.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
-        densities = []
-        for blur in blurs:
-            variance = blur**2 + self.trials.spacing_m**2 / 12
-            density = np.exp(-(self.metres**2) / (2 * variance)) / (2 * np.pi * variance)
-            densities.append((shares * density).sum(axis=1))
-        return np.asarray(np.log(np.stack(densities) + _ELSEWHERE))
+        return np.log(np.stack([(shares * density).sum(axis=1) for density in densities]) + _ELSEWHERE)
 
     def outcome(self, row: int, scale: float, blur_m: float) -> _Outcome:
         """Return what becomes of a picture."""

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 MOST_PEAKS = 5
 _LEAST = 0.02  # of the probability, for a peak after the first
-_SEEDS = 128
+_SEEDS = 64
 _STEPS = 8
 _GOLDEN = np.pi * (3 - np.sqrt(5))
 _POINTS = 16
+_NEAR = 20.0  # blurs, beyond which the offsets change little
 
 
 class Group(NamedTuple):
@@ -40,10 +41,12 @@ def find_peaks(points: NDArray[np.float64], probabilities: NDArray[np.float64], 
     groups: list[Group] = []
     while len(groups) < MOST_PEAKS and left[seeds].any():
         centre = points[seeds[np.argmax(np.where(left[seeds] > 0, near @ left, -1.0))]]
+        around = _within(points, centre, 2 * reach_m)  # the centre moves by less than the reach
+        local, mass_of = points[around], left[around]
         for _ in range(_STEPS):
-            weights = _kernel(centre[None], points, reach_m)[0] * left
-            centre = weights @ points / weights.sum()
-        members = np.flatnonzero((np.hypot(*(points - centre).T) <= reach_m) & (left > 0))
+            weights = _kernel(centre[None], local, reach_m)[0] * mass_of
+            centre = weights @ local / weights.sum()
+        members = around[(np.hypot(*(local - centre).T) <= reach_m) & (mass_of > 0)]
         mass = float(left[members].sum())
         if groups and mass < _LEAST:
             break
@@ -61,10 +64,13 @@ def masses(
     """
     offsets = blur_m * _offsets()
     metres = np.hypot(*(points - centre).T)
+    near = metres <= _NEAR * blur_m
     # The direction of the offsets does not matter: turn each such that the place lies to the east.
-    spread = np.hypot(metres[:, None] + offsets[:, 0], offsets[:, 1]).ravel()
-    order = np.argsort(spread, kind="stable")
-    return spread[order], np.cumsum(np.repeat(probabilities / _POINTS, _POINTS)[order])
+    spread = np.hypot(metres[near, None] + offsets[:, 0], offsets[:, 1]).ravel()
+    distances = np.concatenate([spread, metres[~near]])
+    order = np.argsort(distances, kind="stable")
+    shares = np.concatenate([np.repeat(probabilities[near] / _POINTS, _POINTS), probabilities[~near]])
+    return distances[order], np.cumsum(shares[order])
 
 
 def radius_m(distances: NDArray[np.float64], within: NDArray[np.float64], mass: float) -> float:
@@ -84,6 +90,11 @@ def _offsets() -> NDArray[np.float64]:
     share = (np.arange(_POINTS) + 0.5) / _POINTS
     radii, angles = np.sqrt(-2 * np.log(1 - share)), np.arange(_POINTS) * _GOLDEN
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
+
+
+def _within(points: NDArray[np.float64], centre: NDArray[np.float64], metres: float) -> NDArray[np.int64]:
+    """Return the rows of the points within a square of that half side."""
+    return np.flatnonzero((np.abs(points - centre) <= metres).all(axis=1))
 
 
 def _kernel(centres: NDArray[np.float64], points: NDArray[np.float64], reach_m: float) -> NDArray[np.float64]:
