@@ -1,0 +1,59 @@
+"""Publication with a calibration: what becomes of it where there are no pictures to calibrate with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from s2s_ray import publishing, registry
+from s2s_ray.errors import DatasetError, StorageError
+from s2s_ray.localization import Calibration
+from s2s_ray.publishing import publish_calibrated
+from tests.support.calibrations import calibration
+from tests.support.stored_model import stored_model
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Calibration | Exception]:
+    """What each calibration of a checkpoint gives, in turn."""
+    results: list[Calibration | Exception] = []
+
+    def calibrate_checkpoint(embedder: object, checkpoint: str) -> Calibration:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(publishing, "calibrate_checkpoint", calibrate_checkpoint)
+    return results
+
+
+def test_the_calibration_is_stored_and_made_once(tmp_path: Path, made: list[Calibration | Exception]) -> None:
+    checkpoint, index = stored_model(tmp_path)
+    root, mine = str(tmp_path / "registry"), calibration(registry.fingerprint(checkpoint))
+    made.append(mine)
+    release = publish_calibrated(root, "city", checkpoint, index)
+    assert registry.read_calibration(release) == mine
+    assert publish_calibrated(root, "city", checkpoint, index) == release, "without calibrating again"
+
+
+@pytest.mark.parametrize("error", [DatasetError("too few"), StorageError("gone")])
+def test_a_release_without_pictures_to_calibrate_with(
+    tmp_path: Path, made: list[Calibration | Exception], error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint, index = stored_model(tmp_path)
+    root, mine = str(tmp_path / "registry"), calibration(registry.fingerprint(checkpoint))
+    made += [error, mine]
+    release = publish_calibrated(root, "city", checkpoint, index)
+    assert registry.read_calibration(release) is None
+    assert f"release {release.id} is published without a calibration" in caplog.text
+    assert str(error) in caplog.text
+    assert registry.read_calibration(publish_calibrated(root, "city", checkpoint, index)) == mine, "added later"
+
+
+def test_a_checkpoint_that_names_no_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint, index = stored_model(tmp_path)
+    release = publish_calibrated(str(tmp_path / "registry"), "city", checkpoint, index)
+    assert registry.read_calibration(release) is None
+    assert f"checkpoint {checkpoint} does not say which data set" in caplog.text
