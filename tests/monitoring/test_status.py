@@ -11,14 +11,18 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import optuna
 import pytest
+import yaml
 from ray.serve.schema import ApplicationDetails, DeploymentDetails, ServeInstanceDetails
 from rich.console import Console
 
 from s2s_ray.cli import main
+from s2s_ray.config import Config
 from s2s_ray.errors import ClusterError
-from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, take_inventory
+from s2s_ray.monitoring.inventory import Inventory, ReleaseStatus, RunStatus, SweepStatus, sweep_status, take_inventory
 from s2s_ray.monitoring.status import DeploymentStatus, age, dashboard_address, deployments, show
+from s2s_ray.sweep.study import SweepStudy
 
 
 def test_status_is_readable(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +59,27 @@ def test_text_of_users_is_shown_as_it_is(name: str) -> None:
     text.encode()
     shown = name.replace("\n", "\\n").replace("\x1b", "\\x1b").replace("\udcff", "\\udcff")
     assert text.count(shown) == 2 + 1 + 2 + 1 + 1 + 5
+
+
+def test_a_sweep_for_another_metric_shows_its_own_figure(tmp_path: Path) -> None:
+    config = Config.from_tree(
+        {
+            "evaluation": {"protocols": ["fov=90"]},
+            "tune": {"metric": "fov=90.metres_median", "space": {"loss.alpha": {"low": 2, "high": 50}}},
+        }
+    )
+    root = tmp_path / "near"
+    root.mkdir()
+    (root / "sweep.yaml").write_text(yaml.safe_dump({"dataset": "d", "config": config.model_dump(mode="json")}))
+    study = SweepStudy(config.tune, str(root)).study
+    for value in (20.0, 7.25, 30.0):
+        study.tell(study.ask({"loss.alpha": optuna.distributions.FloatDistribution(2, 50)}), value)
+    found = sweep_status(str(root))
+    assert (found.metric, found.best_value, found.best_trial) == ("fov=90.metres_median", 7.25, 1)
+    assert found.best_recall is None
+    with io.StringIO() as file:
+        show([Inventory("/data", [], [found], [], [])], None, Console(file=file, width=200))
+        assert "7.25 fov=90.metres_median" in file.getvalue()
 
 
 def test_status_for_programs(root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
