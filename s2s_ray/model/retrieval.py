@@ -2,8 +2,8 @@
 
 A street view may show a part of what the model's view covers (`seen`). Unseen pixels are zero, which is what the
 convolutions pad with, and local features count by the share of their 8 x 8 pixels that was seen: what is unseen
-contributes nothing. Near the edge of the seen part the first convolution sees a picture that ends there; deeper ones see
-what zeros become after batch norm, a constant of the model, and not the zeros that they pad with.
+contributes nothing. Near the edge of the seen part the first convolution sees a picture that ends there; deeper ones
+see what zeros become after batch norm, a constant of the model, and not the zeros that they pad with.
 
 Batch norm knows no masks. With `street_batchnorm=live` its statistics include the unseen parts, whose activations are
 constant: the more of a batch is unseen, the smaller the variance. In evaluation the running statistics hold for every
