@@ -190,10 +190,10 @@ def floor(
     given = {field: value for field, value in values.items() if value is not None}
     if none and given:
         raise OptionError("--none asks for nothing: give it without --recall and --calibration-error")
+    stored = registry.read_floor(registry_uri, name)
+    former = {} if none else {field: getattr(stored, field) for field in values}
     if none or given:
-        stored = registry.set_floor(registry_uri, name, **given)
-    else:
-        stored = registry.read_floor(registry_uri, name)
+        stored = registry.set_floor(registry_uri, name, **(former | given))
     shown = [
         f"{field.replace('_', ' ')} {value:g}" for field in values if (value := getattr(stored, field)) is not None
     ]

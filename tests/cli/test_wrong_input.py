@@ -183,6 +183,8 @@ READ = [
     ["serve", "--settings", "{}"],
     ["checkpoint", "import", "{}", "--out", "o"],
     ["checkpoint", "publish", *MODEL, "--index", "{}", "--registry", "r", "--name", "n"],
+    ["checkpoint", "publish", *MODEL, *INDEX, "--registry", "r", "--name", "n", "--calibration", "{}"],
+    ["checkpoint", "calibrate", *MODEL, "--out", "o", "--data", "{}"],
     ["checkpoint", "promote", "{}", "--registry", f"{WRITTEN}/registry", "--name", "city"],
     ["checkpoint", "rollback", "--registry", "{}", "--name", "city"],
     ["checkpoint", "list", "--registry", "{}", "--name", "city"],
