@@ -57,6 +57,7 @@ def verify(
 def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
     """Train on Ray Train workers; the same train.name resumes where it stopped."""
     from s2s_ray.config import load_config
+    from s2s_ray.config.protocol import RECALL
 
     settings = load_config(config, overrides or ())
     with ray_cluster():
@@ -67,8 +68,11 @@ def train(config: ConfigOption = "paper", overrides: SetOption = None) -> None:
             result = run(settings)
         except DivergedError as error:
             raise DivergedError(f"training diverged at {error}") from error
-    recall = read_meta(result.best)["metrics"]["recall_at_1"]
-    typer.echo(f"best checkpoint {result.best}: validation R@1 {100 * recall:.1f}%")
+    metrics, chosen = read_meta(result.best)["metrics"], settings.train.best_metric
+    figures = f"validation R@1 {100 * metrics[RECALL]:.1f}%"
+    if chosen != RECALL:
+        figures += f", {chosen} {metrics[chosen]:.4g}"
+    typer.echo(f"best checkpoint {result.best}: {figures}")
 
 
 @app.command("tune")

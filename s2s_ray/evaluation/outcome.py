@@ -26,6 +26,7 @@ class Outcome:
         heading_errors: degrees between the heading of the first match and the true one; NaN if the heading is known.
         own_heading_errors: the same in the query's own tile, wherever it is ranked.
         metres: between the position of the first match and the true one; NaN if a position is unknown.
+        tile_metres: the same within the query's own tile, without positions; NaN if another tile is the first match.
         gallery: number of tiles.
     """
 
@@ -33,24 +34,27 @@ class Outcome:
     heading_errors: NDArray[np.float64]
     own_heading_errors: NDArray[np.float64]
     metres: NDArray[np.float64]
+    tile_metres: NDArray[np.float64]
     gallery: int
 
     @classmethod
     def of_columns(cls, table: NDArray[np.float64], gallery: int) -> Outcome:
-        """Return the outcome whose `columns` are N 4."""
-        ranks, first, own, metres = table.T
-        return cls(ranks.astype(np.int64), first, own, metres, gallery)
+        """Return the outcome whose `columns` are N 5."""
+        ranks, *others = table.T
+        return cls(ranks.astype(np.int64), *others, gallery)
 
     @property
     def columns(self) -> NDArray[np.float64]:
-        """The results as numbers, N 4, which workers can exchange."""
-        return np.stack([self.ranks, self.heading_errors, self.own_heading_errors, self.metres], axis=-1)
+        """The results as numbers, N 5, which workers can exchange."""
+        columns = (self.ranks, self.heading_errors, self.own_heading_errors, self.metres, self.tile_metres)
+        return np.stack(columns, axis=-1)
 
     def figures(self) -> Figures:
         """Return the figures by name: recall, errors of the heading in degrees, and of the position in metres.
 
         `heading_...` counts the queries that are found (rank 1), and their first match; `own_heading_...` all queries,
-        and their own tile. `metres_...` counts all queries with known positions, `found_metres_median` those found.
+        and their own tile. `metres_...` counts all queries with known positions, `found_metres_median` those found,
+        with or without.
         """
         found = self.ranks == 1
         depths = {str(k): k for k in DEPTHS} | {"1_percent": ceil(self.gallery / 100)}
@@ -63,7 +67,7 @@ class Outcome:
             **{f"own_heading_within_{most}": _within(self.own_heading_errors, most) for most in HEADINGS},
             "metres_median": _median(self.metres),
             **{f"metres_within_{most}": _within(self.metres, most) for most in METRES},
-            "found_metres_median": _median(self.metres[found]),
+            "found_metres_median": _median(np.where(np.isnan(self.tile_metres), self.metres, self.tile_metres)[found]),
         }
 
 

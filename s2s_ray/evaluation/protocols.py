@@ -185,7 +185,7 @@ def ask(
     places = places_of(dataset)
     require_finite(gallery.rows, "satellite", None if centres > 1 else dataset.ids)
     scale = _largest_square(gallery.rows)
-    parts = [np.empty((0, 4))]
+    parts = [np.empty((0, 5))]
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, indices, config.batch, device):
             own = pairs.index.cpu().numpy()
@@ -212,9 +212,9 @@ def ask(
             matched = first.cpu().numpy()
             offsets = gallery.offsets[matched, best.centres[rows, first].cpu().numpy()]
             metres = places[own].metres_to(places[matched].moved(*offsets.T))
-            same = matched == own  # also without coordinates
-            metres[same] = np.hypot(*offsets[same].T)
-            parts.append(np.stack([ranks.cpu().numpy(), *errors, metres], axis=-1))
+            in_tile = np.where(matched == own, np.hypot(*offsets.T), np.nan)
+            metres = np.where(np.isnan(metres) | np.isnan(in_tile), metres, in_tile)  # exact, without a projection
+            parts.append(np.stack([ranks.cpu().numpy(), *errors, metres, in_tile], axis=-1))
             advance(len(own))
     return Outcome.of_columns(np.concatenate(parts), tiles)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from s2s_ray.config import Config
-from s2s_ray.config.protocol import Protocol
+from s2s_ray.config.protocol import Protocol, metric
 from s2s_ray.data.dataset import PairDataset
+from s2s_ray.data.places import places_of
 from s2s_ray.data.schema import Split
-from s2s_ray.errors import DamagedError, NotFoundError, RunError
+from s2s_ray.errors import DamagedError, DatasetError, NotFoundError, RunError
 from s2s_ray.evaluation.protocols import require_margin
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import check_resumable, checkpoint_store
@@ -44,7 +45,8 @@ def open_split(config: Config, split: Split, flip: float) -> PairDataset:
 
     Raises:
         RunError: it has another resolution than the model.
-        DatasetError: the validation split has no margin for a protocol that is to be measured on it.
+        DatasetError: the validation split has no margin for a protocol that is to be measured on it, or no positions
+            for the metric that chooses the best checkpoint.
     """
     augmentation = config.augmentation if split == "train" else None
     dataset = PairDataset.open(config.data, split, flip=flip, seed=config.train.seed, augmentation=augmentation)
@@ -54,6 +56,10 @@ def open_split(config: Config, split: Split, flip: float) -> PairDataset:
             f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
             f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
         )
-    for name in config.evaluation.protocols if split == "val" else ():
-        require_margin(dataset, Protocol.parse(name), config.evaluation)
+    if split == "val":
+        for name in config.evaluation.protocols:
+            require_margin(dataset, Protocol.parse(name), config.evaluation)
+        chosen = config.train.best_metric
+        if metric(chosen)[1].startswith("metres") and not (places_of(dataset).frames != 0).any():
+            raise DatasetError(f"train.best_metric={chosen!r} needs positions, and {dataset.uri} has none")
     return dataset

@@ -213,7 +213,7 @@ def one_by_one(model: S2S, dataset: PairDataset, protocol: Protocol, seed: int) 
     """Rank the tiles of each query by comparing it with one tile at one heading at a time."""
     with torch.no_grad():
         tiles = torch.cat([model.embed_satellite(dataset[i].polar[None]) for i in range(PAIRS)]).double()
-    found: dict[str, list[float]] = {"ranks": [], "heading": [], "own": [], "metres": []}
+    found: dict[str, list[float]] = {"ranks": [], "heading": [], "own": [], "metres": [], "tile_metres": []}
     for i in range(PAIRS):
         query = asked(dataset[i].street[None], [dataset.ids[i]], protocol, seed)
         with torch.no_grad():
@@ -230,7 +230,8 @@ def one_by_one(model: S2S, dataset: PairDataset, protocol: Protocol, seed: int) 
             found[name].append(min(error, 360 - error) if protocol.heading else math.nan)
         places = places_of(dataset)
         metres = float(places[np.array([i])].metres_to(places[np.array([first])])[0])
-        found["metres"].append(0.0 if first == i else metres)
+        found["metres"].append(metres)
+        found["tile_metres"].append(0.0 if first == i else math.nan)
     return found
 
 
@@ -244,7 +245,8 @@ def test_the_outcome_equals_queries_one_by_one(text: str, model: S2S, dataset: P
     assert outcome.ranks.tolist() == expected["ranks"]
     np.testing.assert_allclose(outcome.heading_errors, expected["heading"], atol=1e-9)
     np.testing.assert_allclose(outcome.own_heading_errors, expected["own"], atol=1e-9)
-    np.testing.assert_allclose(outcome.metres, expected["metres"], rtol=1e-6)
+    np.testing.assert_allclose(outcome.metres, expected["metres"], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(outcome.tile_metres, expected["tile_metres"])
     assert outcome.figures() == measure(model, dataset, dataset.info.geometry, protocol, 1, config=CONFIG)
     some = ask(model, dataset, protocol, 1, gallery, [5, 0], CONFIG, "cpu")
     np.testing.assert_array_equal(some.columns, outcome.columns[[5, 0]])
@@ -317,7 +319,8 @@ def test_figures_of_an_outcome_by_hand() -> None:
         ranks=np.array([1, 1, 2, 11]),
         heading_errors=np.array([4.0, 8.0, 100.0, 120.0]),
         own_heading_errors=np.array([4.0, 8.0, 6.0, 90.0]),
-        metres=np.array([0.0, 6.0, 24.0, nan]),
+        metres=np.array([nan, 6.0, 24.0, nan]),
+        tile_metres=np.array([2.0, nan, nan, nan]),
         gallery=150,
     )
     assert outcome.figures() == {
@@ -332,11 +335,11 @@ def test_figures_of_an_outcome_by_hand() -> None:
         "own_heading_error_median": 7.0,
         "own_heading_within_5": 0.25,
         "own_heading_within_10": 0.75,
-        "metres_median": 6.0,
-        "metres_within_5": pytest.approx(1 / 3),
-        "metres_within_10": pytest.approx(2 / 3),
+        "metres_median": 15.0,
+        "metres_within_5": 0.0,
+        "metres_within_10": 0.5,
         "metres_within_25": 1.0,
-        "found_metres_median": 3.0,
+        "found_metres_median": 4.0,
     }
     again = Outcome.of_columns(outcome.columns, 150)
     assert again.figures() == outcome.figures()
@@ -414,10 +417,12 @@ class TestOffcentre:
                 error = abs(best[i][1] - query.headings[0]) % 360
                 assert outcome.own_heading_errors[i] == pytest.approx(min(error, 360 - error), abs=1e-9)
             first, offset = order[0], best[order[0]][2]
-            if first == i:
-                assert outcome.metres[i] == pytest.approx(np.hypot(*offset), abs=1e-9)
-            elif PAIRS - 1 in (first, i):
+            in_tile = np.hypot(*offset) if first == i else math.nan
+            assert outcome.tile_metres[i] == pytest.approx(in_tile, abs=1e-9, nan_ok=True)
+            if PAIRS - 1 in (first, i):
                 assert np.isnan(outcome.metres[i])  # the place of the last pair is unknown
+            elif first == i:
+                assert outcome.metres[i] == pytest.approx(in_tile, abs=1e-9)
             else:
                 apart = wide.latlon[first] - wide.latlon[i]
                 east = apart[1] * METRES_PER_DEGREE + offset[0]

@@ -174,6 +174,14 @@ class TestRefused:
         assert found.evaluation.protocols == ("heading+fov=90",)
         assert found.tune.metric == "heading+fov=90.metres_median"
 
+    def test_metres_without_positions(self, base: Config, tmp_path: Any) -> None:
+        train = {"storage": str(tmp_path), "best_metric": "aligned.metres_median"}
+        config = configured(base, train=train, evaluation={"protocols": ["aligned"]})
+        with pytest.raises(
+            DatasetError, match=r"train\.best_metric='aligned\.metres_median' needs positions, and .* has none"
+        ):
+            check_ready(config)
+
     def test_a_run_whose_validation_tiles_have_no_margin(self, base: Config, tmp_path: Any) -> None:
         config = configured(base, train={"storage": str(tmp_path)}, evaluation={"protocols": ["offcentre=4"]})
         for start in (check_ready, Trainer):
