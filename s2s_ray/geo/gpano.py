@@ -13,6 +13,10 @@ NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 _PREFIX = NAMESPACE + " "
 _MOST_BYTES, _MOST_ELEMENTS, _DEEPEST, _LONGEST = 1 << 20, 20_000, 64, 200
 _LARGEST_PANORAMA, _ASPECT_TOLERANCE = 10_000_000.0, 0.02
+_SIZES = (
+    "FullPanoWidthPixels", "FullPanoHeightPixels", "CroppedAreaImageWidthPixels", "CroppedAreaImageHeightPixels",
+    "CroppedAreaLeftPixels", "CroppedAreaTopPixels",
+)  # fmt: skip
 _PROJECTIONS: dict[str, Projection] = {"equirectangular": "equirectangular", "cylindrical": "cylindrical"}
 
 
@@ -105,27 +109,38 @@ def panorama_of(properties: dict[str, str], width: int, height: int, notes: list
     projection = _PROJECTIONS.get(name)
     if projection is None:
         notes.append(f"GPano ProjectionType={name!r} is ignored: expected equirectangular or cylindrical")
-        return Panorama(heading, None, None, pitch, roll, None)
+        return _without_edges(Panorama(heading, None, None, pitch, roll), properties, width, height, notes)
     crop = _area(properties, projection, width, height, notes)
     if crop is None:
         stated = projection if "ProjectionType" in properties else None
-        return Panorama(heading, None, stated, pitch, roll, None)
+        return _without_edges(Panorama(heading, None, stated, pitch, roll), properties, width, height, notes)
     # The heading is that of the middle of the full panorama.
     middle = None if heading is None else heading + (crop.left + crop.right) / 2
     return Panorama(middle, crop.right - crop.left, projection, pitch, roll, crop)
 
 
+def _without_edges(
+    panorama: Panorama, properties: dict[str, str], width: int, height: int, notes: list[str]
+) -> Panorama:
+    """Return a panorama of unknown edges without its pose, unless the picture can be the full panorama.
+
+    The pose is that of the full panorama's middle, which need not lie in the middle of a part of it.
+    """
+    posed = any(value is not None for value in (panorama.heading, panorama.pitch, panorama.roll))
+    sizes = [name for name in _SIZES if name in properties]
+    if not posed or (not sizes and width / height >= 2 * (1 - _ASPECT_TOLERANCE)):
+        return panorama
+    reason = "its sizes are not usable" if sizes else f"it has no sizes, and the picture is {width} x {height} pixels"
+    notes.append(f"GPano's pose is ignored: {reason}, so which part of the panorama the picture shows is unknown")
+    return Panorama(projection=panorama.projection)
+
+
 def _area(properties: dict[str, str], projection: Projection, width: int, height: int, notes: list[str]) -> Crop | None:
     """Return the directions of the edges of a panorama; None if GPano does not say them, or contradicts itself."""
-    sizes = {
-        name: _property(properties, name, low, _LARGEST_PANORAMA, notes)
-        for name, low in (
-            ("FullPanoWidthPixels", 1), ("FullPanoHeightPixels", 1),
-            ("CroppedAreaImageWidthPixels", 1), ("CroppedAreaImageHeightPixels", 1),
-            ("CroppedAreaLeftPixels", 0), ("CroppedAreaTopPixels", 0),
-        )
-    }  # fmt: skip
-    full_width, full_height, area_width, area_height, left, top = sizes.values()
+    full_width, full_height, area_width, area_height, left, top = (
+        _property(properties, name, low, _LARGEST_PANORAMA, notes)
+        for name, low in zip(_SIZES, (1, 1, 1, 1, 0, 0), strict=True)
+    )
     if full_width is None or full_height is None:
         return None
     area_width = full_width if area_width is None else area_width
@@ -143,8 +158,8 @@ def _area(properties: dict[str, str], projection: Projection, width: int, height
             return None
     if abs(width * area_height / (height * area_width) - 1) > _ASPECT_TOLERANCE:
         notes.append(
-            f"GPano's sizes are ignored: the picture is {width} x {height} pixels, which has not the shape of the "
-            f"cropped area, {area_width:g} x {area_height:g}; it was edited later"
+            f"GPano's sizes are ignored: the picture is {width} x {height} pixels, but the cropped area has another "
+            f"shape, {area_width:g} x {area_height:g}; it was edited later"
         )
         return None
     edges = (left / full_width - 0.5) * 360, ((left + area_width) / full_width - 0.5) * 360

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ from s2s_ray.geo.images import FORMATS
 COMPASS_SPREAD = 5.0
 MAGNETIC_SPREAD = 15.0
 """Standard deviations of bearings in EXIF, in degrees. A phone's compass is right to about 5 degrees. Magnetic north
-differs from true north by less than 15 degrees nearly everywhere people live, and a file does not say by how much."""
+differs from true north by less than 15 degrees nearly everywhere people live, and a file does not say by how much.
+GPano's bearings come from the same compasses, so they have the spread of those."""
 FILM_WIDTH_MM = 36.0
 _ASPECT_TOLERANCE = 0.02
 _WIDEST_PHOTOGRAPH = 2 * (1 - _ASPECT_TOLERANCE)
+_SIDEWAYS = (5, 6, 7, 8)
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')  # as Pillow finds it
 _PNG, _XMP_KEYWORD, _MOST_XMP = b"\x89PNG\r\n\x1a\n", b"XML:com.adobe.xmp", (1 << 20) + 1
+_RAW_KEYWORD, _MOST_RAW = b"Raw profile type exif", 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,11 @@ class PhotoMetadata:
 
 
 class _Blocks(NamedTuple):
+    """A picture's size, turned by EXIF's orientation or not, its EXIF and its XMP."""
+
     width: int
     height: int
+    turned: bool
     exif: bytes | None
     xmp: bytes | None
 
@@ -67,7 +75,7 @@ class _Blocks(NamedTuple):
 def read_metadata(data: bytes) -> PhotoMetadata:
     """Return what an image file says of its picture, in EXIF and in XMP GPano; never raises for malformed metadata.
 
-    JPEG, PNG, WebP and TIFF files are understood. GPano comes before EXIF where both say the same.
+    JPEG, PNG, WebP and TIFF files are understood. GPano comes before EXIF where both say something.
     """
     try:
         blocks = _blocks(data)
@@ -81,10 +89,11 @@ def read_metadata(data: bytes) -> PhotoMetadata:
     properties, warnings = read_gpano(packet) if isinstance(packet, bytes) else ({}, [])
     notes = [*exif.warnings, *warnings]
     width, height = blocks.width, blocks.height
-    if exif.number("Orientation") in (5, 6, 7, 8):
+    if _is_sideways(exif, packet, blocks.turned):
         width, height = height, width
     panorama = panorama_of(properties, width, height, notes)
-    heading, spread, reference = _heading(exif, panorama.heading, notes)
+    is_sweep = width / height >= _WIDEST_PHOTOGRAPH and panorama.projection != "equirectangular"
+    heading, spread, reference = _heading(exif, panorama.heading, is_sweep, notes)
     fov, projection = panorama.fov, panorama.projection
     if projection is None and "ProjectionType" not in properties:
         fov = _photograph_fov(exif, width, height, notes)
@@ -104,20 +113,33 @@ def read_metadata(data: bytes) -> PhotoMetadata:
 
 
 def _blocks(data: bytes) -> _Blocks:
-    """Return an image's size as stored, its EXIF and its XMP. Raises whatever Pillow does for a damaged file."""
+    """Return what an image file has. Raises whatever Pillow does for a damaged file."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
         if data.startswith(_PNG):
-            return _Blocks(width, height, *_png_blocks(data))
+            return _Blocks(width, height, False, *_png_blocks(data))
         if image.format == "TIFF":
-            return _Blocks(width, height, data, None)
+            return _Blocks(width, height, True, data, None)
         exif, xmp = (image.info.get(name) for name in ("exif", "xmp"))
-    return _Blocks(width, height, *(block if isinstance(block, bytes) else None for block in (exif, xmp)))
+    return _Blocks(width, height, False, *(block if isinstance(block, bytes) else None for block in (exif, xmp)))
+
+
+def _is_sideways(exif: Exif, packet: object, turned: bool) -> bool:
+    """Return whether `decode` exchanges the sides of a picture whose size was read.
+
+    Args:
+        packet: the XMP, whose orientation counts where EXIF has none.
+        turned: the size was turned by EXIF's orientation already.
+    """
+    if "Orientation" in exif.values:
+        return not turned and exif.number("Orientation") in _SIDEWAYS
+    found = _XMP_ORIENTATION.search(packet) if isinstance(packet, bytes) else None
+    return found is not None and int(found[1]) in _SIDEWAYS
 
 
 def _png_blocks(data: bytes) -> tuple[bytes | None, bytes | None]:
     """Return EXIF and XMP of a PNG file; Pillow would decode all pixels to find those that follow them."""
-    exif = xmp = None
+    exif = xmp = raw = None
     at = len(_PNG)
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -127,7 +149,18 @@ def _png_blocks(data: bytes) -> tuple[bytes | None, bytes | None]:
             exif = exif or body
         elif kind == b"iTXt" and body.startswith(_XMP_KEYWORD + b"\0"):
             xmp = xmp or _international_text(body)
-    return exif, xmp
+        elif kind in (b"tEXt", b"zTXt") and body.startswith(_RAW_KEYWORD + b"\0"):
+            raw = raw or _raw_profile(body[len(_RAW_KEYWORD) + 1 :], compressed=kind == b"zTXt")
+    return exif or raw, xmp
+
+
+def _raw_profile(text: bytes, *, compressed: bool) -> bytes | None:
+    """Return the EXIF that older programs wrote into PNG files as hexadecimal digits, behind its kind and length."""
+    try:
+        digits = zlib.decompressobj().decompress(text[1:], _MOST_RAW) if compressed else text
+        return bytes.fromhex("".join(digits.decode("ascii").split("\n")[3:]))
+    except (zlib.error, ValueError):
+        return None
 
 
 def _international_text(body: bytes) -> bytes | None:
@@ -144,7 +177,7 @@ def _international_text(body: bytes) -> bytes | None:
 
 
 def _heading(
-    exif: Exif, of_panorama: float | None, notes: list[str]
+    exif: Exif, of_panorama: float | None, is_sweep: bool, notes: list[str]
 ) -> tuple[float | None, float, Literal["true", "magnetic"] | None]:
     direction = exif.number("GPSImgDirection")
     if direction is not None and not 0 <= direction <= 360:
@@ -155,7 +188,13 @@ def _heading(
             notes.append(
                 f"EXIF GPSImgDirection={direction:.1f} is ignored: GPano PoseHeadingDegrees says {of_panorama:.1f}"
             )
-        return of_panorama % 360, 0.0, "true"
+        return of_panorama % 360, COMPASS_SPREAD, "true"
+    if direction is not None and is_sweep:
+        notes.append(
+            f"EXIF GPSImgDirection={direction:.1f} is ignored: the picture is made of several photographs, and the "
+            "file does not say which of them looked there"
+        )
+        direction = None
     if direction is None:
         return None, 180.0, None
     reference = exif.letter("GPSImgDirectionRef")
@@ -164,13 +203,13 @@ def _heading(
     if reference == "M":
         notes.append(
             f"EXIF GPSImgDirection={direction:.1f} is measured from magnetic north, which differs from true north: "
-            f"taken as right to {MAGNETIC_SPREAD:g} degrees"
+            f"it may be wrong by {MAGNETIC_SPREAD:g} degrees"
         )
         return direction % 360, MAGNETIC_SPREAD, "magnetic"
     named = "missing" if reference is None else _shown(reference)
     notes.append(
-        f"EXIF GPSImgDirectionRef is {named}, expected T (true) or M (magnetic): GPSImgDirection={direction:.1f} is "
-        f"taken as right to {MAGNETIC_SPREAD:g} degrees"
+        f"EXIF GPSImgDirectionRef is {named}, expected T (true) or M (magnetic): GPSImgDirection={direction:.1f} "
+        f"may be wrong by {MAGNETIC_SPREAD:g} degrees"
     )
     return direction % 360, MAGNETIC_SPREAD, None
 

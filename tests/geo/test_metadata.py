@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from s2s_ray.geo.camera import Crop
+from s2s_ray.geo.images import decode
 from s2s_ray.geo.metadata import COMPASS_SPREAD, MAGNETIC_SPREAD, PhotoMetadata, read_metadata
 
 GPANO = "http://ns.google.com/photos/1.0/panorama/"
@@ -95,7 +96,7 @@ def test_a_photo_sphere_in_attributes_or_elements(prefix: str, elements: bool) -
     assert (found.fov, found.projection, found.pitch, found.roll) == (180.0, "equirectangular", -2.5, 10.0)
     assert found.crop == pytest.approx(Crop(-45.0, 135.0, 63.0, -27.0))
     # the middle column lies 45 degrees to the right of the panorama's
-    assert (found.heading, found.heading_spread, found.heading_reference) == (35.5, 0.0, "true")
+    assert (found.heading, found.heading_spread, found.heading_reference) == (35.5, COMPASS_SPREAD, "true")
     assert found.warnings == ()
 
 
@@ -123,6 +124,76 @@ def test_all_containers_say_the_same() -> None:
         whole.get_ifd(0x8825)
         whole[700] = data
         assert read_metadata(picture("TIFF", (80, 40), exif=whole)) == expected
+
+
+def oriented(kind: str, orientation: int, where: str) -> bytes:
+    """A file with a focal length that is to be turned, as EXIF or XMP says."""
+    tags = exif(focal=26, orientation=orientation if where == "exif" else None)
+    data = packet(UsePanoramaViewer=True)
+    if where == "xmp":
+        data = data.replace(b"<rdf:Description", b'<rdf:Description tiff:Orientation="%d"' % orientation, 1)
+    if kind == "TIFF":
+        whole = Image.Exif()
+        whole.load(tags)
+        whole.get_ifd(0x8769)
+        if where == "xmp":
+            whole[700] = data
+        return picture(kind, exif=whole)
+    if kind == "PNG":
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_itxt("XML:com.adobe.xmp", data.decode())
+        return picture(kind, exif=tags, pnginfo=chunks)
+    if kind == "PNG, raw":
+        profile = f"\nexif\n{len(tags):8d}\n{tags.hex()}"
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text("Raw profile type exif", profile, zip=orientation % 2 == 0)
+        chunks.add_itxt("XML:com.adobe.xmp", data.decode())
+        return picture("PNG", pnginfo=chunks)
+    return picture(kind, exif=tags, xmp=data)
+
+
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "WEBP", "TIFF", "PNG", "PNG, raw"])
+def test_the_size_is_that_of_the_decoded_picture(kind: str, where: str) -> None:
+    for orientation in range(1, 9):
+        data = oriented(kind, orientation, where)
+        height, width = decode(data).shape[:2]
+        assert (height > width) == (orientation >= 5)
+        expected = 2 * math.degrees(math.atan(36 / 2 / 26 * min(1, width / height)))
+        assert read_metadata(data).fov == pytest.approx(expected), orientation
+
+
+@pytest.mark.parametrize(
+    ("size", "properties"),
+    [
+        ((80, 40), {**SPHERE, "CroppedAreaImageWidthPixels": 1000, "CroppedAreaLeftPixels": 3500}),
+        ((80, 40), {**SPHERE, "CroppedAreaImageWidthPixels": 3000}),
+        ((80, 40), {**SPHERE, "FullPanoWidthPixels": "wide"}),
+        ((60, 40), {}),
+    ],
+)
+def test_the_pose_of_an_unknown_part_of_a_panorama_is_ignored(
+    size: tuple[int, int], properties: dict[str, object]
+) -> None:
+    data = packet(**properties, PoseHeadingDegrees=30, PosePitchDegrees=4)
+    found = read_metadata(picture(size=size, xmp=data))
+    assert (found.heading, found.heading_spread, found.pitch, found.crop) == (None, 180, None, None)
+    assert "GPano's pose is ignored" in found.warnings[-1]
+    found = read_metadata(picture(size=size, xmp=data, exif=exif(DIRECTION)))
+    assert found.heading == 123.25
+
+
+def test_the_pose_of_a_whole_panorama_needs_no_sizes() -> None:
+    found = read_metadata(picture(size=(80, 40), xmp=packet(PoseHeadingDegrees=30, PosePitchDegrees=4)))
+    assert (found.heading, found.heading_spread, found.pitch, found.warnings) == (30, COMPASS_SPREAD, 4, ())
+
+
+def test_a_sweep_does_not_say_which_part_of_it_looked_there() -> None:
+    found = read_metadata(picture(size=(200, 40), exif=exif(DIRECTION)))
+    assert (found.heading, found.heading_spread) == (None, 180)
+    assert "GPSImgDirection=123.2 is ignored: the picture is made of several photographs" in found.warnings[0]
+    sphere = read_metadata(picture(size=(80, 40), exif=exif(DIRECTION), xmp=packet(**SPHERE)))
+    assert (sphere.heading, sphere.heading_spread, sphere.warnings) == (123.25, COMPASS_SPREAD, ())
 
 
 def test_chunks_of_png_are_found_behind_the_pixels() -> None:
