@@ -33,8 +33,9 @@ def publish_calibrated(
         device: of the model.
 
     Raises:
-        RegistryError, CheckpointError, StorageError: as in `registry.publish`.
+        RegistryError, CheckpointError, ReferenceIndexError, StorageError: as in `registry.publish`.
     """
+    registry.require_publishable(registry_uri, name, checkpoint, index)
     id = registry.release_id(read_meta(checkpoint), registry.fingerprint(checkpoint))
     if _has_calibration(registry_uri, name, id):
         return registry.publish(registry_uri, name, checkpoint, index)

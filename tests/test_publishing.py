@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from s2s_ray import publishing, registry
-from s2s_ray.errors import DatasetError, StorageError
+from s2s_ray.errors import DatasetError, S2SError, StorageError
 from s2s_ray.localization import Calibration
 from s2s_ray.publishing import publish_calibrated
 from tests.support.calibrations import calibration
@@ -50,6 +50,18 @@ def test_a_release_without_pictures_to_calibrate_with(
     assert f"release {release.id} is published without a calibration" in caplog.text
     assert str(error) in caplog.text
     assert registry.read_calibration(publish_calibrated(root, "city", checkpoint, index)) == mine, "added later"
+
+
+@pytest.mark.parametrize("wrong", ["name", "index"])
+def test_what_is_wrong_is_found_before_the_calibration(
+    tmp_path: Path, made: list[Calibration | Exception], wrong: str
+) -> None:
+    checkpoint, index = stored_model(tmp_path)
+    name, index = ("a/b", index) if wrong == "name" else ("city", checkpoint)
+    with pytest.raises(S2SError, match="expected letters" if wrong == "name" else "index"):
+        publish_calibrated(str(tmp_path / "registry"), name, checkpoint, index)
+    assert made == []
+    assert not (tmp_path / "registry").exists()
 
 
 def test_a_checkpoint_that_names_no_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

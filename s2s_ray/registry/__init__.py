@@ -14,6 +14,7 @@ from s2s_ray.registry.releases import (
     list_releases,
     publish,
     release_id,
+    require_publishable,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "read_calibration",
     "read_floor",
     "release_id",
+    "require_publishable",
     "resolve",
     "rollback",
     "set_floor",

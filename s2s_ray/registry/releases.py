@@ -137,6 +137,21 @@ def publish(
     return known.model_copy(update={"index_uri": index})
 
 
+def require_publishable(registry: str, name: str, checkpoint_uri: str, index_uri: str | None = None) -> None:
+    """Refuse, before long work for a release, what `publish` would refuse of its name, checkpoint and index.
+
+    Raises:
+        RegistryError: a name that is not letters, digits, `.`, `_` and `-`, or an index of another checkpoint.
+        CheckpointError: there is no complete checkpoint at the URI.
+        ReferenceIndexError: there is no complete index at the URI.
+        StorageError: they cannot be read.
+    """
+    name_uri(registry, name)
+    digest = fingerprint(checkpoint_uri)
+    if index_uri is not None:
+        require_index_of(index_uri, digest)
+
+
 def release_id(meta: Mapping[str, Any], digest: str) -> str:
     """Return the default id of a checkpoint's release: RUN-STEP and the first digits of its fingerprint."""
     return "{}-{}-{}".format(*_run_and_step(meta), digest[:8])
