@@ -185,7 +185,7 @@ def _between(first: Parameters, second: Parameters, share: float) -> Parameters:
         tuple((weights @ pair).tolist())
         for pair in ((first.region, second.region), (first.confidence, second.confidence))
     )
-    return Parameters(*numbers, region, confidence)
+    return Parameters._make([*numbers, region, confidence])
 
 
 def mean_of(parameters: Sequence[Parameters]) -> Parameters:
