@@ -40,8 +40,8 @@ class Outcome:
     @classmethod
     def of_columns(cls, table: NDArray[np.float64], gallery: int) -> Outcome:
         """Return the outcome whose `columns` are N 5."""
-        ranks, *others = table.T
-        return cls(ranks.astype(np.int64), *others, gallery)
+        ranks, first, own, metres, tile_metres = table.T
+        return cls(ranks.astype(np.int64), first, own, metres, tile_metres, gallery)
 
     @property
     def columns(self) -> NDArray[np.float64]:
