@@ -22,7 +22,7 @@ from s2s_ray.uri import Uri
 PATHS = {
     "data.uri", "data.cache_dir", "source.uri", "source.tiles", "source.geotiff", "model.street_weights",
     "train.storage", "evaluation.weights", "tune.storage", "tune.study", "tune.registry", "ablate.storage",
-    "registry", "checkpoint", "index",
+    "registry", "checkpoint", "index", "calibration",
 }  # fmt: skip
 # They look like one and are none: a URL that browsers read, and names of classes and backbones.
 OTHERS = {"base_map_url"}
