@@ -65,7 +65,7 @@ def test_an_accelerator_that_fails_while_a_release_is_loaded_fails_the_health_ch
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
 
     replica._load_model = lost
-    slots = ReleaseSlots(replica._load)
+    slots = ReleaseSlots(replica._load, lambda key: key)
     with pytest.raises(RuntimeError, match="ECC") as error:
         asyncio.run(slots.get(RELEASE.key))
     assert is_lost(error.value), "so that the call is retried elsewhere, and the release is not blamed"

@@ -63,6 +63,7 @@ class World:
         monkeypatch.setattr(module, "candidates", lambda _args: self.lineage)
         monkeypatch.setattr(module, "resolve", lambda _args, id: self._resolve(id))
         monkeypatch.setattr(module.registry, "current", lambda *_: self.lineage[0])
+        monkeypatch.setattr(module, "calibrated_since", lambda *_: False)
 
     def _resolve(self, id: str) -> ServedRelease:
         if id in self.broken:
@@ -229,7 +230,7 @@ def test_a_replica_loads_each_release_once_and_holds_two() -> None:
         return one.id.upper()
 
     async def scenario() -> None:
-        slots = ReleaseSlots(load)
+        slots = ReleaseSlots(load, lambda one: one)
         assert await asyncio.gather(*(slots.get(key("a")) for _ in range(5))) == ["A"] * 5
         assert await asyncio.gather(slots.get(key("b")), slots.get(key("a"))) == ["B", "A"]
         assert loaded == ["a", "b"]
@@ -253,7 +254,7 @@ def test_a_release_that_cannot_be_loaded_is_dropped() -> None:
         return one.id
 
     async def scenario() -> None:
-        slots = ReleaseSlots(load)
+        slots = ReleaseSlots(load, lambda one: one)
         with pytest.raises(ReleaseNotLoadedError, match="release a cannot be loaded: damaged"):
             await slots.get(key("a"))
         assert slots.held() == []

@@ -33,10 +33,16 @@ class _Slot(Generic[T]):
 
 
 class ReleaseSlots(Generic[T]):
-    """The releases that one replica holds: at most two, each loaded once, outside the event loop."""
+    """The releases that one replica holds: at most two, each loaded once, outside the event loop.
 
-    def __init__(self, load: Callable[[ReleaseKey], T]) -> None:
+    Args:
+        load: loads a release.
+        part: the part of a key that `load` depends on; keys with the same part share what was loaded.
+    """
+
+    def __init__(self, load: Callable[[ReleaseKey], T], part: Callable[[ReleaseKey], ReleaseKey]) -> None:
         self._load = load
+        self._part = part
         self._slots: dict[ReleaseKey, _Slot[T]] = {}
 
     async def start(self, args: ServeArgs) -> None:
@@ -62,6 +68,7 @@ class ReleaseSlots(Generic[T]):
             ReleaseNotLoadedError: it cannot be loaded.
             RuntimeError: the accelerator of this process has failed.
         """
+        key = self._part(key)
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = _Slot(asyncio.ensure_future(asyncio.to_thread(self._load, key)), time.monotonic())
@@ -106,11 +113,11 @@ class Replica(ABC, Generic[T]):
     """A deployment that holds releases and can load them ahead of requests."""
 
     def __init__(self) -> None:
-        self._slots: ReleaseSlots[T] = ReleaseSlots(self._load)
+        self._slots: ReleaseSlots[T] = ReleaseSlots(self._load, ReleaseKey.uncalibrated)
 
     @abstractmethod
     def _load(self, key: ReleaseKey) -> T:
-        """Load a release; called in a thread."""
+        """Load what the replica needs of a release besides its calibration; called in a thread."""
 
     async def prepare(self, key: ReleaseKey) -> None:
         """Load a release ahead of requests. Raises ReleaseNotLoadedError."""

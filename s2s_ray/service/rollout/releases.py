@@ -26,6 +26,10 @@ class ReleaseKey(NamedTuple):
     index_uri: str
     calibration_uri: str | None = None
 
+    def uncalibrated(self) -> ReleaseKey:
+        """Return the key without the calibration: all that a model or an index depends on."""
+        return self._replace(calibration_uri=None)
+
 
 class Located(NamedTuple):
     """A release and the metadata of its checkpoint and its index."""
@@ -65,6 +69,17 @@ def locate(args: ServeArgs, release: str | None = None) -> Located:
     config = model_config(meta, key.checkpoint_uri)
     info.require(config.descriptor_size, fingerprint)
     return Located(key, meta, config, info)
+
+
+def calibrated_since(args: ServeArgs, key: ReleaseKey) -> bool:
+    """Return whether a release of the registry that had no calibration has one now; one that it has never changes.
+
+    Raises:
+        RegistryError, StorageError: the release cannot be read.
+    """
+    if key.calibration_uri is not None or args.registry is None or args.name is None:
+        return False
+    return storage.exists(registry.resolve(storage.absolute(args.registry), args.name, key.id).calibration_uri)
 
 
 def candidates(args: ServeArgs) -> list[str | None]:

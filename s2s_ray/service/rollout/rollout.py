@@ -16,7 +16,7 @@ from s2s_ray.errors import S2SError
 from s2s_ray.runtime.cluster import original_error
 from s2s_ray.secrets import masked
 from s2s_ray.service.replicas.accelerator import is_lost
-from s2s_ray.service.rollout.releases import ReleaseKey, candidates
+from s2s_ray.service.rollout.releases import ReleaseKey, calibrated_since, candidates
 from s2s_ray.service.rollout.served_release import ServedRelease, resolve
 from s2s_ray.service.settings import ServeArgs
 
@@ -80,17 +80,21 @@ class Rollout:
             await asyncio.sleep(min(0.2, self._args.poll_s) if first else self._args.poll_s)
 
     async def step(self) -> None:
-        """Switch to the release that the registry names, if it is another one and can be loaded."""
+        """Switch to the release that the registry names, if it is another one and can be loaded.
+
+        The served release is loaded again, under the same id, once it has got a calibration.
+        """
         if self.current is None:
             for release in await asyncio.to_thread(candidates, self._args):
                 if await self._switch_to(release):
                     return
             return
-        if not self._args.follows:
-            return
-        wanted = await asyncio.to_thread(self._wanted)
+        wanted = await asyncio.to_thread(self._wanted) if self._args.follows else None
         if wanted is None or wanted == self.current.id:
-            self.next = self.fault = None
+            if await asyncio.to_thread(calibrated_since, self._args, self.current.key):
+                await self._switch_to(self.current.id)
+            else:
+                self.next = self.fault = None
         else:
             await self._switch_to(wanted)
 
@@ -143,8 +147,11 @@ class Rollout:
         previous, self.current = self.current, release
         self.next = self.fault = None
         self._held = (-FRESH_S, {})
-        self._on_change(release, None if previous is None else previous.id)
-        log.info("release %s replaces %s", release.id, previous and previous.id)
+        if previous is not None and previous.id == release.id:
+            log.info("release %s has a calibration now", release.id)
+        else:
+            self._on_change(release, None if previous is None else previous.id)
+            log.info("release %s replaces %s", release.id, previous and previous.id)
         return True
 
     async def _prepare(self, name: str, key: ReleaseKey) -> None:
