@@ -17,6 +17,7 @@ from torch import Tensor
 
 from s2s_ray.config import AugmentationConfig
 from s2s_ray.data.schema import TileSize
+from s2s_ray.data.windows import window, within
 from s2s_ray.geo.polar import polar_transform_around
 
 
@@ -28,7 +29,8 @@ class Draw:
         mirrored: whether both images are mirrored.
         turned: columns by which both images are then rolled to the right.
         noise: columns by which the query is rolled to the right in addition.
-        first, shown: first column of the query that is seen, and the number of columns seen from there on, around.
+        first, shown: first column of the query that is seen, and the number of columns seen from there on, around; a
+            picture of a part of the horizon is seen in a window within that part, see `windows.window`.
         east_m, north_m: metres by which the reference's centre lies east and north of the camera, before mirroring.
     """
 
@@ -126,8 +128,7 @@ def query_views(street: Tensor, seen: Tensor | None, draws: Draws | None) -> Que
         seen = torch.ones((len(street), rows, columns), dtype=torch.bool, device=street.device)
     if draws is not None:
         street, seen = _rolled(street, draws.noise), _rolled(seen[:, None], draws.noise)[:, 0]
-        offset = (torch.arange(columns, device=street.device) - draws.first[:, None]) % columns
-        seen = seen & (offset < draws.shown[:, None])[:, None]
+        seen = seen & within(*window(seen, draws.first, draws.shown), columns)[:, None]
     return Query(street * seen[:, None], seen)
 
 

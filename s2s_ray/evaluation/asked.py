@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from s2s_ray.config.protocol import Protocol
+from s2s_ray.data.windows import window, within
 
 
 class Asked(NamedTuple):
@@ -37,7 +38,8 @@ def asked(street: Tensor, ids: Sequence[str], protocol: Protocol, seed: int, see
     """Return panoramas as a protocol asks them.
 
     Each is photographed at a heading that is drawn by whole columns, the same in all protocols of one seed. Of its
-    horizon, a field of view around the heading is seen, in whole columns.
+    horizon, a field of view around the heading is seen, in whole columns. That of a picture that shows a part of the
+    horizon lies within this part; a picture that is no wider is asked as it is, at its own heading.
 
     Args:
         street: B 3 H W, uint8, north in the middle column.
@@ -50,17 +52,19 @@ def asked(street: Tensor, ids: Sequence[str], protocol: Protocol, seed: int, see
     if not protocol.heading and protocol.fov == 360:
         return Asked(street, seen, np.zeros(len(ids)))
     columns = np.floor(drawn(seed, "heading", ids) * width).astype(np.int64)
+    count = max(1, round(protocol.fov / 360 * width))
+    first, shown = (width - count) // 2, np.full(len(ids), count)
+    if seen is not None:
+        start, part = window(seen.cpu(), torch.from_numpy((columns + first) % width), torch.from_numpy(shown))
+        shown = part.numpy()
+        columns = (start.numpy() - (width - shown) // 2) % width
     turned = rolled(street, -columns)
     seen = None if seen is None else rolled(seen, -columns)
     if protocol.fov < 360:
-        count = max(1, round(protocol.fov / 360 * width))
-        first = (width - count) // 2
-        turned = turned.clone()
-        turned[..., :first] = 0
-        turned[..., first + count :] = 0
-        window = torch.zeros(width, dtype=torch.bool, device=street.device)
-        window[first : first + count] = True
-        seen = window.expand(len(street), *street.shape[-2:]) if seen is None else seen & window
+        left = torch.from_numpy((width - shown) // 2)
+        kept = within(left, torch.from_numpy(shown), width).to(street.device)[:, None]
+        turned = turned * kept[:, None]
+        seen = kept.expand(len(street), *street.shape[-2:]) if seen is None else seen & kept
     if not protocol.heading:
         turned = rolled(turned, columns)
         seen = None if seen is None else rolled(seen, columns)

@@ -20,6 +20,7 @@ from s2s_ray.config import DataConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.description import read_dataset_info
 from s2s_ray.data.places import degrees_of
+from s2s_ray.data.windows import window, within
 from s2s_ray.errors import CheckpointError, DatasetError, InputError
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.geo.offsets import moved
@@ -124,8 +125,9 @@ def calibrate(
         columns = random.integers(0, geometry.width, len(asked))
         fitted = []
         for fov, heading_known in kinds:
-            similarities, headings = [], np.zeros(1)
-            for views, seen in _views(dataset, asked, columns, fov, heading_known):
+            similarities, headings, looks = [], np.zeros(1), []
+            for views, seen, middles in _views(dataset, asked, columns, fov, heading_known):
+                looks.append(middles)
                 if heading_known:
                     turned = embedder.embed_street(views, seen)[:, None]
                 else:
@@ -137,7 +139,8 @@ def calibrate(
                 heading_known=heading_known,
                 similarities=np.concatenate(similarities),
                 headings=headings,
-                true_headings=(0.0 if heading_known else 360.0 / geometry.width) * columns.astype(np.float64),
+                true_headings=(0.0 if heading_known else 360.0 / geometry.width)
+                * np.concatenate(looks).astype(np.float64),
                 tiles=gallery.centres,
                 places=positions[asked],
                 spacing_m=gallery.spacing_m,
@@ -195,34 +198,34 @@ def calibrate_checkpoint(
 
 def _views(
     dataset: PairDataset, asked: Rows, columns: Rows, fov: float, heading_known: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield batches of views as they are asked, and what of them is seen.
+) -> Iterator[tuple[Tensor, Tensor | None, Rows]]:
+    """Yield batches of views as they are asked, what of them is seen, and the columns at which they look.
 
     Each picture's middle column looks at the direction of a column of the panorama. Of known heading it has north in
     the middle column, as the model's views have; of unknown heading the picture's own middle is there.
 
     Args:
-        columns: columns clockwise of north at which each picture looks.
+        columns: columns clockwise of north at which each picture looks if its panorama shows the whole horizon;
+            otherwise it looks at a part of what is seen.
         fov: degrees of the horizon around it that are seen.
     """
     width = dataset.width
-    shown = max(1, round(fov / 360 * width))
-    window = torch.zeros(width, dtype=torch.bool)
-    window[(width - shown) // 2 : (width - shown) // 2 + shown] = True
+    count = max(1, round(fov / 360 * width))
     for start in range(0, len(asked), _BATCH):
-        views, masks = [], []
+        views, masks, middles = [], [], []
         for row, column in zip(asked[start : start + _BATCH], columns[start : start + _BATCH].tolist(), strict=True):
             sample = dataset[int(row)]
-            view = sample.street.roll(-column, -1)
-            seen = window.expand(view.shape[-2:])
-            if sample.seen is not None:
-                seen = seen & sample.seen.roll(-column, -1)
-            view = view * seen
-            back = column if heading_known else 0
-            views.append(view.roll(back, -1))
-            masks.append(seen.roll(back, -1))
+            seen = torch.ones(sample.street.shape[-2:], dtype=torch.bool) if sample.seen is None else sample.seen
+            drawn = torch.tensor([(column + (width - count) // 2) % width])
+            first, shown = window(seen[None], drawn, torch.tensor([count]))
+            seen = seen & within(first, shown, width)
+            middle = (int(first) - (width - int(shown)) // 2) % width
+            turned = 0 if heading_known else -middle
+            views.append((sample.street * seen).roll(turned, -1))
+            masks.append(seen.roll(turned, -1))
+            middles.append(middle)
         seen = torch.stack(masks)
-        yield torch.stack(views), None if bool(seen.all()) else seen
+        yield torch.stack(views), None if bool(seen.all()) else seen, np.array(middles)
 
 
 def _grid(
