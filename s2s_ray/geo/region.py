@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -14,17 +15,11 @@ from s2s_ray.errors import PriorError
 from s2s_ray.geo.lattice import Cells, Lattice
 from s2s_ray.geo.numbers import elements, finite
 from s2s_ray.geo.prior import Box
+from s2s_ray.geo.rings import Ring, is_straight, meeting, ring_m2, toggle
 
 MAX_POINTS = 50_000_000
 _KINDS = "expected a Polygon, a MultiPolygon, or a Feature or FeatureCollection of these"
 _CHUNK = 2_000_000
-_SEMIMINOR2 = 6_356_752.314245179**2
-_ECCENTRICITY = math.sqrt((2 - 1 / 298.257223563) / 298.257223563)
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-
-Ring = tuple[tuple[float, float], ...]
-"""A closed line of longitudes and latitudes in degrees, without the repeated last one; longitudes are continuous, so
-that a ring across the date line has some below -180 or above 180."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,7 @@ class Region:
     @property
     def area_m2(self) -> float:
         """Square metres on the WGS 84 ellipsoid; where polygons overlap, each counts."""
-        return sum(abs(_ring_m2(rings[0])) - sum(abs(_ring_m2(hole)) for hole in rings[1:]) for rings in self.polygons)
+        return sum(abs(ring_m2(rings[0])) - sum(abs(ring_m2(hole)) for hole in rings[1:]) for rings in self.polygons)
 
     def mask(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return a mask of the N points that lie inside; unknown points (NaN) do not."""
@@ -121,7 +116,7 @@ class Region:
             across = west + (x - west) % 360
             odd = np.zeros(len(y), np.bool_)
             for ring in rings:
-                _toggle(odd, across, y, ring)
+                toggle(odd, across, y, ring)
             inside[order] |= odd & (across <= east)
         return inside
 
@@ -189,8 +184,31 @@ def _polygon(rings: object, where: str) -> tuple[Ring, ...]:
     if not found:
         raise PriorError(f"{where}=[]: expected a polygon's outline")
     middle = sum(longitude for longitude, _ in found[0]) / len(found[0])
-    holes = [_shifted(hole, middle) for hole in found[1:]]
-    return (found[0], *holes)
+    polygon = (found[0], *(_shifted(hole, middle) for hole in found[1:]))
+    _require_simple(polygon, where)
+    return polygon
+
+
+def _require_simple(polygon: tuple[Ring, ...], where: str) -> None:
+    """Raise PriorError if rings cross, if one touches itself, or if a hole lies outside of the outline."""
+    found = meeting(polygon)
+    if found is not None:
+        (first, second), lines = found, []
+        for ring, line in found:
+            start, end = polygon[ring][line], polygon[ring][(line + 1) % len(polygon[ring])]
+            lines.append(f"{where}[{ring}], {start[0]:.9g},{start[1]:.9g} to {end[0]:.9g},{end[1]:.9g}")
+        what = "the ring crosses or touches itself" if first[0] == second[0] else "two rings of a polygon cross"
+        raise PriorError(f"{where}[{first[0]}]: {what}: the line {lines[0]}, and the line {lines[1]}")
+    for number, hole in enumerate(polygon[1:], start=1):
+        corners = np.array(hole)
+        x, y = np.concatenate([corners, (corners + np.roll(corners, -1, 0)) / 2]).T
+        order = np.argsort(y)
+        odd = np.zeros(len(y), np.bool_)
+        toggle(odd, x[order], y[order], polygon[0])
+        if not odd.any():
+            raise PriorError(f"{where}[{number}]: the hole lies outside of its outline, {where}[0]")
+    if sum(abs(ring_m2(hole)) for hole in polygon[1:]) >= abs(ring_m2(polygon[0])):
+        raise PriorError(f"{where}: the holes leave nothing of the outline")
 
 
 def _ring(positions: object, where: str) -> Ring:
@@ -205,9 +223,11 @@ def _ring(positions: object, where: str) -> Ring:
         ring.append((_near(longitude, ring[-1][0]), latitude))
     if ring[-1] != ring[0]:
         raise PriorError(f"{where}: the ring goes around a pole, which is not supported")
-    closed = tuple(ring[:-1])
-    if abs(_ring_m2(closed)) < 1e-6:
-        raise PriorError(f"{where}: the ring has no area")
+    closed = tuple(point for point, after in pairwise(ring) if point != after)
+    if len(set(closed)) < 3:
+        raise PriorError(f"{where}: the ring has no area: expected at least three different positions")
+    if is_straight(closed):
+        raise PriorError(f"{where}: the ring has no area: all of its positions lie on one line")
     return closed
 
 
@@ -262,36 +282,6 @@ def _bands(lattice: Lattice, west: float, south: float, east: float, north: floa
     degrees = max(_CHUNK / (width_m / lattice.every_m) * lattice.every_m, lattice.every_m) / 111_320
     edges = np.linspace(south, north, max(1, math.ceil((north - south) / degrees)) + 1)
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
-
-
-def _toggle(odd: NDArray[np.bool_], x: NDArray[np.float64], y: NDArray[np.float64], ring: Ring) -> None:
-    """Invert those of N points, sorted by y, that have a crossing of the ring to their east, for each crossing."""
-    longitudes, latitudes = np.array(ring).T
-    next_longitudes, next_latitudes = np.roll(longitudes, -1), np.roll(latitudes, -1)
-    low = np.searchsorted(y, np.minimum(latitudes, next_latitudes), "left")
-    high = np.searchsorted(y, np.maximum(latitudes, next_latitudes), "left")
-    for edge in np.flatnonzero(high > low):
-        rows = slice(low[edge], high[edge])
-        slope = (next_longitudes[edge] - longitudes[edge]) / (next_latitudes[edge] - latitudes[edge])
-        odd[rows] ^= x[rows] < longitudes[edge] + (y[rows] - latitudes[edge]) * slope
-
-
-def _ring_m2(ring: Ring) -> float:
-    """Return the signed area between a ring's lines, by quadrature along each of them."""
-    longitudes, latitudes = np.radians(np.array(ring)).T
-    widths = np.roll(longitudes, -1) - longitudes
-    middle, half = (latitudes + np.roll(latitudes, -1)) / 2, (np.roll(latitudes, -1) - latitudes) / 2
-    sampled = _zone_m2(middle[:, None] + half[:, None] * _NODES) - _zone_m2(latitudes[:1])
-    return float((widths * (sampled @ _WEIGHTS) / 2).sum())
-
-
-def _zone_m2(latitudes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return square metres between the equator and parallels, for each radian of longitude."""
-    scaled = _ECCENTRICITY * np.sin(latitudes)
-    found: NDArray[np.float64] = (
-        _SEMIMINOR2 / 2 * (np.sin(latitudes) / (1 - scaled**2) + np.arctanh(scaled) / _ECCENTRICITY)
-    )
-    return found
 
 
 def _shown(value: object) -> str:

@@ -152,6 +152,34 @@ def test_features_and_collections_are_the_same_region() -> None:
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [0, 0]]]}', "3 positions .* at least four"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}', "closed ring"),
         ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [2, 2], [0, 0]]]}', "no area"),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 0], [1, 1], [0, 0]]]}', "at least three different"),
+        (
+            '{"type": "Polygon", "coordinates": [[[7, 47], [7.1, 47.3], [7.2, 47.6], [7.3, 47.9], [7, 47]]]}',
+            "all of its positions lie on one line",
+        ),
+        (
+            '{"type": "Polygon", "coordinates": [[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]]]}',
+            r"region\.coordinates\[0\]: the ring crosses or touches itself: "
+            r"the line region\.coordinates\[0\], 0,0 to 1,1, and the line region\.coordinates\[0\], 0,1 to 1,0",
+        ),
+        (
+            '{"type": "Polygon", "coordinates": [[[179, 0], [-179, 2], [-179, 0], [179, 2], [179, 0]]]}',
+            "179,0 to 181,2, and the line .* 181,0 to 179,2",
+        ),
+        ('{"type": "Polygon", "coordinates": [[[0, 0], [2, 0], [2, 2], [2, 1], [0, 0]]]}', "touches itself"),
+        (
+            '{"type": "MultiPolygon", "coordinates": [[[[0, 0], [9, 0], [9, 9], [0, 0]], '
+            "[[1, 2], [1, 3], [2, 3], [1, 2]]]]}",
+            r"region\.coordinates\[0\]\[1\]: the hole lies outside of its outline, region\.coordinates\[0\]\[0\]",
+        ),
+        (
+            '{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]], [[5, 1], [8, 1], [5, 8], [5, 1]]]}',
+            r"two rings of a polygon cross: the line region.coordinates\[0\], 9,9 to 0,0, and the line .*\[1\], ",
+        ),
+        (
+            '{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]], [[0, 0], [9, 9], [9, 0], [0, 0]]]}',
+            "leave nothing of the outline",
+        ),
         (
             '{"type": "Polygon", "coordinates": [[[0, 0], [1], [1, 1], [0, 0]]]}',
             r"\[0\]\[1\]=\[1\]: expected longitude",
@@ -169,6 +197,14 @@ def test_features_and_collections_are_the_same_region() -> None:
 def test_what_is_no_region_is_refused(text: str, words: str) -> None:
     with pytest.raises(PriorError, match=words):
         Region.parse(text)
+
+
+def test_repeated_positions_and_holes_that_touch_are_allowed() -> None:
+    outline = [(0, 0), (0, 0), (9, 0), (9, 9), (9, 9), (0, 9)]
+    region = Region.of_geojson(polygon(outline, [(0, 4), (3, 3), (3, 5)]))
+    assert region.polygons[0][0] == ((0, 0), (9, 0), (9, 9), (0, 9))
+    assert Region.of_geojson(region.geojson()) == region
+    assert region.mask(np.array([4.0, 8.0]), np.array([2.0, 2.0])).tolist() == [False, True]
 
 
 class TestGrid:
