@@ -12,7 +12,7 @@ from s2s_ray.geo.images import encode
 from s2s_ray.service.http import responses
 from s2s_ray.service.http.negotiation import negotiate
 from tests.support.fake_service import Fakes, flat
-from tests.support.http_requests import post, request, sentence
+from tests.support.http_requests import post, request, requests, sentence
 
 
 @pytest.mark.parametrize(
@@ -205,28 +205,29 @@ def test_every_route_refuses_what_it_does_not_know(fakes: Fakes) -> None:
     headers = {"authorization": "Bearer secret"}
     operations = documented(fakes)
     assert len(operations) >= 14
-    for method, path in operations:
-        response = request(fakes, method, f"{path}?unheard=1", headers=headers)
-        assert (response.status_code, "'unheard'" in sentence(response)) == (400, True), path
-        takes_a_body = path in BODIES
-        response = request(fakes, method, path, headers=headers, json={"release": "y", "heading": 1})
-        if takes_a_body:
-            assert (response.status_code, "application/json" in sentence(response)) == (415, True), path
-        else:
-            assert (response.status_code, "nothing named 'release', 'heading'" in sentence(response)) == (400, True)
-            response = request(fakes, method, path, headers=headers, content=b"x" * 9000)
-            assert (response.status_code, "takes no body: send none" in sentence(response)) == (400, True), path
-            for nothing in (b"", b"{}", b" null\n"):
-                status = request(fakes, method, path, headers=headers, content=nothing).status_code
-                assert status != 400 or path == "/v1/thumbnail", (path, nothing)
-    for method, path in operations:
-        response = request(fakes, method, path, headers={**headers, "s2s-release": "x"})
-        assert (response.status_code, "Unknown header 's2s-release'" in sentence(response)) == (400, True), path
-        if path not in ("/v1/thumbnail", *BODIES):
-            response = request(fakes, method, path, headers={**headers, "s2s-timeout": "soon"})
-            assert (response.status_code, "s2s-timeout='soon'" in sentence(response)) == (400, True), path
-        if not path.endswith("z"):  # the two probes are open
-            assert request(fakes, method, f"{path}?unheard=1").status_code == 401, "before anything else"
+    with requests(fakes) as send:
+        for method, path in operations:
+            response = send(method, f"{path}?unheard=1", headers=headers)
+            assert (response.status_code, "'unheard'" in sentence(response)) == (400, True), path
+            takes_a_body = path in BODIES
+            response = send(method, path, headers=headers, json={"release": "y", "heading": 1})
+            if takes_a_body:
+                assert (response.status_code, "application/json" in sentence(response)) == (415, True), path
+            else:
+                assert (response.status_code, "nothing named 'release', 'heading'" in sentence(response)) == (400, True)
+                response = send(method, path, headers=headers, content=b"x" * 9000)
+                assert (response.status_code, "takes no body: send none" in sentence(response)) == (400, True), path
+                for nothing in (b"", b"{}", b" null\n"):
+                    status = send(method, path, headers=headers, content=nothing).status_code
+                    assert status != 400 or path == "/v1/thumbnail", (path, nothing)
+        for method, path in operations:
+            response = send(method, path, headers={**headers, "s2s-release": "x"})
+            assert (response.status_code, "Unknown header 's2s-release'" in sentence(response)) == (400, True), path
+            if path not in ("/v1/thumbnail", *BODIES):
+                response = send(method, path, headers={**headers, "s2s-timeout": "soon"})
+                assert (response.status_code, "s2s-timeout='soon'" in sentence(response)) == (400, True), path
+            if not path.endswith("z"):  # the two probes are open
+                assert send(method, f"{path}?unheard=1").status_code == 401, "before anything else"
 
 
 def test_pages_and_files_ignore_parameters(fakes: Fakes) -> None:

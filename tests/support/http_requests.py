@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -16,21 +17,30 @@ from s2s_ray.service.http.application import create_api
 from tests.support.fake_service import Fakes
 
 
+@contextmanager
+def requests(fakes: Fakes) -> Iterator[Callable[..., httpx2.Response]]:
+    """Yield a function that sends requests to one new application, whose limits are 10 kB and 0.1 megapixels.
+
+    The application takes half a second to build.
+    """
+    with ThreadPoolExecutor(1) as decoders, asyncio.Runner() as runner:
+        transport = httpx2.ASGITransport(create_api(fakes.service(decoders)), raise_app_exceptions=False)
+        client = httpx2.AsyncClient(transport=transport, base_url="http://service")
+
+        def send(method: str, path: str, **options: Any) -> httpx2.Response:
+            response = runner.run(client.request(method, path, **options))
+            assert response.headers.get("s2s-release") == (fakes.current and fakes.current.id)
+            assert response.headers["x-request-id"]
+            return response
+
+        yield send
+        runner.run(client.aclose())
+
+
 def request(fakes: Fakes, method: str, path: str, **options: Any) -> httpx2.Response:
-    """Send one request to a new application, whose limits are 10 kB and 0.1 megapixels."""
-
-    async def exchange() -> httpx2.Response:
-        with ThreadPoolExecutor(1) as decoders:
-            api = create_api(fakes.service(decoders))
-            transport = httpx2.ASGITransport(api, raise_app_exceptions=False)
-            async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
-                return await client.request(method, path, **options)
-
-    run: Coroutine[Any, Any, httpx2.Response] = exchange()
-    response = asyncio.run(run)
-    assert response.headers.get("s2s-release") == (fakes.current and fakes.current.id)
-    assert response.headers["x-request-id"]
-    return response
+    """Send one request to a new application."""
+    with requests(fakes) as send:
+        return send(method, path, **options)
 
 
 def post(fakes: Fakes, path: str, pixels: NDArray[np.uint8], **options: Any) -> httpx2.Response:
