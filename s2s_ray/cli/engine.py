@@ -10,7 +10,7 @@ from s2s_ray.errors import OptionError, UnreadableImageError, ViewError
 
 if TYPE_CHECKING:  # NumPy, Pillow, PyTorch and httpx2 would delay every other verb
     from s2s_ray.client import ServedLocation
-    from s2s_ray.geo.images import Descriptors, Layout, Pixels
+    from s2s_ray.geo.images import Descriptors, Layout, Pixels, Seen
     from s2s_ray.geo.prior import FileCircle, Prior
     from s2s_ray.geo.query import Known, Query
     from s2s_ray.geo.views import View
@@ -174,10 +174,10 @@ def _street_views(embedder: Embedder, images: list[str], query: Query) -> list[t
     geometry = embedder.geometry
     pictures = []
     for image in images:
-        content, pixels = _decoded(image)
+        content, pixels, shown = _decoded(image)
         try:
             known = geometry.settle(query, pixels, read_metadata(content))
-            pictures.append((known, geometry.of_query(pixels, known)))
+            pictures.append((known, geometry.of_query(pixels, known, shown)))
         except ViewError as error:
             raise ViewError(f"{image}: {error}") from None
     return pictures
@@ -200,13 +200,17 @@ def _read(images: Sequence[str]) -> list[Pixels]:
     return [_decoded(image)[1] for image in images]
 
 
-def _decoded(image: str) -> tuple[bytes, Pixels]:
-    """Return the content and the pixels of an image file. Raises StorageError, UnreadableImageError."""
+def _decoded(image: str) -> tuple[bytes, Pixels, Seen | None]:
+    """Return an image file's content, its pixels, and which of them are not transparent (`decode_seen`).
+
+    Raises:
+        StorageError, UnreadableImageError: it cannot be read.
+    """
     from s2s_ray import storage
-    from s2s_ray.geo.images import decode
+    from s2s_ray.geo.images import decode_seen
 
     content = storage.read_bytes(image)
     try:
-        return content, decode(content)
+        return content, *decode_seen(content)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"the image {image} {error}") from None

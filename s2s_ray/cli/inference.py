@@ -35,7 +35,14 @@ Heading = Annotated[
         help="Compass bearing of the pictures' middle column; auto: by the file, else the release's default.",
     ),
 ]
-Fov = Annotated[str, typer.Option(metavar="DEG|auto", help="Horizontal field of view; auto: by the file.")]
+Fov = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEG|auto",
+        help="Horizontal field of view; auto: by the file, else by the shape. Default: auto, but a heading given alone "
+        "means a level panorama of the whole horizon if the shape allows it.",
+    ),
+]
 ProjectionOption = Annotated[
     str, typer.Option("--projection", help="auto, equirectangular, rectilinear or cylindrical.")
 ]
@@ -61,7 +68,7 @@ def localize(
         typer.Option("-k", min=1, help=f"Number of tiles per picture; default: {DEFAULT_K}, or all if fewer."),
     ] = None,
     heading: Heading = "auto",
-    fov: Fov = "auto",
+    fov: Fov = None,
     projection: ProjectionOption = "auto",
     pitch: Pitch = None,
     roll: Roll = None,
@@ -104,7 +111,7 @@ def embed(
     url: Url = None,
     checkpoint: Checkpoint = None,
     heading: Heading = "auto",
-    fov: Fov = "auto",
+    fov: Fov = None,
     projection: ProjectionOption = "auto",
     pitch: Pitch = None,
     roll: Roll = None,
@@ -186,12 +193,14 @@ def _numbers(text: str, option: str, count: int) -> list[float]:
     return numbers
 
 
-def _query(heading: str, fov: str, projection: str, pitch: float | None, roll: float | None, rows: str | None) -> Query:
+def _query(
+    heading: str, fov: str | None, projection: str, pitch: float | None, roll: float | None, rows: str | None
+) -> Query:
     """Return what the options say of the pictures. Raises OptionError."""
     from s2s_ray.geo.query import Query
 
     bearing = _degrees(heading, "--heading", "auto", "unknown")
-    angle = _degrees(fov, "--fov", "auto")
+    angle = None if fov is None else _degrees(fov, "--fov", "auto")
     kept = _rows(rows)
     options = {"heading": bearing, "fov": angle, "projection": projection, "pitch": pitch, "roll": roll}
     for option, value in options.items():  # alone, so that the error names one option

@@ -24,7 +24,7 @@ from s2s_ray.geo.query import Projection, Query
 T = TypeVar("T")
 
 Heading = float | Literal["auto", "unknown"]
-Fov = float | Literal["auto"]
+Fov = float | Literal["auto"] | None
 _IMAGES_PER_REQUEST = 8
 _MAX_RELEASES = 3  # attempts to get all responses from one release
 
@@ -74,7 +74,7 @@ class Client:
         heading: Heading = "auto",
         rows: tuple[float, float] | None = None,
         *,
-        fov: Fov = "auto",
+        fov: Fov = None,
         projection: Projection | Literal["auto"] = "auto",
         pitch: float | None = None,
         roll: float | None = None,

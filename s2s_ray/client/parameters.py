@@ -26,15 +26,13 @@ Parameters = dict[str, str]
 
 def picture(query: Query) -> Parameters:
     """Return the parameters of pictures. What the service decides anyway is left out."""
-    named = {"heading": query.heading, "fov": query.fov, "projection": query.projection}
-    parameters = {name: value if isinstance(value, str) else repr(value) for name, value in named.items()}
-    parameters |= {
-        name: repr(value) for name, value in (("pitch", query.pitch), ("roll", query.roll)) if value is not None
-    }
+    names = ("heading", "fov", "projection", "pitch", "roll")
+    said = {name: value for name in names if (value := getattr(query, name)) is not None}
+    parameters = {name: value if isinstance(value, str) else repr(value) for name, value in said.items()}
     if query.rows is not None:
         first, last = query.rows
         parameters["rows"] = f"{first!r},{last!r}"
-    return {name: text for name, text in parameters.items() if text != "auto"}
+    return {name: text for name, text in parameters.items() if text != "auto" or name == "fov"}
 
 
 def tile(layout: Layout) -> Parameters:

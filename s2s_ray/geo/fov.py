@@ -16,7 +16,7 @@ Origin = Literal["given", "file", "release", "estimated", "assumed"]
 ASPECT_TOLERANCE = 0.02
 
 
-def has_shape(height: int, width: int, model_height: int, model_width: int) -> bool:
+def has_shape(height: int, width: float, model_height: int, model_width: int) -> bool:
     """Return whether a picture has the aspect ratio of a model's own images, within 2%."""
     return abs(width * model_height / (height * model_width) - 1) <= ASPECT_TOLERANCE
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from s2s_ray.geo.camera import Camera
-from s2s_ray.geo.images import Pixels
+from s2s_ray.geo.images import Pixels, Seen
 
 _MOST_SAMPLES = 4
 _POOLED_PER_PIXEL = 2.0
@@ -26,6 +26,7 @@ def reproject(
     width: int,
     elevations: tuple[float, float],
     shown_rows: tuple[float, float] = (0.0, 1.0),
+    shown: Seen | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return a picture on the whole horizon, and which pixels of it the picture shows.
 
@@ -39,6 +40,7 @@ def reproject(
         height, width: rows and columns of the result.
         elevations: degrees of the upper edge of the first row and of the lower edge of the last one.
         shown_rows: the part of the picture's height that shows anything, as fractions from the top.
+        shown: which pixels of the picture show anything, h w; None: all.
 
     Returns: float32 3 height width in [0, 255], 0 where unseen; bool height width.
     """
@@ -50,7 +52,8 @@ def reproject(
     if not len(rows):
         return view, seen
     steps = _steps(across, down, inside, camera.closed, *picture.shape[:2])
-    pooled, (columns_in, rows_in), (beside, above) = _pooled(picture, steps, camera.closed)
+    channels = picture if shown is None else np.dstack([picture * shown[..., None], shown * np.uint8(255)])
+    pooled, (columns_in, rows_in), (beside, above) = _pooled(channels, steps, camera.closed)
     azimuths = _azimuths(width, beside).view(width, beside)[columns].flatten()
     tilts = _elevations(height, above, elevations).view(height, above)[rows].flatten()
     across, down, inside = directions(camera, azimuths, tilts)
@@ -61,11 +64,11 @@ def reproject(
     grid = torch.stack([x, y], dim=-1)
     values = F.grid_sample(pooled[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)[0]
     weights = inside.to(values.dtype)
-    counts = _sums(weights, beside, above)
-    means = _sums(values.mul_(weights), beside, above) / counts.clamp(min=1)
-    shown = counts * 2 >= beside * above
-    view[:, rows[:, None], columns] = means * shown
-    seen[rows[:, None], columns] = shown
+    sums = _sums(values.mul_(weights), beside, above)
+    counts = _sums(weights, beside, above) if shown is None else sums[3] / 255
+    enough = counts * 2 >= beside * above
+    view[:, rows[:, None], columns] = sums[:3] / counts.clamp(min=1) * enough
+    seen[rows[:, None], columns] = enough
     return view, seen
 
 
@@ -163,7 +166,7 @@ def _steps(across: Tensor, down: Tensor, inside: Tensor, closed: bool, height: i
 def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, tuple[float, float], tuple[int, int]]:
     """Return a smaller picture that keeps what the view shows, and how it is sampled.
 
-    Returns: float32 3 h w, with one more column on both sides of a closed picture; its columns and rows that the width
+    Returns: float32 c h w, with one more column on both sides of a closed picture; its columns and rows that the width
         and the height of the picture take; the samples of a pixel of the view, beside and above each other.
     """
     factors = [max(1, round(smaller / _POOLED_PER_PIXEL)) for smaller, _ in (steps.across, steps.down)]
@@ -171,7 +174,11 @@ def _pooled(picture: Pixels, steps: _Steps, closed: bool) -> tuple[Tensor, tuple
     excess = math.sqrt(height * width / (factors[0] * factors[1] * _MOST_POOLED))
     if excess > 1:  # a huge picture that shows nearly a whole plane
         factors = [math.ceil(factor * excess) for factor in factors]
-    small = np.asarray(Image.fromarray(picture).reduce((factors[0], factors[1]))) if max(factors) > 1 else picture
+    small = picture
+    if max(factors) > 1:  # each alone: Pillow takes a fourth channel for opacity
+        bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(picture[..., 3:], -1, 0)]
+        whole = (Image.fromarray(np.ascontiguousarray(picture[..., :3])), *bands)
+        small = np.dstack([np.asarray(image.reduce((factors[0], factors[1]))) for image in whole])
     pooled = torch.tensor(small).permute(2, 0, 1).float().contiguous()
     if closed:
         pooled = torch.cat([pooled[..., -1:], pooled, pooled[..., :1]], dim=-1)

@@ -1,4 +1,4 @@
-"""A query: a picture and what is known of it. Callers say a part, the file's metadata and its shape say the rest."""
+"""A query: a picture and what is known of it, said by the caller, by the file's metadata and by its shape."""
 
 from __future__ import annotations
 
@@ -26,22 +26,26 @@ class Query:
 
     Attributes:
         heading: compass bearing of the picture's middle column in degrees, -360 to 360; `unknown`; or `auto`: from the
-            file's metadata, else the release's default, else unknown.
+            file's metadata, else for pictures of the whole horizon the release's default, else unknown.
         fov: horizontal field of view in degrees, above 0 and at most 360, below 180 for rectilinear pictures; or
-            `auto`: from the file's metadata, else 360 for a picture that has the shape of a full circle.
+            `auto`: from the file's metadata, else 360 for a picture that has the shape of a full circle. None, not
+            said: as `auto`; but a picture with the shape of a full circle is one, and level, whatever its metadata
+            say, where a heading is given and nothing else (`heading_alone`).
         projection: how the picture shows directions; or `auto`: from the file's metadata, else by the shape.
         pitch: degrees by which the camera looks above the horizon, -90 to 90. None: from the metadata, else 0.
         roll: degrees by which the camera is turned clockwise, -180 to 180. None: from the metadata, else 0.
         rows: the part of the picture's height to use, as fractions from the top. Of an equirectangular picture it is
             the part that shows the model's range of elevations; of others, what lies outside counts as unseen. None:
-            for equirectangular pictures as in `ViewGeometry.default_rows`, for others all rows.
+            all rows. Those of equirectangular pictures then have the scale of the columns, with the horizon in the
+            middle; but of pictures with the model's own shape, or with a heading given alone,
+            `ViewGeometry.default_rows` show the model's range of elevations.
 
     Raises:
         ViewError: a value out of its range; the message names the field and the value.
     """
 
     heading: float | Literal["auto", "unknown"] = "auto"
-    fov: float | Literal["auto"] = "auto"
+    fov: float | Literal["auto"] | None = None
     projection: Projection | Literal["auto"] = "auto"
     pitch: float | None = None
     roll: float | None = None
@@ -53,7 +57,7 @@ class Query:
         if not _is_word(self.projection, "auto", *PROJECTIONS):
             known = ", ".join(PROJECTIONS)
             raise ViewError(f"projection={_shown(self.projection)}: expected one of {known}, or auto")
-        if not _is_word(self.fov, "auto"):
+        if self.fov is not None and not _is_word(self.fov, "auto"):
             fov = _within("fov", self.fov, 0, 360, ", or auto")
             if fov == 0:
                 raise ViewError("fov=0: expected above 0 and at most 360 degrees, or auto")
@@ -99,7 +103,7 @@ class Query:
     def heading_alone(self) -> bool:
         """Whether the caller gave a heading and left everything else that says what the picture shows."""
         others = (self.fov, self.projection, self.pitch, self.roll)
-        return is_number(self.heading) and others == ("auto", "auto", None, None)
+        return is_number(self.heading) and others == (None, "auto", None, None)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -165,8 +169,9 @@ def settle(
     Args:
         pixels: the picture as it is used, h w 3 uint8.
         photo: its metadata.
-        release_heading: the release's default heading.
-        model_shape: rows and columns of the model's own images: pictures of that shape show the whole horizon, too.
+        release_heading: the release's default heading, which holds for pictures of the whole horizon.
+        model_shape: rows and columns of the model's own images: pictures of that shape may show the whole horizon,
+            too, and their rows, or those of a part of such a picture, show the model's range of elevations.
 
     Raises:
         ViewError: the field of view is unknown, or contradicts the projection or the picture's shape.
@@ -182,7 +187,7 @@ def settle(
         if not of_model and not ends_meet(pixels):
             warnings.append(
                 "the picture's ends do not meet, but it was taken for 360 degrees because heading was given alone; "
-                "give fov as well"
+                "give fov as well (fov=auto: by the file)"
             )
         return Known(
             heading, heading_origin, spread, 360.0, "assumed", "equirectangular", "assumed",
@@ -192,22 +197,31 @@ def settle(
     fov_given = query.fov if isinstance(query.fov, float) else None
     shape = Shape(height, width, wide, of_model, pixels)
     projection, projection_origin, fov, fov_origin, of_file = field_of_view(given, fov_given, photo, shape, warnings)
+    if heading_origin == "release" and fov < 360:  # its panoramas are aligned, other pictures are not
+        heading, heading_origin, spread = None, None, UNKNOWN_SPREAD
     crop = photo.crop if of_file else None
-    vertical = fov * height / width
-    if (
-        projection == "equirectangular" and crop is None and query.rows is None and not of_model
-        and vertical > 180 * (1 + 2 * ASPECT_TOLERANCE)
-    ):  # fmt: skip
-        raise ViewError(
-            f"fov={fov:g}: the picture is {width} x {height} pixels (width x height), so it would show {vertical:.0f} "
-            "degrees from top to bottom; correct fov, or give projection or rows"
-        )
+    part_of_model = model_shape is not None and has_shape(height, width * 360 / fov, *model_shape)
+    if projection == "equirectangular" and crop is None and query.rows is None and not part_of_model:
+        crop = _centred(fov, height, width)
     return Known(
         heading, heading_origin, spread, fov, fov_origin, projection, projection_origin,
         pitch=(photo.pitch or 0.0) if query.pitch is None else query.pitch,
         roll=(photo.roll or 0.0) if query.roll is None else query.roll,
         rows=query.rows, position=photo.position, crop=crop, warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def _centred(fov: float, height: int, width: int) -> Crop:
+    """Return the edges of an equirectangular picture whose rows have the scale of its columns. Raises ViewError."""
+    vertical = fov * height / width
+    if vertical > 180 * (1 + 2 * ASPECT_TOLERANCE):
+        raise ViewError(
+            f"fov={fov:g}: the picture is {width} x {height} pixels (width x height), so it would show {vertical:.0f} "
+            "degrees from top to bottom; correct fov, or give projection or rows"
+        )
+    if vertical > 180 * (1 - ASPECT_TOLERANCE):  # a sphere, as `ViewGeometry.kind` has it
+        vertical = 180.0
+    return Crop(-fov / 2, fov / 2, vertical / 2, -vertical / 2)
 
 
 def _heading(
@@ -230,10 +244,12 @@ def _unused(photo: PhotoMetadata) -> list[str]:
         "pitch": bool(photo.pitch),
         "roll": bool(photo.roll),
     }
-    names = ", ".join(name for name, differs in said.items() if differs)
+    names = [name for name, differs in said.items() if differs]
     if not names:
         return []
-    return [f"the file's {names} were not used because heading was given alone; give fov as well to use the file"]
+    listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    were = "was" if len(names) == 1 else "were"
+    return [f"the file's {listed} {were} not used because heading was given alone; fov=auto uses the file"]
 
 
 def _is_word(value: object, *words: str) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from s2s_ray.config import Contrast, ModelConfig, Resize
 from s2s_ray.errors import CheckpointError, ViewError, faults_of
 from s2s_ray.geo.fov import ASPECT_TOLERANCE, has_shape
-from s2s_ray.geo.images import LAYOUTS, Layout, Pixels, checked
+from s2s_ray.geo.images import LAYOUTS, Layout, Pixels, Seen, checked
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import finite
 from s2s_ray.geo.prepare import prepare_polar, prepare_satellite, prepare_street, rounded
@@ -32,7 +32,9 @@ ALL_ROWS = (0.0, 1.0)
 SMALLEST_SIDE = 16
 CONVENTION = "column 0 looks south, azimuth clockwise, north in the middle column; bottom row: the tile's centre"
 DEFAULT_ELEVATIONS = (45.0, -45.0)
+_FLATTEST = 1e-6  # degrees
 _LATER = ("elevations", "default_heading")
+_NORTH_IN_THE_MIDDLE = ("cvusa", "cvact")
 
 
 class View(NamedTuple):
@@ -45,6 +47,16 @@ class View(NamedTuple):
 
     pixels: Tensor
     seen: Tensor | None = None
+
+
+def with_default_heading(geometry: Mapping[str, Any], kind: object) -> Mapping[str, Any]:
+    """Return the stored geometry of a data set with the default heading that version 0.1.0 did not store.
+
+    Args:
+        geometry: the tree of a geometry.
+        kind: the kind of the data set's source: the panoramas of CVUSA and CVACT have north in the middle.
+    """
+    return {"default_heading": 0.0, **geometry} if kind in _NORTH_IN_THE_MIDDLE else geometry
 
 
 def to_pixels(views: Tensor) -> Tensor:
@@ -71,8 +83,8 @@ class ViewGeometry:
         convention: meaning of columns and rows, in words.
         elevations: degrees of the upper edge of a view's first row and of the lower edge of its last one. None: those
             of `panorama_rows` of a full sphere; +45 and -45 if these are None or all rows.
-        default_heading: compass bearing of the middle column of pictures whose heading neither the caller nor the file
-            says. None: unknown.
+        default_heading: compass bearing of the middle column of panoramas of the whole horizon whose heading neither
+            the caller nor the file says. None: unknown.
     """
 
     height: int
@@ -101,8 +113,13 @@ class ViewGeometry:
         Raises:
             CheckpointError: the metadata's `dataset.geometry` is damaged.
         """
-        stored = (meta.get("dataset") or {}).get("geometry") or {}
+        dataset = meta.get("dataset") or {}
+        stored = dataset.get("geometry") or {}
+        source = (meta.get("config") or {}).get("source") or {}
+        kinds = (source.get("kind"), dataset.get("uri"))  # the latter of a released model, see `published_geometry`
         try:
+            for kind in kinds:
+                stored = with_default_heading(stored, kind)
             return cls.parse({**stored, "height": config.height, "width": config.width})
         except (ValidationError, TypeError) as error:
             faults = faults_of(error) if isinstance(error, ValidationError) else str(error)
@@ -140,31 +157,36 @@ class ViewGeometry:
         shape = (self.height, self.width)
         return settle(query, pixels, photo, release_heading=self.default_heading, model_shape=shape)
 
-    def of_query(self, pixels: Pixels, known: Known) -> View:
+    def of_query(self, pixels: Pixels, known: Known, shown: Seen | None = None) -> View:
         """Return the view of a picture by what is known of it; one of unknown heading is prepared as if that were 0.
 
         A level panorama of the whole horizon becomes `prepare_street` of its rows. Every other picture is projected to
         the view's azimuths and elevations, and what it does not show is marked as unseen.
+
+        Args:
+            shown: which pixels of the picture show anything, h w; None: all (`decode_seen`).
 
         Raises:
             ViewError: not h w 3 uint8, under 16 pixels high or wide, rows that keep nothing, or a picture that shows
                 nothing between the view's elevations.
         """
         _require_size(pixels)
+        shown = _partly(shown, pixels)
         heading = 0.0 if known.heading is None else known.heading
         height, width = pixels.shape[:2]
         rows = self._rows_of(height, width, known)
         level = known.pitch == 0 and known.roll == 0
-        if rows is not None and level and known.fov == 360 and rows[0] >= 0 and rows[1] <= 1:
+        if rows is not None and level and known.fov == 360 and rows[0] >= 0 and rows[1] <= 1 and shown is None:
             return View(prepare_street(pixels, heading, rows, self.height, self.width, resize=self.resize))
-        camera = known.camera(height, width, None if rows is None else self._elevations_of(rows))
+        has_edges = rows is None or (known.rows is None and known.crop is not None)
+        camera = known.camera(height, width, None if has_edges or rows is None else self._elevations_of(rows))
         kept = (0.0, 1.0) if known.rows is None or rows is not None else known.rows
-        projected, seen = reproject(checked(pixels), camera, self.height, self.width, self.span, kept)
+        projected, seen = reproject(checked(pixels), camera, self.height, self.width, self.span, kept, shown)
         if not seen.any():
             raise ViewError(
                 f"the picture covers no pixel of the view, which shows the elevations {self.span[0]:g} to "
                 f"{self.span[1]:g} degrees: correct fov={known.fov:g}, pitch={known.pitch:g}, roll={known.roll:g} "
-                "or rows"
+                f"or rows{'' if shown is None else ', or the transparent part'}"
             )
         return View(rounded(projected), None if seen.all() else seen)
 
@@ -174,9 +196,9 @@ class ViewGeometry:
             return None
         if known.rows is not None:
             return known.rows
-        if known.crop is None:
+        if known.crop is None:  # the model's own shape, or a heading given alone
             return self.default_rows(height, _whole_circle(width, known.fov))
-        shown = known.crop.top - known.crop.bottom
+        shown = max(known.crop.top - known.crop.bottom, _FLATTEST)
         first, last = ((known.crop.top - edge) / shown for edge in self.span)
         half_a_row = 0.5 / height
         if -half_a_row <= first and last <= 1 + half_a_row:
@@ -272,6 +294,17 @@ class ViewGeometry:
 def _whole_circle(width: int, fov: float) -> int:
     """Return the columns of the whole horizon, of which some columns show `fov` degrees; at most a billion."""
     return round(min(width * 360 / fov, 1e9)) if fov > 0 else width
+
+
+def _partly(shown: Seen | None, pixels: Pixels) -> Seen | None:
+    """Return which pixels show anything; None if all do. Raises ViewError if none does, or for another size."""
+    if shown is None:
+        return None
+    if shown.shape != pixels.shape[:2]:
+        raise ViewError(f"shown has shape {shown.shape}: expected {pixels.shape[:2]}, that of the picture")
+    if not shown.any():
+        raise ViewError("the picture shows nothing: all of its pixels are transparent")
+    return None if shown.all() else shown
 
 
 def _require_size(pixels: Pixels, smallest: int = SMALLEST_SIDE) -> None:

@@ -34,6 +34,7 @@ def test_the_numbers_of_numpy_are_sent_as_numbers() -> None:
 def test_what_the_service_decides_anyway_is_not_sent() -> None:
     """An earlier version of the service does not know these parameters."""
     assert parameters.picture(Query()) == {}
+    assert parameters.picture(Query(5, "auto")) == {"heading": "5.0", "fov": "auto"}  # without it, heading is alone
     full = Query("unknown", 90, "cylindrical", -2, 3)
     assert parameters.picture(full) == {
         "heading": "unknown", "fov": "90.0", "projection": "cylindrical", "pitch": "-2.0", "roll": "3.0"

@@ -18,7 +18,7 @@ from s2s_ray.city.traffic import no_traffic
 from s2s_ray.errors import ViewError
 from s2s_ray.geo.camera import Crop, Projection
 from s2s_ray.geo.prepare import prepare_street
-from s2s_ray.geo.query import Known, Query, settle
+from s2s_ray.geo.query import Known, Query
 from s2s_ray.geo.views import View, ViewGeometry
 
 H, W = 32, 176
@@ -76,7 +76,7 @@ def shown(view: View) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def project(pixels: NDArray[np.uint8], query: Query, geometry: ViewGeometry = GEOMETRY) -> View:
-    return geometry.of_query(pixels, settle(query, pixels))
+    return geometry.of_query(pixels, geometry.settle(query, pixels))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -163,6 +163,79 @@ def test_a_part_of_a_panorama_is_that_part_of_the_view() -> None:
     assert columns.nonzero().flatten().tolist() == list(range(W // 2, W))
     difference = (view.pixels.float() - whole.float())[..., columns]
     assert difference.abs().mean() < 0.5 * whole[..., columns].float().std()
+
+
+@pytest.mark.parametrize("elevations", [None, (50.0, -30.0)])
+@pytest.mark.parametrize(("height", "width", "fov"), [(100, 200, 90), (60, 600, 300), (60, 80, 150), (60, 480, 360)])
+def test_rows_of_a_part_of_a_panorama_have_the_scale_of_its_columns(
+    height: int, width: int, fov: float, elevations: tuple[float, float] | None
+) -> None:
+    geometry = ViewGeometry(H, W, elevations=elevations)
+    picture = take(height, width, "equirectangular", fov, 77, 0, 0)
+    pixels, seen = shown(project(picture, Query(77, fov, "equirectangular"), geometry))
+    top, bottom = geometry.span
+    up = top + (np.arange(H) + 0.5) / H * (bottom - top)
+    around = abs(((np.arange(W) + 0.5) / W * 360 - 180 - 77 + 180) % 360 - 180)
+    inside = (abs(up) <= fov * height / width / 2)[:, None] & (around <= fov / 2)
+    edge = (abs(abs(up) - fov * height / width / 2) < 90 / H)[:, None] | (abs(around - fov / 2) < 360 / W)
+    assert edge.mean() < 0.2
+    assert np.array_equal(seen[~edge], inside[~edge])
+    assert np.abs(pixels - colours(directions(top=top, bottom=bottom)))[seen].max() < 6
+
+
+def test_a_sphere_follows_the_elevations_unless_a_heading_is_given_alone() -> None:
+    geometry = ViewGeometry(H, W, panorama_rows=(0.0, 1.0), elevations=(32.7, -32.7), default_heading=0.0)
+    sphere = take(180, 360, "equirectangular", 360, 0, 0, 0)
+    expected = colours(directions(top=32.7, bottom=-32.7))
+    for query in (Query(), Query(0, "auto"), Query(0, 360), Query("unknown")):
+        pixels, seen = shown(project(sphere, query, geometry))
+        assert seen.all()
+        assert np.abs(pixels - expected).max() < 3
+    assert torch.equal(project(sphere, Query(0), geometry).pixels, prepare_street(sphere, 0, (0.0, 1.0), H, W))
+    own = take(H, W, "equirectangular", 360, 0, 0, 0)
+    for query in (Query(), Query(0), Query(0, 360)):
+        assert torch.equal(project(own, query, geometry).pixels, prepare_street(own, 0, (0.0, 1.0), H, W))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("projection", ["rectilinear", "cylindrical", "equirectangular"])
+def test_transparent_pixels_are_unseen(projection: Projection, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = (300, 600) if projection == "equirectangular" else (300, 400)
+    fov = 360 if projection == "equirectangular" else 100
+    pitch, roll = (0.0, 0.0) if seed == 0 else rng.uniform(-20, 20, 2)
+    picture = take(height, width, projection, fov, 40, pitch, roll)
+    opaque = np.ones((height, width), bool)
+    for _ in range(3):
+        row, column = rng.integers(0, height * 2 // 3), rng.integers(0, width * 2 // 3)
+        opaque[row : row + height // 3, column : column + width // 3] = False
+    hidden = np.where(opaque[..., None], picture, rng.integers(0, 256, 3, dtype=np.uint8))
+    known = GEOMETRY.settle(Query(40, fov, projection, pitch, roll), picture)
+    pixels, seen = shown(GEOMETRY.of_query(hidden, known, opaque))
+    whole, reach = shown(GEOMETRY.of_query(picture, known))
+    # the mask as a picture of the same kind
+    white = np.repeat(np.where(opaque, 255, 0).astype(np.uint8)[..., None], 3, -1)
+    share = shown(GEOMETRY.of_query(white, known))[0][..., 0] / 255
+    inner = np.all([np.roll(reach, shift, (0, 1)) for shift in np.ndindex(3, 3)], axis=0)
+    inner = np.roll(inner, (-1, -1), (0, 1)) & ((share > 0.7) | (share < 0.3))
+    assert np.array_equal(seen[inner], (share > 0.5)[inner])
+    assert inner.sum() > 0.7 * reach.sum()
+    assert 0.2 < seen.sum() / reach.sum() < 0.95
+    assert np.abs(pixels - colours(directions()))[seen].max() < 10
+    assert np.abs(pixels - whole)[seen].mean() < 1
+    assert not pixels[~seen].any()
+
+
+def test_opaque_pixels_change_nothing() -> None:
+    sphere = noise(88, 176)
+    known = GEOMETRY.settle(Query(10), sphere)
+    view = GEOMETRY.of_query(sphere, known, np.ones((88, 176), bool))
+    assert view.seen is None
+    assert torch.equal(view.pixels, GEOMETRY.of_query(sphere, known).pixels)
+    with pytest.raises(ViewError, match="all of its pixels are transparent"):
+        GEOMETRY.of_query(sphere, known, np.zeros((88, 176), bool))
+    with pytest.raises(ViewError, match=r"shown has shape \(176, 88\): expected \(88, 176\)"):
+        GEOMETRY.of_query(sphere, known, np.ones((176, 88), bool))
 
 
 def test_a_crop_of_a_sphere_is_placed_by_its_edges() -> None:

@@ -66,7 +66,7 @@ class TestQuery:
     def test_texts_are_parsed(self) -> None:
         values = {"heading": " -12.5", "fov": "90", "projection": "rectilinear", "roll": "", "rows": "0.1,1", "k": "3"}
         assert Query.parse(values) == Query(-12.5, 90, "rectilinear", rows=(0.1, 1))
-        assert Query.parse({"heading": "unknown", "fov": "auto", "pitch": None}) == Query("unknown")
+        assert Query.parse({"heading": "unknown", "fov": "auto", "pitch": None}) == Query("unknown", "auto")
         assert Query.parse({"heading": 7, "rows": (0, 1)}) == Query(7, rows=(0, 1))
 
     @pytest.mark.parametrize(
@@ -115,6 +115,25 @@ class TestHeadingAlone:
         assert (known.fov_origin, known.projection_origin) == ("assumed", "assumed")
         assert any("were not used because heading was given alone" in one for one in known.warnings) == bool(photo)
         assert any("ends do not meet" in one for one in known.warnings) == (picture is SWEEP)
+
+    def test_a_field_of_view_by_the_file_is_not_alone(self) -> None:
+        known = settle(Query(135, "auto"), SWEEP, SPHERE)
+        assert (known.heading, known.fov, known.fov_origin, known.crop, known.pitch) == (
+            135, 180, "file", SPHERE.crop, 3,
+        )  # fmt: skip
+        assert (known.warnings, settle(Query(135), SWEEP, SPHERE).fov) == ((), 360)
+        assert settle(Query(135, "auto"), CIRCLE).fov == 360
+        with pytest.raises(ViewError, match="ends do not meet"):
+            settle(Query(135, "auto"), SWEEP)
+
+    def test_the_warning_lists_what_was_not_used(self) -> None:
+        def warning(photo: PhotoMetadata) -> str:
+            return settle(Query(0), CIRCLE, photo).warnings[0]
+
+        rest = "not used because heading was given alone; fov=auto uses the file"
+        assert warning(PhotoMetadata(fov=90.0)) == f"the file's field of view was {rest}"
+        assert warning(PhotoMetadata(fov=90.0, roll=3.0)) == f"the file's field of view and roll were {rest}"
+        assert warning(SPHERE) == f"the file's field of view, pitch and roll were {rest}"
 
     def test_metadata_that_agree_are_no_warning(self) -> None:
         photo = PhotoMetadata(fov=360.0, projection="equirectangular", pitch=0.0, crop=Crop(-180, 180, 90, -90))
@@ -184,7 +203,21 @@ class TestFieldOfView:
         assert (known.crop, known.fov) == (None, 90)
         assert "the file's projection, equirectangular, is ignored" in known.warnings[0]
         known = settle(Query(0, 300), CIRCLE, SPHERE)
-        assert (known.crop, known.fov, known.projection) == (None, 300, "equirectangular")
+        assert (known.crop, known.fov, known.projection) == (Crop(-150, 150, 37.5, -37.5), 300, "equirectangular")
+
+    def test_rows_have_the_scale_of_columns(self) -> None:
+        assert settle(Query(0, 90), smooth(50, 200, 0.3)).crop is None  # a sweep
+        assert settle(Query(0, 90, "equirectangular"), smooth(50, 100, 0.3)).crop == Crop(-45, 45, 22.5, -22.5)
+        assert settle(Query(), smooth(30, 240, 1)).crop == Crop(-180, 180, 22.5, -22.5)
+        assert settle(Query(), smooth(119, 240, 1)).crop == Crop(-180, 180, 90, -90)
+        assert settle(Query(0), smooth(30, 240, 1)).crop is None
+        assert settle(Query(rows=(0, 1)), smooth(30, 240, 1)).crop is None
+
+    def test_the_models_own_shape_and_its_parts_have_its_elevations(self) -> None:
+        geometry = ViewGeometry(30, 240)
+        assert geometry.settle(Query(), smooth(30, 240, 1)).crop is None
+        assert geometry.settle(Query(0, 180, "equirectangular"), smooth(30, 120, 1)).crop is None
+        assert geometry.settle(Query(0, 180, "equirectangular"), smooth(30, 240, 1)).crop is not None
 
     def test_more_than_a_sphere_is_refused(self) -> None:
         with pytest.raises(ViewError, match=r"fov=360: .* 80 x 60 .* would show 270 degrees from top to bottom"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+from PIL import Image
 
 from s2s_ray.geo.images import encode
 from s2s_ray.geo.metadata import COMPASS_SPREAD, MAGNETIC_SPREAD
@@ -20,6 +22,7 @@ from tests.support.http_requests import post, request, sentence
 from tests.support.photographs import FOCAL_MM, FOV, photograph
 
 PANORAMA = flat(40, 100)
+BETWEEN_45_DEGREES = ((72 - 45) / 144, (72 + 45) / 144)  # rows of a picture that is 144 degrees high
 PHOTO = flat(60, 80)
 PLACE = (48.137154, 11.576124)
 
@@ -56,7 +59,7 @@ def test_an_unknown_heading_is_searched_and_reported_as_estimated(fakes: Fakes, 
     known = {key: tree["query"][key] for key in ("heading", "heading_origin", "heading_spread", "warnings")}
     assert known == {"heading": 200.0, "heading_origin": "estimated", "heading_spread": 8.0, "warnings": []}
     [(view, seen, turned)] = fakes.street.calls
-    np.testing.assert_array_equal(view, GEOMETRY.street(PANORAMA, 0.0))
+    np.testing.assert_array_equal(view, GEOMETRY.street(PANORAMA, 0.0, BETWEEN_45_DEGREES))
     assert (seen, turned) == (None, True)
     picture = searched(fakes)
     assert (picture.heading, picture.headings.tolist()) == (None, [40.0 * step for step in range(9)])
@@ -67,7 +70,7 @@ def test_the_default_heading_of_the_release_is_the_meaning_of_auto(fakes: Fakes)
     fakes.current = dataclasses.replace(RELEASE, geometry=dataclasses.replace(GEOMETRY, default_heading=30.0))
     query = post(fakes, "/v1/localize", PANORAMA, params={"heading": "auto"}).json()["query"]
     assert (query["heading"], query["heading_origin"], query["heading_spread"]) == (30.0, "release", 0.0)
-    np.testing.assert_array_equal(fakes.street.calls[0][0], GEOMETRY.street(PANORAMA, 30.0))
+    np.testing.assert_array_equal(fakes.street.calls[0][0], GEOMETRY.street(PANORAMA, 30.0, BETWEEN_45_DEGREES))
 
 
 @pytest.mark.parametrize(("reference", "spread"), [("T", COMPASS_SPREAD), ("M", MAGNETIC_SPREAD)])
@@ -95,6 +98,33 @@ def test_a_given_heading_is_not_searched(fakes: Fakes) -> None:
     assert (tree["query"]["heading"], tree["query"]["heading_origin"]) == (270.0, "given")
     assert [call[2] for call in fakes.street.calls] == [False]
     assert (searched(fakes).headings.tolist(), searched(fakes).heading_spread) == ([270.0], 0.0)
+
+
+def test_a_heading_given_alone_means_the_whole_horizon(fakes: Fakes) -> None:
+    sweep = np.sort(np.random.default_rng(0).integers(0, 256, (40, 120, 3), dtype=np.uint8), axis=1)
+    alone = post(fakes, "/v1/localize", sweep, params={"heading": "135"}).json()["query"]
+    assert (alone["fov"], alone["fov_origin"]) == (360.0, "assumed")
+    assert ["ends do not meet" in warning for warning in alone["warnings"]] == [True]
+    assert post(fakes, "/v1/localize", sweep, params={"heading": "135", "fov": "auto"}).status_code == 422
+
+
+def test_transparent_pixels_of_a_picture_are_unseen(fakes: Fakes) -> None:
+    shown = np.zeros((60, 80), bool)
+    shown[:, :40] = True
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([PHOTO, shown * np.uint8(255)])).save(buffer, "PNG")
+    parameters = {"heading": "0", "fov": "70"}
+    assert send(fakes, buffer.getvalue(), params=parameters).status_code == 200
+    assert post(fakes, "/v1/localize", PHOTO, params=parameters).status_code == 200
+    half, whole = (seen for _view, seen, _turned in fakes.street.calls)
+    middle = half.shape[1] // 2
+    np.testing.assert_array_equal(half[:, :middle], whole[:, :middle])
+    assert whole[:, middle:].any()
+    assert not half[:, middle:].any()
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([PHOTO, np.zeros((60, 80), np.uint8)])).save(buffer, "PNG")
+    response = send(fakes, buffer.getvalue(), params=parameters)
+    assert (response.status_code, "all of its pixels are transparent" in sentence(response)) == (422, True)
 
 
 def test_a_photograph_needs_a_field_of_view(fakes: Fakes) -> None:

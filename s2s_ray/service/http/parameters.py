@@ -61,13 +61,15 @@ async def _picture(
         ),
     ] = "auto",
     fov: Annotated[
-        Annotated[str, _schema("auto", exclusiveMinimum=0, maximum=360)],
+        Annotated[str, _schema("auto", exclusiveMinimum=0, maximum=360)] | None,
         Query(
             description="Horizontal field of view in degrees. `auto`: by the file's metadata, else 360 for a panorama "
-            "at least twice as wide as high whose ends meet; required of all other pictures.",
+            "at least twice as wide as high whose ends meet; required of all other pictures. Default: `auto`, except "
+            "where `heading` is a number and `projection`, `pitch` and `roll` are left out: a picture at least twice "
+            "as wide as high then shows the whole horizon and is level, whatever its file says, with a warning.",
             examples=["73.7"],
         ),
-    ] = "auto",
+    ] = None,
     projection: Annotated[
         Literal["auto", pictures.Projection],
         Query(
@@ -96,9 +98,11 @@ async def _picture(
     rows: Annotated[
         str | None,
         Query(
-            description="Part of the panorama's height to keep, FIRST,LAST as fractions from the top. Default: that "
-            "of the model's data set (`panorama_rows` of `/v1/model`); if that is null, the middle half of a 2:1 "
-            "panorama is kept, and all of a wider one.",
+            description="Part of the height to use, FIRST,LAST as fractions from the top: of an equirectangular "
+            "picture that which shows the model's range of elevations; of others, the rest counts as unseen. Default: "
+            "all, where an equirectangular picture has the horizon in its middle and equal scales along both sides. "
+            "But if `heading` alone is given, or the picture has the model's own shape: `panorama_rows` of "
+            "`/v1/model`; if that is null, the middle half of a 2:1 panorama, and all of a wider one.",
             examples=["0.25,0.75"],
         ),
     ] = None,
@@ -106,7 +110,7 @@ async def _picture(
     try:
         return pictures.Query(
             heading=_number(heading, "heading", "unknown", "auto"),
-            fov=_number(fov, "fov", "auto"),
+            fov=None if fov is None else _number(fov, "fov", "auto"),
             projection=projection,
             pitch=pitch,
             roll=roll,

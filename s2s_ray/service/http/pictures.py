@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from s2s_ray.errors import RequestError, UnreadableImageError, ViewError
-from s2s_ray.geo.images import Pixels, Seen, decode
+from s2s_ray.geo.images import Pixels, Seen, decode_seen
 from s2s_ray.geo.metadata import read_metadata
 from s2s_ray.geo.query import Known, Query
 from s2s_ray.service.http import responses
@@ -44,9 +44,9 @@ async def street_views(api: Exchange, body: Uploads, query: Query) -> list[Stree
     """
     geometry = api.release.geometry
 
-    def prepare(pixels: Pixels, content: bytes) -> StreetView:
+    def prepare(pixels: Pixels, shown: Seen | None, content: bytes) -> StreetView:
         known = geometry.settle(query, pixels, read_metadata(content))
-        view = geometry.of_query(pixels, known)
+        view = geometry.of_query(pixels, known, shown)
         return StreetView(known, np.asarray(view.pixels), None if view.seen is None else np.asarray(view.seen))
 
     return await _prepared(api, body, prepare)
@@ -54,11 +54,11 @@ async def street_views(api: Exchange, body: Uploads, query: Query) -> list[Stree
 
 async def satellite_views(api: Exchange, body: Uploads, prepare: Callable[[Pixels], Tensor]) -> list[Pixels]:
     """Return the model's views of the satellite images of a request, uint8 3 H W each. Raises RequestError."""
-    return await _prepared(api, body, lambda pixels, _content: np.asarray(prepare(pixels)))
+    return await _prepared(api, body, lambda pixels, _shown, _content: np.asarray(prepare(pixels)))
 
 
-async def _prepared(api: Exchange, body: Uploads, prepare: Callable[[Pixels, bytes], T]) -> list[T]:
-    """Decode images, and prepare each from its pixels and its file."""
+async def _prepared(api: Exchange, body: Uploads, prepare: Callable[[Pixels, Seen | None, bytes], T]) -> list[T]:
+    """Decode images, and prepare each from its pixels, from which of them are not transparent, and from its file."""
     several = len(body.images) > 1
 
     def decode_and_prepare(number: int, image: Image) -> T:
@@ -66,9 +66,9 @@ async def _prepared(api: Exchange, body: Uploads, prepare: Callable[[Pixels, byt
         try:
             started = time.perf_counter()
             content = image.content
-            pixels = decode(content, api.service.max_pixels)
+            pixels, opaque = decode_seen(content, api.service.max_pixels)
             decoded = time.perf_counter()
-            prepared = prepare(pixels, content)
+            prepared = prepare(pixels, opaque, content)
         except UnreadableImageError as error:  # its message continues the sentence
             raise RequestError(error.http_status, f"{subject} {error}.") from None
         except ViewError as error:
