@@ -11,6 +11,15 @@ from s2s_ray.uri import Uri
 
 Resize: TypeAlias = Literal["area", "cubic"]
 Contrast: TypeAlias = Literal["none", "stretch"]
+QueryHeading: TypeAlias = Annotated[
+    FiniteFloat | None,
+    Field(
+        ge=-360,
+        le=360,
+        description="compass bearing that `auto` means for panoramas of the whole horizon without a heading in their "
+        "file; default: unknown, so that it is searched",
+    ),
+]
 
 
 class SyntheticSourceConfig(Section):
@@ -31,6 +40,7 @@ class SyntheticSourceConfig(Section):
     jitter_m: NonNegative = Field(0.0, description="largest offset of the panorama from the tile's centre")
     occlusion: Fraction = Field(0.3, description="how much trees and vehicles hide along the street")
     panorama_heading: FiniteFloat = Field(0.0, description="compass bearing of the panorama's middle column, degrees")
+    query_heading: QueryHeading = None
 
     @property
     def panorama_rows(self) -> tuple[float, float]:
@@ -50,6 +60,7 @@ class ManifestSourceConfig(Section):
     panorama_heading: FiniteFloat = Field(
         0.0, description="compass bearing of the middle column, degrees, for rows that have none"
     )
+    query_heading: QueryHeading = None
     panorama_rows: tuple[Fraction, Fraction] | None = Field(
         None,
         description="rows kept, as fractions from the top; default: the middle half of 2:1 panoramas (full spheres), "

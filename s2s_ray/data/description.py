@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s2s_ray import storage
 from s2s_ray.data.schema import Split, TileSize
 from s2s_ray.errors import DatasetError, NotFoundError, S2SError
 from s2s_ray.geo.images import Encoding
-from s2s_ray.geo.views import PanoramaKind, ViewGeometry
+from s2s_ray.geo.views import PanoramaKind, ViewGeometry, with_default_heading
 from s2s_ray.storage.documents import Document, Tree
 
 SCHEMA_VERSION = 1
@@ -86,6 +86,13 @@ class DatasetInfo(Document):
     tile_px: int | None = None
     margin_m: float = 0.0
     masked: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_geometry(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not all(isinstance(tree.get(key), dict) for key in ("geometry", "source")):
+            return tree
+        return {**tree, "geometry": with_default_heading(tree["geometry"], tree["source"].get("kind"))}
 
     def tree(self) -> Tree:
         """Return the content of the file, without the keys that earlier versions did not write and that say nothing."""

@@ -123,11 +123,14 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
 def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
     """Return the settings that determine the bytes of the data set, by their names in the configuration."""
     prepare, rows = config.prepare, views.panorama_rows
+    source = config.source.model_dump(mode="json")
+    if source.get("query_heading") is None:  # data sets made before it existed keep their digest
+        source.pop("query_heading", None)
     settings = {
         "schema_version": SCHEMA_VERSION,
         "model.height": views.height,
         "model.width": views.width,
-        "source": config.source.model_dump(mode="json"),
+        "source": source,
         "panorama_rows": None if rows is None else list(rows),
         "prepare.encoding": prepare.encoding,
         "prepare.shard_mb": prepare.shard_mb,

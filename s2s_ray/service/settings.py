@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -93,6 +93,11 @@ class ServeArgs(Section):
     index: Uri | None = Field(None, description="URI of the index built with that checkpoint")
     calibration: Uri | None = Field(
         None, description="URI of the calibration of that checkpoint; without it fixes have no radius"
+    )
+    default_heading: Annotated[FiniteFloat, Field(ge=-360, le=360)] | Literal["unknown"] | None = Field(
+        None,
+        description="compass bearing that heading=auto means for panoramas of the whole horizon without a heading in "
+        "their file, instead of the release's; unknown: it is searched",
     )
     follow: Literal["promoted", "best"] = Field(
         "promoted",

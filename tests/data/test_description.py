@@ -67,6 +67,14 @@ def test_fields_that_the_first_data_sets_lack_have_defaults(uri: str) -> None:
     assert info.panoramas == {}
 
 
+@pytest.mark.parametrize(("kind", "heading"), [("cvusa", 0.0), ("cvact", 0.0), ("manifest", None), (["cvusa"], None)])
+def test_the_first_data_sets_of_aligned_panoramas_have_a_default_heading(uri: str, kind: Any, heading: object) -> None:
+    write(uri, source={"kind": kind})
+    assert read_dataset_info(uri).geometry.default_heading == heading
+    write(uri, source={"kind": kind}, geometry=WRITTEN["geometry"] | {"default_heading": 90.0})
+    assert read_dataset_info(uri).geometry.default_heading == 90.0
+
+
 def test_a_newer_version_is_refused(uri: str) -> None:
     write(uri, schema_version=2)
     with pytest.raises(DatasetError, match=r"dataset.json has schema_version 2, this program reads 1 and earlier"):

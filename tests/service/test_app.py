@@ -8,7 +8,7 @@ import pytest
 from ray.serve import Application
 
 from s2s_ray import registry
-from s2s_ray.errors import ReferenceIndexError
+from s2s_ray.errors import ConfigError, ReferenceIndexError
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.service.app import build
 from s2s_ray.service.rollout.releases import ReleaseKey
@@ -36,6 +36,21 @@ def test_build_serves_a_release_of_a_registry_or_two_uris(tmp_path: Path) -> Non
     assert by_name.geometry == ViewGeometry(TINY.height, TINY.width)
     assert by_name.description.metrics == {"psnr": None}
     assert isinstance(build(ServeArgs(registry=root, name="demo")), Application)
+
+
+@pytest.mark.parametrize(("setting", "heading"), [(None, None), (30, 30.0), ("unknown", None)])
+def test_the_settings_may_say_the_default_heading(tmp_path: Path, setting: object, heading: float | None) -> None:
+    checkpoint, index = stored_model(tmp_path, meta={"dataset": {"uri": "cvusa", "geometry": {}}})
+    args = ServeArgs.parse({"checkpoint": checkpoint, "index": index, "default_heading": setting})
+    release = resolve(args)
+    expected = 0.0 if setting is None else heading
+    assert release.geometry.default_heading == release.description.default_heading == expected
+
+
+def test_a_wrong_default_heading_is_refused() -> None:
+    for value in (361, "north", float("nan")):
+        with pytest.raises(ConfigError, match="default_heading"):
+            ServeArgs.parse({"checkpoint": "c", "index": "i", "default_heading": value})
 
 
 def test_build_rejects_an_index_of_another_model(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +19,15 @@ TINY = tiny_model(width=72)
 
 
 def stored_model(
-    folder: Path, dimension: int = TINY.descriptor_size, fingerprint: str | None = None
+    folder: Path,
+    dimension: int = TINY.descriptor_size,
+    fingerprint: str | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> tuple[str, str]:
     """Store a checkpoint and an index, by default of that checkpoint; return their URIs."""
     checkpoint, index = str(folder / "checkpoint"), str(folder / "index")
-    meta = {"run": "city", "step": 4, "metrics": {"psnr": float("inf")}}
-    save_model(S2S(TINY), meta, folder / "local")
+    stored = {"run": "city", "step": 4, "metrics": {"psnr": float("inf")}, **(meta or {})}
+    save_model(S2S(TINY), stored, folder / "local")
     storage.publish(folder / "local", checkpoint)
     info = IndexInfo(
         dimension=dimension, count=1, checkpoint=fingerprint or registry.fingerprint(checkpoint),

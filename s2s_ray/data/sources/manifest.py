@@ -75,7 +75,7 @@ class ManifestSource:
 
     def views(self, height: int, width: int) -> ViewGeometry:
         """Keep the configured rows of the panorama."""
-        return ViewGeometry(height, width, self.config.panorama_rows)
+        return ViewGeometry(height, width, self.config.panorama_rows, default_heading=self.config.query_heading)
 
     def records(self) -> Sequence[Record]:
         """Return all rows in the order of the file. Raises `ManifestError` or `StorageError`."""

@@ -62,7 +62,7 @@ class SyntheticSource:
 
     def views(self, height: int, width: int) -> ViewGeometry:
         """Keep the configured rows: by default all, as the renderer draws no rows that the model does not see."""
-        return ViewGeometry(height, width, self.config.panorama_rows)
+        return ViewGeometry(height, width, self.config.panorama_rows, default_heading=self.config.query_heading)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}  # the world is cheap to make again and large to send

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.secrets import masked_address
@@ -28,6 +28,9 @@ def resolve(args: ServeArgs, release: str | None = None) -> ServedRelease:
     """Return the release that the settings name, or another release of the same name. Raises what `locate` raises."""
     key, meta, config, info = locate(args, release)
     geometry = ViewGeometry.of_checkpoint(config, meta, key.checkpoint_uri)
+    if args.default_heading is not None:
+        heading = None if args.default_heading == "unknown" else args.default_heading
+        geometry = replace(geometry, default_heading=heading)
     dataset = masked_address(info.dataset)  # earlier versions accepted a password in it
     description = ModelInfo(
         release=key.id,
