@@ -36,6 +36,7 @@ from s2s_ray.evaluation.recall import Nearby, RecallResult, nearest, recall_at_k
 from s2s_ray.evaluation.reliability import reliability_diagram, reliability_figures
 from s2s_ray.evaluation.rows import Rows
 from s2s_ray.geo.images import Pixels
+from s2s_ray.model.retrieval import visible
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.progress import progress
 
@@ -210,8 +211,8 @@ def _measure(
             street[rows] = model.embed_street(real, pairs.seen)
             if model.config.synthesizes:
                 synthesised, satellite[rows] = model.synthesize_and_embed(pairs.polar)
-                parts.append(quality.update(synthesised, real))
-                perceptual.update(synthesised, real)
+                parts.append(quality.update(synthesised, real, pairs.seen))
+                perceptual.update(visible(synthesised, pairs.seen), real)
             else:
                 satellite[rows] = model.embed_satellite(pairs.polar)
             done += len(pairs)

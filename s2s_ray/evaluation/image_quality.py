@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2s_ray.errors import DivergedError, InputError
+from s2s_ray.model.retrieval import visible
 
 PSNR_CEILING = 100.0
 """Decibels of an exact copy, whose ratio would be infinite."""
@@ -34,12 +35,12 @@ class ImageQuality:
         self._images = 0
         self._totals: dict[str, float] = {}
 
-    def update(self, synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM).
+    def update(self, synthesised: Tensor, real: Tensor, seen: Tensor | None = None) -> dict[str, Tensor]:
+        """Add a batch: both B 3 H W in [-1, 1], more than 5 x 5 pixels (half the window of SSIM); seen as in `measure`.
 
         Returns: the values of each image, see `measure`.
         """
-        measured = measure(synthesised, real)
+        measured = measure(synthesised, real, seen)
         for name, values in measured.items():
             self._totals[name] = self._totals.get(name, 0.0) + float(values.double().sum())
         self._images += len(real)
@@ -61,7 +62,7 @@ class ImageQuality:
 
 
 @torch.inference_mode()
-def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
+def measure(synthesised: Tensor, real: Tensor, seen: Tensor | None = None) -> dict[str, Tensor]:
     """Return the quality of each image, B numbers by name.
 
     - `l1` is the mean absolute difference on the [-1, 1] scale, the term of the loss.
@@ -74,7 +75,10 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
 
     Args:
         synthesised, real: B 3 H W in [-1, 1].
+        seen: what the real views show, bool B H W, the only pixels that count; both are alike elsewhere. None: all.
     """
+    if seen is not None:
+        return _measure_seen(visible(synthesised.float(), seen), visible(real.float(), seen), seen)
     from torchmetrics.functional.image import peak_signal_noise_ratio  # takes seconds, and training may not need it
 
     fake, true = synthesised.float(), real.float()
@@ -88,14 +92,49 @@ def measure(synthesised: Tensor, real: Tensor) -> dict[str, Tensor]:
     }
 
 
+def _measure_seen(fake: Tensor, true: Tensor, seen: Tensor) -> dict[str, Tensor]:
+    """Return `measure` over the pixels that are seen, of images that are alike elsewhere."""
+    square = _mean((fake - true).square(), seen)
+    ssim = [_ssim_of_each_pixel(*pair) for pair in zip(torch.split(fake, 8), torch.split(true, 8), strict=True)]
+    with_steps = torch.zeros_like(seen)
+    with_steps[..., 1:, 1:] = seen[..., 1:, 1:] & seen[..., :-1, 1:] & seen[..., 1:, :-1]
+    return {
+        "l1": _mean((fake - true).abs(), seen),
+        "psnr": (10 * (4 / square).log10()).clamp(max=PSNR_CEILING),
+        "ssim": _mean(torch.cat(ssim), seen),
+        "sharpness": (-10 * _mean(_steps(fake, true), with_steps[..., 1:, 1:]).log10()).clamp(max=PSNR_CEILING),
+    }
+
+
+def _mean(values: Tensor, seen: Tensor) -> Tensor:
+    """Return the mean of B 3 H W over the pixels that are seen, B; 0 without any."""
+    total = torch.where(seen[:, None], values, 0.0).sum(dim=(1, 2, 3))
+    return total / (values.shape[1] * seen.sum(dim=(1, 2))).clamp(min=1)
+
+
 def _steps_apart(fake: Tensor, true: Tensor) -> Tensor:
     """Return the mean absolute difference of the images' steps from pixel to pixel, on [0, 1]; B."""
+    return _steps(fake, true).mean(dim=(1, 2, 3))
+
+
+def _steps(fake: Tensor, true: Tensor) -> Tensor:
+    """Return the absolute differences of the images' steps, on [0, 1], B 3 H-1 W-1."""
     sums = []
     for image in ((fake + 1) / 2, (true + 1) / 2):
         down = (image[..., 1:, 1:] - image[..., :-1, 1:]).abs()
         right = (image[..., 1:, 1:] - image[..., 1:, :-1]).abs()
         sums.append(down + right)
-    return (sums[0] - sums[1]).abs().mean(dim=(1, 2, 3))
+    return (sums[0] - sums[1]).abs()
+
+
+def _ssim_of_each_pixel(fake: Tensor, true: Tensor) -> Tensor:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    found = structural_similarity_index_measure(
+        (fake.double() + 1) / 2, (true.double() + 1) / 2, data_range=1.0, reduction="none", return_full_image=True
+    )
+    assert isinstance(found, tuple)
+    return found[1]
 
 
 def _ssim(fake: Tensor, true: Tensor) -> Tensor:

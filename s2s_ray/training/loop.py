@@ -199,6 +199,7 @@ class Trainer:
                 losses = self.cycle(
                     self.model.normalise(batch.polar),
                     self.model.normalise(batch.street),
+                    seen=self._seen(batch),
                     query=self._query(batch),
                     reference=self._reference(batch),
                     shares=[len(share(pairs, worker, world_size())) for worker in range(world_size())],
@@ -240,6 +241,12 @@ class Trainer:
             generator=torch.Generator().manual_seed(self.config.train.seed),
         )
         return (batch.to(self.device) for batch in loader)
+
+    def _seen(self, batch: Batch) -> Tensor | None:
+        """Return what of the panoramas is seen; None: all in the whole data set, the same on every worker."""
+        if batch.seen is not None or not self.train_set.info.masked:
+            return batch.seen
+        return torch.ones((len(batch), *batch.street.shape[-2:]), dtype=torch.bool, device=batch.street.device)
 
     def _query(self, batch: Batch) -> tuple[Tensor, Tensor | None] | None:
         """Return the panoramas that retrieval learns to ask with, and what of them is seen; None: the aligned ones.

@@ -17,6 +17,8 @@ class GlobalBatch:
     shares: Sequence[int]
     negatives: Tensor | None
     discard: float
+    seen: int | None = None
+    """Pixels of all street views that were seen; None: all."""
 
     @property
     def pairs(self) -> int:
@@ -28,13 +30,14 @@ class GlobalBatch:
 class Piece:
     """Pairs of this worker with the output of G, which has a graph only if these are all pairs of the worker.
 
-    `satellite` and `street` are the aligned pairs that synthesis trains on; `query`, of which `seen` was seen, and
-    `reference` are the views that retrieval compares, and `features` those of `reference`. Before G has run, and
-    without a generator (`retrieval_only`), `fake` and `features` are empty.
+    `satellite` and `street`, of which `shown` was seen, are the aligned pairs that synthesis trains on; `query`, of
+    which `seen` was seen, and `reference` are the views that retrieval compares, and `features` those of `reference`.
+    Before G has run, and without a generator (`retrieval_only`), `fake` and `features` are empty.
     """
 
     satellite: Tensor
     street: Tensor
+    shown: Tensor | None
     query: Tensor
     seen: Tensor | None
     reference: Tensor
@@ -51,19 +54,21 @@ class Piece:
         cls,
         satellite: Tensor,
         street: Tensor,
+        shown: Tensor | None,
         query: tuple[Tensor, Tensor | None] | None,
         reference: Tensor | None,
         size: int | None,
     ) -> list[Piece]:
         """Return pieces of `size` pairs, or one of all pairs, before G has run; arguments as of `TrainingStep`."""
-        asked, seen = (None, None) if query is None else (visible(*query), query[1])
+        asked, seen = (None, shown) if query is None else (visible(*query), query[1])
+        street = visible(street, shown)
         size = size or max(1, len(satellite))
         pieces = []
         for rows in (slice(first, first + size) for first in range(0, max(1, len(satellite)), size)):
-            polar, panorama = satellite[rows], street[rows]
+            polar, panorama, mask = satellite[rows], street[rows], None if shown is None else shown[rows]
             views = panorama if asked is None else asked[rows]
             around = polar if reference is None else reference[rows]
             pieces.append(
-                cls(polar, panorama, views, None if seen is None else seen[rows], around, polar[:0], polar[:0])
+                cls(polar, panorama, mask, views, None if seen is None else seen[rows], around, polar[:0], polar[:0])
             )
         return pieces

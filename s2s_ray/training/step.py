@@ -26,6 +26,7 @@ from s2s_ray.model.batchnorm import track_statistics
 from s2s_ray.model.blocks import power_iterate
 from s2s_ray.model.losses import RetrievalLoss, adversarial_loss, reconstruction_loss, retrieval_loss
 from s2s_ray.model.precision import at_least_float32
+from s2s_ray.model.retrieval import visible
 from s2s_ray.model.s2s import S2S
 from s2s_ray.runtime.collectives import gather_rows, sum_over_ranks, world_size
 from s2s_ray.training.gradients import Gradients, frozen, trained_parameters
@@ -75,6 +76,7 @@ class TrainingStep:
         satellite: Tensor,
         street: Tensor,
         *,
+        seen: Tensor | None = None,
         query: tuple[Tensor, Tensor | None] | None = None,
         reference: Tensor | None = None,
         shares: Sequence[int] | None = None,
@@ -85,6 +87,8 @@ class TrainingStep:
 
         Args:
             satellite, street: this worker's polar images and panoramas, b 3 H W, in [-1, 1].
+            seen: what of `street` was seen, bool b H W; None: all. Synthesis learns from this alone: D sees nothing of
+                the remainder in real and synthesised views. All workers give it, or none.
             query: the street views for retrieval as a user would ask with them, like `street`, and what of them was
                 seen (bool b H W; None: all). Default: `street`.
             reference: the polar images for retrieval, like `satellite`, for instance around another centre. Default:
@@ -100,7 +104,8 @@ class TrainingStep:
             NotFiniteError: a loss or a gradient norm is not finite, on every worker alike. Bad pairs and bad weights
                 are detected before any optimiser steps; values that only the updated D and R produce, before G does.
         """
-        batch = GlobalBatch([len(satellite)] if shares is None else shares, negatives, discard)
+        pixels = None if seen is None else int(_summed(seen=seen.sum())["seen"])
+        batch = GlobalBatch([len(satellite)] if shares is None else shares, negatives, discard, pixels)
         assert len(batch.shares) == world_size(), (shares, world_size())
         model = self.model
         self._networks = self._eager
@@ -110,7 +115,7 @@ class TrainingStep:
         with torch.autocast(satellite.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if model.config.synthesizes:
                 power_iterate(model.generator)
-            pieces = self._generate(Piece.split(satellite, street, query, reference, self.micro_batch))
+            pieces = self._generate(Piece.split(satellite, street, seen, query, reference, self.micro_batch))
 
             d, losses = self._discriminator_gradients(pieces, batch.pairs) if model.config.adversarial else (None, {})
             power_iterate(model.retrieval)
@@ -147,7 +152,7 @@ class TrainingStep:
                 again, at_descriptors = self._retrieval_loss(self._embed(pieces, graph=False), batch)
                 terms["ret_weighted"] = self.loss.lambda_ret * again.loss / world_size()
             parts: list[Tensor] = []
-            g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch.pairs, parts))
+            g = Gradients(model.generator, self._generator_losses(pieces, at_descriptors, batch, parts))
         gan, l1 = torch.stack(parts).sum(0)
         if model.config.adversarial:
             terms["gan"] = gan
@@ -182,7 +187,8 @@ class TrainingStep:
         Real and synthesised pairs go through D in one pass.
         """
         for piece in pieces:
-            real, fake = (torch.cat([piece.satellite, view], 1) for view in (piece.street, piece.fake.detach()))
+            painted = visible(piece.fake.detach(), piece.shown)
+            real, fake = (torch.cat([piece.satellite, view], 1) for view in (piece.street, painted))
             logits = at_least_float32(self._networks.discriminator(torch.cat([real, fake])))
             real_logits, fake_logits = logits.chunk(2)
             count = _count(real_logits, pairs)
@@ -240,7 +246,7 @@ class TrainingStep:
             yield (satellite * at_satellite).sum() + (street * at_street).sum()
 
     def _generator_losses(
-        self, pieces: Sequence[Piece], gradients: Sequence[Descriptors] | None, pairs: int, parts: list[Tensor]
+        self, pieces: Sequence[Piece], gradients: Sequence[Descriptors] | None, batch: GlobalBatch, parts: list[Tensor]
     ) -> Iterator[Tensor]:
         """Yield the like for the loss of G and its weights; the GAN and L1 terms are also appended to `parts`.
 
@@ -249,11 +255,13 @@ class TrainingStep:
         for number, piece in enumerate(pieces):
             whole = len(pieces) == 1
             fake, features = (piece.fake, piece.features) if whole else self._synthesize(piece)
-            l1 = reconstruction_loss(at_least_float32(fake), piece.street, _count(piece.street, pairs))
+            fake = visible(fake, piece.shown)
+            values = _count(piece.street, batch.pairs) if batch.seen is None else max(1, 3 * batch.seen)
+            l1 = reconstruction_loss(at_least_float32(fake), piece.street, values)
             loss, gan = self.loss.lambda_l1 * l1, torch.zeros_like(l1)
             if self.model.config.adversarial:
                 logits = at_least_float32(self._networks.discriminator(torch.cat([piece.satellite, fake], 1)))
-                gan = adversarial_loss(logits, self.loss.real_label, _count(logits, pairs))
+                gan = adversarial_loss(logits, self.loss.real_label, _count(logits, batch.pairs))
                 loss = loss + self.loss.lambda_gan * gan
             if gradients is not None:
                 at_satellite = gradients[number][0]

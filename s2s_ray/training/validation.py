@@ -86,7 +86,8 @@ def validation_quality(
     totals = torch.zeros(len(names), dtype=torch.float64, device=device)
     with evaluating(model), torch.inference_mode():
         for pairs in batches(dataset, own, config.batch, device):
-            values = measure(model.synthesize(pairs.polar), model.normalise(pairs.street))
+            real = model.normalise(pairs.street, pairs.seen)
+            values = measure(model.synthesize(pairs.polar), real, pairs.seen)
             totals += torch.stack([values[name].double().sum() for name in names])
     sum_over_ranks(totals)
     return dict(zip(names, (totals / len(dataset)).tolist(), strict=True))

@@ -98,3 +98,39 @@ def test_nothing_measured_and_nan_are_refused(pair: tuple[Tensor, Tensor]) -> No
     quality.update(pair[0] * math.nan, pair[1])
     with pytest.raises(DivergedError, match="the generator has diverged"):
         quality.mean()
+
+
+class TestPartsThatAreSeen:
+    def test_what_is_not_seen_has_no_influence(self, pair: tuple[Tensor, Tensor]) -> None:
+        synthesised, real = pair
+        seen = torch.zeros(3, 14, 23, dtype=torch.bool)
+        seen[:, 3:11, 4:16] = True
+        expected = measure(synthesised, real, seen)
+        mask = seen[:, None].expand_as(real)
+        for other in (-1.0, 0.7):
+            found = measure(torch.where(mask, synthesised, other), torch.where(mask, real, -other), seen)
+            for name, values in expected.items():
+                torch.testing.assert_close(found[name], values)
+        exact = measure(torch.where(mask, real, 0.9), torch.where(mask, real, -1.0), seen)
+        assert exact["l1"].tolist() == [0.0] * 3
+        assert exact["psnr"].tolist() == [100.0] * 3
+        assert exact["ssim"].tolist() == pytest.approx([1.0] * 3)
+        assert exact["sharpness"].tolist() == [100.0] * 3
+
+    def test_each_image_equals_the_definitions(self, pair: tuple[Tensor, Tensor]) -> None:
+        synthesised, real = pair
+        seen = torch.zeros(3, 14, 23, dtype=torch.bool)
+        seen[:, 3:11, 4:16] = True
+        cut = (..., slice(3, 11), slice(4, 16))
+        found, alone = measure(synthesised, real, seen), measure(synthesised[cut], real[cut])
+        for name in ("l1", "psnr", "sharpness"):
+            torch.testing.assert_close(found[name], alone[name], rtol=1e-4, atol=1e-5)
+
+    def test_all_seen_is_the_whole_image(self, pair: tuple[Tensor, Tensor]) -> None:
+        whole = measure(*pair)
+        for name, values in measure(*pair, torch.ones(3, 14, 23, dtype=torch.bool)).items():
+            torch.testing.assert_close(values, whole[name].to(values.dtype), rtol=1e-5, atol=1e-6)
+
+    def test_nothing_seen_is_finite(self, pair: tuple[Tensor, Tensor]) -> None:
+        for values in measure(*pair, torch.zeros(3, 14, 23, dtype=torch.bool)).values():
+            assert values.isfinite().all()

@@ -77,6 +77,7 @@ class PlainCycle:
         street: Tensor,
         *,
         order: str = "DRG",
+        seen: Tensor | None = None,
         query: tuple[Tensor, Tensor | None] | None = None,
         reference: Tensor | None = None,
         discard: float = 0.0,
@@ -86,7 +87,10 @@ class PlainCycle:
         generator, discriminator = self.model.generator, self.model.discriminator
         _power_iterate(generator)
         fake, features = generator(satellite)
-        asked = (street, None) if query is None else query
+        share = 1.0
+        if seen is not None:
+            fake, street, share = fake * seen[:, None], street * seen[:, None], seen.double().mean().item()
+        asked = (street, seen) if query is None else query
         if reference is not None:
             features = generator.encoder(reference).features
         _power_iterate(discriminator)
@@ -108,7 +112,7 @@ class PlainCycle:
                     norm.momentum = 0.0  # normalises with batch statistics, updates nothing
                 gan = _cross_entropy(discriminator(torch.cat([satellite, fake], 1)), self.loss.real_label)
                 retrieval = self._retrieval(features, asked, discard, negatives)
-                l1 = (fake - street).abs().mean()
+                l1 = (fake - street).abs().mean() / share
                 loss = self.loss.lambda_gan * gan + self.loss.lambda_ret * retrieval + self.loss.lambda_l1 * l1
                 losses |= {"gan": gan.item(), "ret_weighted": self.loss.lambda_ret * retrieval.item()}
                 losses |= {"l1_weighted": self.loss.lambda_l1 * l1.item(), "g_loss": loss.item()}
@@ -273,6 +277,23 @@ def test_a_loss_over_headings_reaches_both_networks(micro_batch: int | None) -> 
     assert_same_gradients(model.retrieval, gradients)
 
 
+@pytest.mark.parametrize("with_query", [True, False])
+def test_synthesis_learns_from_what_is_seen_alone(model: S2S, with_query: bool) -> None:
+    satellite, street = batch(4)
+    seen = torch.zeros(4, 32, 40, dtype=torch.bool)
+    seen[0] = True
+    seen[1:, 8:24, 4:14] = True
+    others = {"seen": seen, "query": (street.roll(4, -1), seen.roll(4, -1)) if with_query else None}
+    plain = PlainCycle(model, LossConfig(), TRAIN)
+    losses, gradients = plain(satellite, street, **others)  # type: ignore[arg-type]
+    painted = torch.where(seen[:, None], street, torch.rand_like(street))  # what is not seen may be anything
+    found = TrainingStep(model, LossConfig(), TRAIN)(satellite, painted, **others)  # type: ignore[arg-type]
+    for name in LOSS_NAMES:
+        assert found[name] == pytest.approx(losses[name], rel=1e-9)
+    for network in NETWORKS:
+        assert_same_gradients(model.get_submodule(network), gradients[network])
+
+
 def test_other_views_change_no_target_of_synthesis(model: S2S) -> None:
     other = copy.deepcopy(model)
     query, reference = views(4)
@@ -395,7 +416,7 @@ def test_pieces_of_other_views_have_the_gradients_of_the_whole_batch(
         norm.frozen = True
     pieces = copy.deepcopy(model)
     query, reference = views(4)
-    options = {"query": query, "reference": reference, "negatives": NEGATIVES}
+    options = {"seen": query[1], "query": query, "reference": reference, "negatives": NEGATIVES}
     expected = TrainingStep(model, loss, TRAIN)(*batch(4), **options)
     cycle = TrainingStep(pieces, loss, TRAIN.model_copy(update={"micro_batch": micro_batch}))
     assert cycle(*batch(4), **options) == pytest.approx(expected, rel=1e-9)
