@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from s2s_ray.errors import OptionError, UnreadableImageError, ViewError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:  # NumPy, Pillow, PyTorch and httpx2 would delay every other v
     from s2s_ray.geo.prior import FileCircle, Prior
     from s2s_ray.geo.query import Known, Query
     from s2s_ray.geo.views import View
-    from s2s_ray.inference import Embedder
+    from s2s_ray.inference import Embedder, Localizer
     from s2s_ray.localization import Turned
 
 Position = tuple[float, float]
@@ -35,7 +36,7 @@ class Engine(Protocol):
     def embed_street(self, images: list[str], query: Query) -> Descriptors: ...
     def embed_satellite(self, images: list[str], layout: Layout) -> Descriptors: ...
     def synthesize(self, images: list[str], layout: Layout) -> list[Pixels]: ...
-    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]: ...
+    def locate(self, images: list[str], queries: list[Query], search: Search) -> list[ServedLocation]: ...
 
 
 class Remote:
@@ -62,10 +63,19 @@ class Remote:
         """Return the street view of each satellite image, H W 3."""
         return self.client.synthesize(images, layout)
 
-    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]:
-        """Return where each picture, or all of them together, were taken."""
+    def locate(self, images: list[str], queries: list[Query], search: Search) -> list[ServedLocation]:
+        """Return where each picture, or all of them together, were taken.
+
+        Raises:
+            ViewError: pictures of which different things are known; one request says the same of all.
+        """
+        if any(query != queries[0] for query in queries):
+            raise ViewError(
+                f"{', '.join(images)}: one request to a service says the same of all its pictures, but these differ in "
+                "heading, fov, projection, pitch or roll: store that in their files, or use --checkpoint"
+            )
         return self.client.locate(
-            images, query, k=search.k, prior=search.prior, true=search.true, together=search.together
+            images, queries[0], k=search.k, prior=search.prior, true=search.true, together=search.together
         )
 
 
@@ -87,7 +97,7 @@ class Local:
         from s2s_ray.inference import Embedder
 
         embedder = Embedder.load(self._checkpoint, self._device)
-        pictures = _street_views(embedder, images, query)
+        pictures = _street_views(embedder, images, [query] * len(images))
         for image, (known, _) in zip(images, pictures, strict=True):
             if known.heading is None:
                 raise ViewError(
@@ -108,17 +118,23 @@ class Local:
 
         return list(Synthesizer.load(self._checkpoint, self._device).street(_read(images), layout))
 
-    def locate(self, images: list[str], query: Query, search: Search) -> list[ServedLocation]:
-        """Return where each picture, or all of them together, were taken."""
-        from s2s_ray.client import ServedLocation
-        from s2s_ray.inference import DEFAULT_K, Localizer
-        from s2s_ray.localization import locate
-        from s2s_ray.service import answers
+    @cached_property
+    def _localizer(self) -> Localizer:
+        from s2s_ray.inference import Localizer
 
         if self._index is None:
             raise OptionError("--checkpoint alone cannot localise: give --index with it")
-        localizer = Localizer.load(self._checkpoint, self._index, self._device, calibration=self._calibration)
-        pictures = _street_views(localizer.embedder, images, query)
+        return Localizer.load(self._checkpoint, self._index, self._device, calibration=self._calibration)
+
+    def locate(self, images: list[str], queries: list[Query], search: Search) -> list[ServedLocation]:
+        """Return where each picture, or all of them together, were taken. Raises S2SError."""
+        from s2s_ray.client import ServedLocation
+        from s2s_ray.inference import DEFAULT_K
+        from s2s_ray.localization import locate
+        from s2s_ray.service import answers
+
+        localizer = self._localizer
+        pictures = _street_views(localizer.embedder, images, queries)
         known = [one for one, _ in pictures]
         turned = [_turned(localizer.embedder, *picture) for picture in pictures]
         k = min(DEFAULT_K, len(localizer.index)) if search.k is None else search.k
@@ -167,13 +183,13 @@ def open_engine(
         yield Local(checkpoint, index, calibration, device)
 
 
-def _street_views(embedder: Embedder, images: list[str], query: Query) -> list[tuple[Known, View]]:
+def _street_views(embedder: Embedder, images: list[str], queries: list[Query]) -> list[tuple[Known, View]]:
     """Return what is known of each picture, and the model's view of it."""
     from s2s_ray.geo.metadata import read_metadata
 
     geometry = embedder.geometry
     pictures = []
-    for image in images:
+    for image, query in zip(images, queries, strict=True):
         content, pixels, shown = _decoded(image)
         try:
             known = geometry.settle(query, pixels, read_metadata(content))
@@ -194,6 +210,11 @@ def _turned(embedder: Embedder, known: Known, view: View) -> Turned:
         return answers.turned(known, _embedded(embedder, view))
     [descriptors], turned_by = embedder.embed_turned(view.pixels[None], None if view.seen is None else view.seen[None])
     return answers.turned(known, descriptors, turned_by)
+
+
+def require_readable(image: str) -> None:
+    """Refuse an image file that cannot be read or decoded. Raises StorageError, UnreadableImageError."""
+    _decoded(image)
 
 
 def _read(images: Sequence[str]) -> list[Pixels]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from s2s_ray.cli.engine import Search, open_engine
+from s2s_ray.cli.engine import Engine, Search, open_engine
 from s2s_ray.errors import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -56,7 +56,14 @@ LayoutOption = Annotated[str, typer.Option("--layout", help="auto, north-up or p
 
 @app.command()
 def localize(
-    images: Images,
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Image files, by path or URI.")] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(
+            help="A CSV or Parquet table of images instead, as for `s2s prepare`, of which only the column street is "
+            "required: prints one JSON line for each picture or place; options hold where a row says nothing."
+        ),
+    ] = None,
     url: Url = None,
     checkpoint: Checkpoint = None,
     index: Index = None,
@@ -90,10 +97,16 @@ def localize(
 
     if as_json and as_geojson:
         raise OptionError("--json and --geojson exclude each other")
+    if bool(images) == (manifest is not None):
+        raise OptionError("give either images or --manifest")
     query = _query(heading, fov, projection, pitch, roll, rows)
     search = Search(k, _prior(near, bbox, prior), _position(true), together)
     with open_engine(url, checkpoint, index, device, calibration) as engine:
-        found = engine.locate(images, query, search)
+        if not images:
+            assert manifest is not None
+            _localize_listed(engine, manifest, query, search)
+            return
+        found = engine.locate(images, [query] * len(images), search)
     places = [images] if together else [[image] for image in images]
     shown = [location._replace(matches=location.matches[: k or DEFAULT_K]) for location in found]
     if as_geojson:
@@ -101,6 +114,23 @@ def localize(
         return
     for place, location in zip(places, shown, strict=True):
         typer.echo(json.dumps(as_tree(place, location)) if as_json else in_words(place, location))
+
+
+def _localize_listed(engine: Engine, manifest: str, query: Query, search: Search) -> None:
+    """Print a JSON line for each picture or place of a manifest. Exit code 1 if a row has no answer."""
+    from s2s_ray.cli.listed import Fault, answers, read_rows
+
+    if search.true is not None or search.together:
+        raise OptionError("--true, --together: with --manifest the columns latitude, longitude and place say it")
+    rows, faults = read_rows(manifest, query)
+    for fault in faults:
+        typer.echo(fault, err=True)
+    for answer in answers(engine, rows, search, search.k or DEFAULT_K):
+        typer.echo(answer, err=isinstance(answer, Fault))
+        if isinstance(answer, Fault):
+            faults.append(answer)
+    if faults:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -28,7 +28,7 @@ from s2s_ray.geo.utm import to_utm, utm_zone
 from s2s_ray.geo.views import ViewGeometry
 
 OPTIONAL = ("latitude", "longitude", "easting", "northing", "zone")
-_UNKNOWN = ("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "nat", "none", "null")
+UNKNOWN = ("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "nat", "none", "null")
 """How tables say that a number is unknown, in lower case."""
 _SHOWN = 5
 
@@ -128,7 +128,7 @@ class ManifestSource:
 
     @cached_property
     def _rows(self) -> dict[str, _Row]:
-        table = _read_table(self.uri, self._required)
+        table = read_table(self.uri, self._required)
         rows = [self._row(number, fields) for number, fields in table]
         repeated = [id for id, count in Counter(row.record.id for row in rows).items() if count > 1]
         if repeated:
@@ -140,7 +140,7 @@ class ManifestSource:
         for column in self._required:
             if not fields[column]:
                 raise ManifestError(f"{where}: {column} is empty")
-            if column != "id" and fields[column].lower() in _UNKNOWN:  # anything may be an id
+            if column != "id" and fields[column].lower() in UNKNOWN:  # anything may be an id
                 raise ManifestError(f"{where}: {column} is {fields[column]!r}, but every row needs one")
             if "\0" in fields[column]:
                 raise ManifestError(f"{where}: {column}={fields[column]!r} contains a NUL character")
@@ -165,7 +165,7 @@ class ManifestSource:
             easting=value["easting"],
             northing=value["northing"],
             zone=None if zone is None else int(zone),
-            place=place if (place := fields.get("place", "")).lower() not in _UNKNOWN else None,
+            place=place if (place := fields.get("place", "")).lower() not in UNKNOWN else None,
             **self._query(where, fields, split),
         )
         return _Row(record, fields.get("satellite", ""), fields.get("street", ""))
@@ -173,7 +173,7 @@ class ManifestSource:
     def _query(self, where: str, fields: Mapping[str, str], split: Split) -> dict[str, Any]:
         """Return what a row says of its picture, by the fields of `Record`."""
         names = ("heading", "fov", "projection", "pitch", "roll")
-        given = {name: text for name in names if (text := fields.get(name, "").lower()) not in _UNKNOWN}
+        given = {name: text for name in names if (text := fields.get(name, "").lower()) not in UNKNOWN}
         heading: Any = given.pop("heading", "")
         if heading not in ("auto", "unknown"):
             heading = self.config.panorama_heading if heading == "" else _number(where, "heading", heading)
@@ -191,8 +191,13 @@ class ManifestSource:
         return {"heading": heading} | {name: getattr(query, name) for name in names[1:]}
 
 
-def _read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """Return row numbers (from 1, without the header) with their fields as text."""
+def read_table(uri: str, required: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """Return row numbers (from 1, without the header) with their fields as text.
+
+    Raises:
+        ManifestError: neither CSV nor Parquet, without a required column, or without rows.
+        StorageError: it cannot be read.
+    """
     data = storage.read_bytes(uri)
     columns, rows = _parquet(uri, data) if data[:4] == b"PAR1" else _csv(uri, data, required)
     absent = [column for column in required if column not in columns]
@@ -240,7 +245,7 @@ def _is_nan(value: object) -> bool:
 
 def _number(where: str, column: str, text: str) -> float | None:
     """Return a number of a row; None if it is unknown."""
-    if text.lower() in _UNKNOWN:
+    if text.lower() in UNKNOWN:
         return None
     try:
         number = float(text)
