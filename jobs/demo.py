@@ -128,8 +128,8 @@ def settings(folder: Path, overrides: list[str]) -> Config:
     """Return the `field-tiny` preset with everything in one folder."""
     places = [f"data.uri={folder}/data", f"train.storage={folder}/runs", f"train.name={NAME}"]
     sweeps = [f"tune.storage={folder}/sweeps", f"tune.registry={folder}/registry", *SWEEP]
-    # Protocols are measured once, at the end.
-    return load_config("field-tiny", [*places, *sweeps, "evaluation.protocols=[]", *overrides])
+    # Protocols are measured once, at the end; the margin is enough for training and for the calibration.
+    return load_config("field-tiny", [*places, *sweeps, "evaluation.protocols=[]", "prepare.margin_m=8", *overrides])
 
 
 def asked(config: Config) -> EvaluationConfig:
