@@ -199,6 +199,10 @@ class ReferenceIndex:
         """Return the descriptors of the tiles in some rows, n x dimension; of half precision in a compressed index."""
         return self._vectors.rows(np.asarray(rows, np.int64))
 
+    def similarities(self, rows: NDArray[np.int64], descriptors: Descriptors) -> NDArray[np.float32]:
+        """Return the cosines of the tiles in some rows with unit descriptors B x dimension, n B."""
+        return self._vectors.products(np.asarray(rows, np.int64), descriptors)
+
     def save(self, uri: str, *, replace: bool = False) -> None:
         """Publish the index at a URI.
 

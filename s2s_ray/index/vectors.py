@@ -35,6 +35,7 @@ _PROBED = 0.5  # of the lists
 _EXACT_ROWS = 20_000  # an area with no more tiles is searched exactly
 _CHUNK = 16_384
 _PRODUCT_FROM = 20  # queries; FAISS, too, multiplies matrices from there on, but slower and not within an area
+_PRODUCT_FROM_K = 256  # results of a query; FAISS would need longer for its heap than for the products
 _AT_ONCE = 128  # queries, to bound the memory for their products
 _IN_MEMORY_BYTES = 500_000_000
 
@@ -51,6 +52,9 @@ class Vectors(Protocol):
 
     def rows(self, rows: NDArray[np.int64]) -> Descriptors:
         """Return the vectors in some rows, n x D."""
+
+    def products(self, rows: NDArray[np.int64], queries: Descriptors) -> NDArray[np.float32]:
+        """Return the inner products of the vectors in some rows with queries, n B."""
 
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end; nothing is trained again."""
@@ -85,7 +89,7 @@ class FlatVectors:
 
     def search(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Return the k most similar rows of each query, see `Vectors`."""
-        if len(queries) >= _PRODUCT_FROM:
+        if len(queries) >= _PRODUCT_FROM or k >= _PRODUCT_FROM_K:
             return self._multiply(queries, k, inside)
         selected = None
         if inside is not None:
@@ -96,8 +100,13 @@ class FlatVectors:
 
     def rows(self, rows: NDArray[np.int64]) -> Descriptors:
         """Return the vectors in some rows, n x D."""
-        vectors: Descriptors = self._index.reconstruct_batch(rows)
-        return vectors
+        return np.asarray(self._all()[rows])
+
+    def products(self, rows: NDArray[np.int64], queries: Descriptors) -> NDArray[np.float32]:
+        """Return the inner products of the vectors in some rows with queries, n B; all rows are not copied."""
+        vectors = self._all()
+        whole = len(rows) == len(vectors) and bool((np.diff(rows) == 1).all())
+        return np.asarray((vectors if whole else vectors[rows]) @ queries.T)
 
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end."""
@@ -111,8 +120,7 @@ class FlatVectors:
 
     def _multiply(self, queries: Descriptors, k: int, inside: NDArray[np.int64] | None) -> Found:
         """Search for many queries by the product of both matrices."""
-        index: Any = self._index
-        vectors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(self.shape)
+        vectors = self._all()
         similarities = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
         for start in range(0, len(queries), _AT_ONCE):
@@ -125,6 +133,12 @@ class FlatVectors:
             similarities[part] = np.take_along_axis(every, best, 1)
             rows[part] = best if inside is None else inside[best]
         return similarities, rows
+
+    def _all(self) -> Descriptors:
+        """Return all vectors where FAISS keeps them: only while the index exists."""
+        index: Any = self._index
+        vectors: Descriptors = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(self.shape)
+        return vectors
 
 
 class CompressedVectors:
@@ -180,6 +194,10 @@ class CompressedVectors:
     def rows(self, rows: NDArray[np.int64]) -> Descriptors:
         """Return the vectors in some rows, n x D, rounded to half precision."""
         return self._halves[rows].astype(np.float32)
+
+    def products(self, rows: NDArray[np.int64], queries: Descriptors) -> NDArray[np.float32]:
+        """Return the inner products of the vectors in some rows with queries, n B."""
+        return np.asarray(self.rows(rows) @ queries.T)
 
     def with_more(self, descriptors: Descriptors) -> Self:
         """Return a copy with more rows at the end."""

@@ -28,7 +28,8 @@ class Parameters(NamedTuple):
             the spacing of the tiles.
         mass_68, mass_95: posterior mass within the radii that hold the place at these rates.
         heading_factor: standard deviations of the posterior's headings in one spread that holds at 68%.
-        confidence: the same in the log-odds that the position is right, for a picture from the region.
+        confidence: the same in the log-odds that the position is right, for a picture from the region; a fix's
+            confidence is this probability times that of the region.
     """
 
     scale: float = 25.0
@@ -54,8 +55,9 @@ class Reliability(_Part):
 
     Attributes:
         pictures: number of pictures from the region; as many are asked again from outside of it.
-        right: share of fixes that are right.
-        bins: confidence (mean), share right and number of pictures in each tenth of confidence that has some.
+        right: share of the fixes of pictures from the region that are right.
+        bins: confidence (mean), share right and number of pictures in each tenth of confidence that has some. Here, and
+            in the three figures below, pictures from outside count as wrong.
         calibration_error: expected calibration error of the confidence.
         risk_coverage: area under the curve of the share of wrong fixes over the share of fixes kept, by confidence.
         auroc_right: area under the ROC curve of the confidence, right against wrong fixes; None if all are alike.

@@ -240,25 +240,24 @@ def _quantile(values: Floats, share: float) -> float:
 
 def _reliability(trials: Trials, held: list[tuple[_Outcome, Parameters]]) -> Reliability:
     """Return the figures of pictures with the parameters that were fitted without them."""
-    confidences = np.array([probability(by.confidence, one.evidence - by.outside, one.peak) for one, by in held])
-    inside = np.array([probability(by.region, one.evidence - by.outside, one.peak) for one, by in held])
-    outside = np.array(
-        [
-            probability(by.region, one.evidence_elsewhere - by.outside, one.peak_elsewhere)
-            for one, by in held
-            if np.isfinite(one.evidence_elsewhere)
-        ]
-    )
-    right = np.array([one.right for one, _ in held])
+    asked = [(by, one.evidence - by.outside, one.peak) for one, by in held]
+    others = [
+        (by, one.evidence_elsewhere - by.outside, one.peak_elsewhere)
+        for one, by in held
+        if np.isfinite(one.evidence_elsewhere)
+    ]
+    regions = np.array([probability(by.region, evidence, peak) for by, evidence, peak in asked + others])
+    confidences = regions * [probability(by.confidence, evidence, peak) for by, evidence, peak in asked + others]
+    right = np.array([one.right for one, _ in held] + [False] * len(others))
     headed = [one.heading_error <= by.heading_factor * one.heading_deviation for one, by in held if one.right]
     return Reliability(
         pictures=len(held),
-        right=float(right.mean()),
+        right=float(right[: len(held)].mean()),
         bins=bins(confidences, right),
         calibration_error=calibration_error(confidences, right),
         risk_coverage=risk_coverage(confidences, right),
         auroc_right=auroc(confidences[right], confidences[~right]),
-        auroc_region=auroc(inside, outside),
+        auroc_region=auroc(regions[: len(held)], regions[len(held) :]),
         within_68=float(np.mean([one.mass <= by.mass_68 for one, by in held])),
         within_95=float(np.mean([one.mass <= by.mass_95 for one, by in held])),
         heading_within=None if trials.heading_known or not headed else float(np.mean(headed)),

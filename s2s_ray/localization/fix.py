@@ -44,8 +44,8 @@ class Fix(NamedTuple):
             Where there are several peaks they reach the others, and `peaks` says more.
         heading: compass bearing of the (first) picture's middle column in degrees.
         heading_spread: degrees to either side that hold the heading at 68%, if the place is right.
-        confidence: probability that the position is right, if the picture is from the region: that the place is within
-            `confidence_m` of it.
+        confidence: probability that the position is right: that the place is within `confidence_m` of it. Low, too,
+            for a picture that is probably from elsewhere.
         in_region: whether the picture is more probably from the region of the index than from elsewhere.
         in_region_probability: its probability, if every second picture is from the region.
         peaks: separate places, the most probable first; the first is the fix.
@@ -210,7 +210,7 @@ def fix_of(
         radii[1],
         heading,
         spread if calibrated or len(pictures[0].headings) == 1 else None,
-        probability(parameters.confidence, found.evidence, peak) if calibrated else None,
+        region * probability(parameters.confidence, found.evidence, peak) if calibrated else None,
         region >= 0.5 if calibrated else None,
         region if calibrated else None,
         listed,

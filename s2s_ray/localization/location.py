@@ -80,7 +80,7 @@ def _matches(
         best, similarity, turn = _best(rows[:, :k], similarities[:, :k])
     else:
         best = np.unique(np.concatenate([rows[:, :k].ravel() for _, rows in searches]))
-        compared = [np.clip(index.descriptors(best) @ picture.descriptors.T, -1, 1) for picture in pictures]
+        compared = [np.clip(index.similarities(best, picture.descriptors), -1, 1) for picture in pictures]
         similarity = np.mean([each.max(axis=1) for each in compared], axis=0, dtype=np.float32)
         turn = compared[0].argmax(axis=1)
     order = np.lexsort((best, -similarity))[: min(k, len(best))]

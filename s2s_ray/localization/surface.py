@@ -45,6 +45,9 @@ class Gallery(Protocol):
     def descriptors(self, rows: NDArray[np.int64]) -> Descriptors:
         """Return the descriptors of some rows."""
 
+    def similarities(self, rows: NDArray[np.int64], descriptors: Descriptors) -> NDArray[np.float32]:
+        """Return the cosines of the tiles in some rows with descriptors B D, n B."""
+
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
@@ -104,14 +107,15 @@ def posterior(
     if not len(inside):
         return None
     rows = inside if len(inside) <= MOST_ROWS else _likely(index, pictures, prior, searches)
-    log_likelihoods, headings = _compare(index.descriptors(rows), pictures, parameters)
+    compared = [index.similarities(rows, picture.descriptors) for picture in pictures]
+    log_likelihoods, headings = _compare(compared, pictures, parameters)
     log_rest = -np.inf
     if len(rows) < len(inside):
         sampled, vectors = _ground(index).sample
         others = np.isin(sampled, inside, assume_unique=True) & ~np.isin(sampled, rows, assume_unique=True)
         # Of a small area few are sampled: the least likely of those found stand for the others then.
         chosen = vectors[others] if others.sum() >= _SAMPLE // 8 else index.descriptors(rows[-_SAMPLE:])
-        found, _ = _compare(chosen, pictures, parameters)
+        found, _ = _compare([chosen @ picture.descriptors.T for picture in pictures], pictures, parameters)
         log_rest = log_sum_exp(found) - float(np.log(len(found))) + float(np.log(len(inside) - len(rows)))
     return Posterior(rows, log_likelihoods, headings, log_rest, len(inside))
 
@@ -150,12 +154,17 @@ def log_likelihoods(
 
 
 def _compare(
-    vectors: Descriptors, pictures: Sequence[Turned], parameters: Sequence[Parameters]
+    similarities: Sequence[NDArray[np.float32]], pictures: Sequence[Turned], parameters: Sequence[Parameters]
 ) -> tuple[NDArray[np.float64], tuple[NDArray[np.float32], ...]]:
-    """Return the summed log-likelihood ratios of N tiles, and each picture's headings at each, N T."""
-    total, headings = np.zeros(len(vectors)), []
-    for picture, one in zip(pictures, parameters, strict=True):
-        found, at = log_likelihoods(vectors @ picture.descriptors.T, picture.weights(), one.scale)
+    """Return the summed log-likelihood ratios of N tiles, and each picture's headings at each, N T.
+
+    Args:
+        similarities: for each picture the cosines of the tiles at its headings, N T.
+        pictures, parameters: as in `posterior`.
+    """
+    total, headings = np.zeros(len(similarities[0])), []
+    for cosines, picture, one in zip(similarities, pictures, parameters, strict=True):
+        found, at = log_likelihoods(cosines, picture.weights(), one.scale)
         total += found - one.outside
         headings.append(at)
     return total, tuple(headings)

@@ -105,8 +105,8 @@ class FoundFix(BaseModel):
     position: FixPosition
     heading: FixHeading | None
     confidence: float | None = Field(
-        description="probability that the true position is within confidence_m, if the picture was taken in the "
-        "region; null without calibration"
+        description="probability that the true position is within confidence_m, low if the picture was probably taken "
+        "outside the region; null without calibration"
     )
     confidence_m: float = Field(description="metres within which a position counts as right")
     in_region: bool | None = Field(description="false: taken outside the region of the index; null if unknown")

@@ -117,3 +117,15 @@ def test_small_galleries_are_exact() -> None:
     extended = built.with_more(unit(2, 8))
     assert (built.shape, extended.shape) == ((30, DIMENSION), (32, DIMENSION))
     np.testing.assert_array_equal(extended.rows(np.array([31, 2])), np.stack([unit(2, 8)[1], few[2]]))
+
+
+def test_products_with_all_and_with_some_rows(descriptors: NDArray[np.float32], compressed: CompressedVectors) -> None:
+    """All rows are multiplied where FAISS keeps them; a large k is found by products, too."""
+    flat, queries = FlatVectors.build(descriptors[:600]), unit(3, 11)
+    for rows in (np.arange(600), np.arange(600)[::-1], np.array([5, 3, 3])):
+        np.testing.assert_allclose(flat.products(rows, queries), descriptors[rows] @ queries.T, atol=1e-6)
+        np.testing.assert_allclose(compressed.products(rows, queries), descriptors[rows] @ queries.T, atol=2e-3)
+    similarities, found = flat.search(queries[:1], 300, None)
+    right = np.sort(descriptors[:600] @ queries[0])[::-1][:300]
+    np.testing.assert_allclose(similarities[0], right, atol=1e-6)
+    np.testing.assert_allclose(descriptors[found[0]] @ queries[0], right, atol=1e-6)

@@ -83,14 +83,17 @@ def test_radii_and_confidence_hold_for_new_pictures(
     confidences = np.array([fix.confidence or 0.0 for fix, _ in found])
     right = np.array([metres <= fix.confidence_m for fix, metres in found])
     assert 0.25 < right.mean() < 0.95, "neither trivial nor hopeless"
+    outside = fresh(fitted[known], ELSEWHERE, 120, seed=6)
+    confidences = np.concatenate([confidences, [fix.confidence or 0.0 for fix, _ in outside]])
+    assert confidences[:120].mean() > 2 * confidences[120:].mean(), "low for pictures from elsewhere"
+    right = np.concatenate([right, np.zeros(120, bool)])
     assert calibration_error(confidences, right) < 0.12
     assert (auroc(confidences[right], confidences[~right]) or 0) > 0.75
-    outside = fresh(fitted[known], ELSEWHERE, 60, seed=6)
     inside_region, outside_region = (
         np.array([fix.in_region_probability or 0.0 for fix, _ in part]) for part in (found, outside)
     )
     assert (auroc(inside_region, outside_region) or 0) > 0.65
-    assert 0.4 < np.mean(np.concatenate([inside_region, 1 - outside_region])) - 0.1 < 0.9
+    assert inside_region.mean() > outside_region.mean() + 0.1
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -101,12 +104,12 @@ def test_the_figures_are_those_of_pictures_that_were_left_out(
     right = np.array([metres <= fix.confidence_m for fix, metres in found])
     assert figures.pictures == 100
     assert figures.right == pytest.approx(right.mean(), abs=0.15)
-    assert sum(count for _, _, count in figures.bins) == 100
+    assert sum(count for _, _, count in figures.bins) == 200, "each is asked again as one from elsewhere"
     assert figures.within_68 == pytest.approx(0.68, abs=0.06)
     assert figures.within_95 == pytest.approx(0.95, abs=0.04)
     assert figures.auroc_right is not None
     assert figures.auroc_right > 0.75
-    assert figures.risk_coverage < 1 - figures.right, "less than by chance"
+    assert figures.risk_coverage < 1 - figures.right / 2 - 0.1, "less than by chance"
     if known:
         assert figures.heading_within is None
     else:

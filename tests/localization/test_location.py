@@ -150,7 +150,8 @@ def test_a_place_that_is_there_twice_has_two_peaks() -> None:
     assert first.radius_m < 12
     assert found.fix.radius_m is not None
     assert found.fix.radius_m > 490, "the position alone does not hold 68%"
-    assert found.fix.confidence == pytest.approx(0.5, abs=0.05)
+    assert found.fix.in_region_probability is not None
+    assert found.fix.confidence == pytest.approx(0.5 * found.fix.in_region_probability, abs=0.05)
 
 
 def test_a_picture_from_elsewhere(index: ReferenceIndex) -> None:
@@ -161,6 +162,7 @@ def test_a_picture_from_elsewhere(index: ReferenceIndex) -> None:
                for place in places(8, 10)]  # fmt: skip
     assert all(fix is not None and fix.in_region and (fix.in_region_probability or 0) > 0.5 for fix in inside)
     assert not any(fix is None or fix.in_region for fix in outside)
+    assert all(fix is not None and fix.confidence is not None and fix.confidence < 0.5 for fix in outside)
 
 
 def test_without_a_calibration_there_is_neither_radius_nor_confidence(index: ReferenceIndex) -> None:
