@@ -13,6 +13,7 @@ import numpy as np
 
 from s2s_ray.data.places import latlon_of
 from s2s_ray.data.schema import Metres, Record
+from s2s_ray.errors import DatasetError
 from s2s_ray.geo.places import Places
 from s2s_ray.geo.prior import ellipsoid
 
@@ -28,8 +29,8 @@ def hold_out(
 
     If all training records have coordinates, whole blocks of `block_m` metres are moved (neighbours look alike), in
     the order of their hashes, until the fraction is reached; a block that would exceed twice the fraction is skipped.
-    Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes; those of
-    one `place` together.
+    Otherwise, and if the blocks are too coarse, single records are moved, in the order of their ids' hashes. Those of
+    one `place` are always moved together; they lie in the block of the first of their ids.
     The result depends on the records and the arguments alone.
 
     Training records that lie in one UTM zone are divided along its easting and northing, others by a grid around the
@@ -37,7 +38,11 @@ def hold_out(
     `metres="utm"` each zone has blocks of its own, which are cut off at the zone's borders.
 
     Returns: the records in their order, and how the validation split was chosen, in words.
+
+    Raises:
+        DatasetError: pictures of one place in several splits.
     """
+    _require_whole_places(records)
     train = [record for record in records if record.split == "train"]
     if any(record.split == "val" for record in records):
         return list(records), "named by the source"
@@ -53,6 +58,19 @@ def hold_out(
     how = f"{len(chosen)} of {len(train)} training pairs, {how}"
     log.info("validation split: %s", how)
     return [replace(record, split="val") if record.id in chosen else record for record in records], how
+
+
+def _require_whole_places(records: Sequence[Record]) -> None:
+    first: dict[str, Record] = {}
+    for record in records:
+        if record.place is None:
+            continue
+        other = first.setdefault(record.place, record)
+        if other.split != record.split:
+            raise DatasetError(
+                f"place {record.place!r} is in several splits, with {other.id} in {other.split} and {record.id} in "
+                f"{record.split}: pictures of one place must be in one split"
+            )
 
 
 def _by_hash(train: Sequence[Record], target: int) -> set[str]:
@@ -74,6 +92,11 @@ def _blocks(train: Sequence[Record], target: int, side: float, metres: Metres) -
     if names is None:
         return set()
     block_of = dict(zip((record.id for record in train), names, strict=True))
+    first: dict[str, str] = {}
+    for record in train:
+        if record.place is not None:
+            first[record.place] = min(record.id, first.get(record.place, record.id))
+    block_of |= {record.id: block_of[first[record.place]] for record in train if record.place is not None}
     sizes = Counter(block_of.values())
     held: set[str] = set()
     count = 0

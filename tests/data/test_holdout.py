@@ -12,6 +12,7 @@ from pyproj import Geod
 
 from s2s_ray.data.holdout import _around_the_earth, hold_out
 from s2s_ray.data.schema import Record
+from s2s_ray.errors import DatasetError
 from s2s_ray.geo.utm import to_utm, utm_zone
 
 WGS84 = Geod(ellps="WGS84")
@@ -159,6 +160,29 @@ def test_pictures_of_one_place_stay_together() -> None:
     for name in {place for place in places if place}:
         assert len({record.split for record in found if record.place == name}) == 1
     assert {record.split for record in found if record.place is None} == {"train", "val"}
+
+
+def test_pictures_of_one_place_stay_together_in_blocks() -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        Record(f"{p}-{k}", "train", None, None, 600_000 + east + 9 * k, 5e6 + north, 32632, place=f"p{p}")
+        for p, (east, north) in enumerate(rng.uniform(0, 1500, (60, 2)).tolist())
+        for k in range(3)
+    ]
+    for order in (records, records[::-1]):
+        found, how = hold_out(order, 0.2, 100.0)
+        assert "whole blocks" in how
+        assert splits(found) == splits(hold_out(records, 0.2, 100.0)[0])
+        for p in range(60):
+            assert len({record.split for record in found if record.place == f"p{p}"}) == 1
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_a_place_in_several_splits_is_refused(other: str) -> None:
+    records = [*named(5), Record("a", "train", place="square"), Record("b", other, place="square")]  # type: ignore[arg-type]
+    words = f"place 'square' is in several splits, with a in train and b in {other}"
+    with pytest.raises(DatasetError, match=words):
+        hold_out(records, 0.2, 100.0)
 
 
 def test_one_place_is_never_held_out_whole() -> None:
