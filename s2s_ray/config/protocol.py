@@ -29,6 +29,8 @@ SHARES = (
 ERRORS = ("median_rank", "heading_error_median", "own_heading_error_median", "metres_median", "found_metres_median")
 """Figures that are better if lower."""
 FIGURES = (*SHARES, *ERRORS)
+OF_FOUND = ("heading_error_median", "heading_within_5", "heading_within_10", "found_metres_median")
+"""Figures of the queries that are found alone: whoever finds fewer may have better ones, so they choose no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +103,27 @@ def metric(text: str) -> tuple[Protocol | None, str]:
     Returns: the protocol, None for the figures that every validation has, and the figure.
 
     Raises:
-        InputError: no such protocol or figure.
+        InputError: no such protocol or figure, one that the protocol never has, or one of the found queries alone.
     """
-    protocol, dot, figure = text.rpartition(".")
-    known = FIGURES if dot else (*RECALLS, "median_rank")
+    name, dot, figure = text.rpartition(".")
+    known = tuple(one for one in FIGURES if one not in OF_FOUND) if dot else (*RECALLS, "median_rank")
+    if dot and figure in OF_FOUND:
+        instead = "metres_median" if figure == "found_metres_median" else f"own_{figure}"
+        raise InputError(
+            f"metric {text!r}: {figure} counts the queries that are found alone, so that finding fewer may improve it; "
+            f"choose {instead}, which counts all"
+        )
     if figure not in known:
         raise InputError(
             f"metric {text!r}: {figure!r} is unknown; expected {', '.join(known)}, after PROTOCOL. or alone"
         )
-    return (Protocol.parse(protocol) if dot else None), figure
+    protocol = Protocol.parse(name) if dot else None
+    if protocol is not None and figure.startswith("own_heading") and not protocol.heading:
+        raise InputError(
+            f"metric {text!r}: the heading is known under the protocol {protocol.name}, so that it never has {figure}; "
+            "choose a protocol with heading"
+        )
+    return protocol, figure
 
 
 def metric_name(text: str) -> str:

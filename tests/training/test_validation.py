@@ -156,6 +156,18 @@ class TestRefused:
                 {"tune": {"metric": "heading.recall_at_2"}},
                 r"tune\.metric.*'recall_at_2' is unknown; expected recall_at_1",
             ),
+            (
+                {"train": {"best_metric": "heading.heading_error_median"}},
+                r"train\.best_metric.*counts the queries that are found alone.*choose own_heading_error_median",
+            ),
+            (
+                {"tune": {"metric": "heading.found_metres_median"}},
+                r"tune\.metric.*that are found alone.*choose metres_median",
+            ),
+            (
+                {"train": {"best_metric": "fov=90.own_heading_within_10"}, "evaluation": {"protocols": ["fov=90"]}},
+                r"the heading is known under the protocol fov=90, so that it never has own_heading_within_10",
+            ),
             ({"train": {"best_metric": "metres_median"}}, r"train\.best_metric.*'metres_median' is unknown"),
             ({"evaluation": {"protocols": ["heading", "heading"]}}, "protocol heading stands twice"),
             ({"evaluation": {"protocols": ["fov=0"]}}, r"evaluation\.protocols.*fov=0: expected"),
