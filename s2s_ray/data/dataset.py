@@ -189,7 +189,7 @@ class PairDataset(Dataset[Sample]):
             raise ConfigError(
                 f"augmentation.offcentre_m={distance:g} is more than the margin of {self.uri}, "
                 f"{self.info.margin_m:g} m: prepare it with prepare.margin_m={distance:g}, prepare.keep_tiles=true and "
-                "a source that cuts or renders its tiles"
+                "a source that cuts or renders its tiles, or set augmentation.offcentre_m=0"
             )
 
     @property

@@ -83,7 +83,8 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
         raise ConfigError(
             f"prepare.margin_m={config.prepare.margin_m:g} needs a source that cuts or renders its tiles: "
             f"source.kind=synthetic, or manifest with source.tiles or source.geotiff; the tiles of this source "
-            f"(source.kind={config.source.kind}) are files, which have no imagery around them"
+            f"(source.kind={config.source.kind}) are files, which have no imagery around them: set prepare.margin_m=0, "
+            "and augmentation.offcentre_m=0 here and in training"
         )
     for split in config.prepare.splits:
         if not any(record.split == split for record in records):

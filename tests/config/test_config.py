@@ -17,6 +17,7 @@ from s2s_ray.config import (
     preset_names,
 )
 from s2s_ray.errors import ConfigError
+from s2s_ray.evaluation.protocols import grid_of
 from s2s_ray.service.settings import ServeArgs
 
 PAPER = {
@@ -79,6 +80,8 @@ def test_field_presets_keep_the_networks_and_the_budget_of_their_models() -> Non
         assert field.train.epochs == base.train.epochs
         assert field.source == base.source
         assert field.augmentation.offcentre_m <= field.prepare.margin_m
+        offcentre = 16.0  # the protocol offcentre=16: cameras in a disc, and a grid around each tile's centre
+        assert offcentre + grid_of(offcentre, field.evaluation.offcentre_step_m).max() <= field.prepare.margin_m
 
 
 def test_tiny_is_a_smaller_model_of_the_same_kind() -> None:

@@ -106,7 +106,9 @@ def test_a_description_that_contradicts_the_plan_or_the_tiles_is_a_fault(config:
 def test_tiles_that_are_files_have_no_margin(pairs: PairFolder, tmp_path: Path) -> None:
     for k, split in enumerate(("train", "train", "val", "test")):
         pairs.add(str(k), split)
-    with pytest.raises(ConfigError, match=r"prepare.margin_m=2 needs a source that cuts or renders .*kind=manifest"):
+    with pytest.raises(
+        ConfigError, match=r"prepare.margin_m=2 needs a source .*kind=manifest.*: set prepare.margin_m=0, and"
+    ):
         prepare(pairs.config(tmp_path / "set", keep_tiles=True, margin_m=2))
     assert not (tmp_path / "set").exists()
     info = prepare(pairs.config(tmp_path / "set", keep_tiles=True))
