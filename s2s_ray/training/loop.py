@@ -63,6 +63,9 @@ class Trainer:
         self.global_step = 0
         self._means = EpochMeans()
         self._measure(metres_rule(self.train_set))
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self.train_set.places)) if name is not None}
+        places = [-1 if name is None else numbers[name] for name in self.train_set.places]
+        self._named = torch.tensor(places) if numbers else None
 
     def fit(
         self,
@@ -277,9 +280,9 @@ class Trainer:
             places = self._places[pairs]
             points, frames = torch.from_numpy(places.points), torch.from_numpy(places.frames)
             allowed = allowed_negatives(points, frames, places.straight_m(distance))
-        names = [self.train_set.places[index] for index in pairs]
-        if any(name is not None for name in self.train_set.places):
-            apart = torch.tensor([[one is None or one != other for other in names] for one in names])
+        if self._named is not None:
+            named = self._named[pairs]
+            apart = (named[:, None] != named[None]) | (named[:, None] < 0)
             allowed = apart if allowed is None else allowed & apart
         return None if allowed is None else allowed.to(self.device)
 
