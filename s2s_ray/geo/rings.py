@@ -92,7 +92,8 @@ def _meets(
     for side, point, one, other in ((to_c, c, a, b), (to_d, d, a, b), (to_a, a, c, d), (to_b, b, c, d)):
         within = (np.minimum(one, other) <= point) & (point <= np.maximum(one, other))
         on_line |= (side == 0) & within.all(1)
-    return crosses | (touching & on_line)
+    found: NDArray[np.bool_] = crosses | (touching & on_line)
+    return found
 
 
 def _turns_back(
@@ -103,7 +104,8 @@ def _turns_back(
     before, after = np.where(forward, first, second), np.where(forward, second, first)
     a, b, c = starts[before], ends[before], ends[after]
     back = ((b - a) * (c - b)).sum(1) < 0
-    return (_side(a, b, c) == 0) & back
+    found: NDArray[np.bool_] = (_side(a, b, c) == 0) & back
+    return found
 
 
 def is_straight(ring: Ring) -> bool:
