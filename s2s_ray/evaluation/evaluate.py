@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, isnan
@@ -43,6 +44,8 @@ from s2s_ray.runtime.progress import progress
 if TYPE_CHECKING:
     from s2s_ray.localization.calibration import Calibration
 
+log = logging.getLogger(__name__)
+
 METRICS = "metrics.json"
 TOP = 5
 """Tiles that the retrieval gallery shows for each query (supplement, figures 4 and 5)."""
@@ -53,7 +56,8 @@ class EvaluationReport:
     """The results of `evaluate`. `pictures` are the URIs of the galleries; recall is in fractions.
 
     `protocols` are the figures of `config.protocols` by name, see `measure_protocols`; `calibration` is that of the
-    split, if it was made.
+    split, if it was made; `unoriented` is the number of pictures whose heading is unknown, which are left out of all
+    figures that need it.
     """
 
     split: str
@@ -65,6 +69,7 @@ class EvaluationReport:
     pictures: list[str]
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: Calibration | None = None
+    unoriented: int = 0
 
     @property
     def gallery(self) -> int:
@@ -98,6 +103,7 @@ class EvaluationReport:
             "satellite_to_street": self.satellite_to_street.as_dict(),
             **self.synthesis,
             "pictures": self.pictures,
+            **({"unknown_heading": self.unoriented} if self.unoriented else {}),
             **({"protocols": self.protocols} if self.protocols else {}),
             **({} if self.calibration is None else {"calibration": reliability_figures(self.calibration)}),
         }
@@ -133,7 +139,8 @@ def evaluate(
         DescriptorError: descriptors are not finite; the message names the pairs.
         WeightsError: the weights of LPIPS, FID or KID are not available.
         ViewError: images of another resolution than the model's.
-        DatasetError: an empty split, or tiles without the margin that a protocol needs.
+        DatasetError: an empty split, one without a picture of known heading, or tiles without the margin that a
+            protocol needs.
         DivergedError: synthesised images are not finite.
         StorageError: a file cannot be read or written.
     """
@@ -141,6 +148,18 @@ def evaluate(
         raise DatasetError(f"{dataset.uri}: the {config.split} split is empty")
     for name in config.protocols:
         require_margin(dataset, Protocol.parse(name), config)
+    unoriented = int((~dataset.oriented).sum())
+    if unoriented == len(dataset):
+        raise DatasetError(
+            f"{dataset.uri}: the heading of every picture of the {config.split} split is unknown, and there is nothing "
+            "to measure without it: give the headings that are known"
+        )
+    if unoriented:
+        log.warning(
+            "%d of %d pictures of the %s split have an unknown heading: they are left out of all figures that need it",
+            *(unoriented, len(dataset), config.split),
+        )
+    counted = torch.from_numpy(dataset.oriented) if unoriented else None
     measured = _measure(model, dataset, config, device, loader_workers)
     for name, found in (("street", measured.street), ("satellite", measured.satellite)):
         require_finite(found, name, dataset.ids)
@@ -148,8 +167,8 @@ def evaluate(
     if config.radius_m is not None:
         places = places_of(dataset)
         nearby = Nearby(places, places, config.radius_m)
-    to_satellite = recall_at_k(measured.street, measured.satellite, nearby=nearby, chunk=config.chunk)
-    to_street = recall_at_k(measured.satellite, measured.street, nearby=nearby, chunk=config.chunk)
+    to_satellite = recall_at_k(measured.street, measured.satellite, nearby=nearby, counted=counted, chunk=config.chunk)
+    to_street = recall_at_k(measured.satellite, measured.street, nearby=nearby, counted=counted, chunk=config.chunk)
     protocols, outcomes = measure_protocols(model, dataset, config, device=device, aligned=measured.satellite)
     pictures: list[str] = []
     if out is not None:
@@ -179,6 +198,7 @@ def evaluate(
         pictures,
         protocols,
         calibration,
+        unoriented,
     )
     if out is not None:
         storage.write_json(storage.join(out, METRICS), report.as_dict())
@@ -211,8 +231,16 @@ def _measure(
             street[rows] = model.embed_street(real, pairs.seen)
             if model.config.synthesizes:
                 synthesised, satellite[rows] = model.synthesize_and_embed(pairs.polar)
-                parts.append(quality.update(synthesised, real, pairs.seen))
-                perceptual.update(visible(synthesised, pairs.seen), real)
+                known = torch.from_numpy(dataset.oriented[rows]).to(real.device)
+                seen = pairs.seen
+                if not known.all():
+                    synthesised, real, seen = synthesised[known], real[known], None if seen is None else seen[known]
+                if len(real):
+                    found = quality.update(synthesised, real, seen)
+                    parts.append({name: _spread(values, known) for name, values in found.items()})
+                    perceptual.update(visible(synthesised, seen), real)
+                else:
+                    parts.append({})
             else:
                 satellite[rows] = model.embed_satellite(pairs.polar)
             done += len(pairs)
@@ -220,8 +248,20 @@ def _measure(
     if not model.config.synthesizes:
         return _Measured(street, satellite, None, {}, {})
     means = quality.mean()
-    values = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    names = max(parts, key=len)
+    empty = [torch.full((min(config.batch, count - first),), torch.nan) for first in range(0, count, config.batch)]
+    values = {
+        name: torch.cat([part[name].cpu() if part else nan for part, nan in zip(parts, empty, strict=True)])
+        for name in names
+    }
     return _Measured(street, satellite, means, perceptual.result(), values)
+
+
+def _spread(values: Tensor, known: Tensor) -> Tensor:
+    """Return values of the pictures of a batch that are known, with NaN for the others."""
+    return (
+        values if len(values) == len(known) else values.new_full((len(known),), torch.nan).masked_scatter(known, values)
+    )
 
 
 def retrieval_rows(

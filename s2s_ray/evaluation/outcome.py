@@ -22,7 +22,7 @@ class Outcome:
     """The result of each of N queries.
 
     Attributes:
-        ranks: as in `RecallResult`, int64.
+        ranks: as in `RecallResult`, int64; 0: not asked, because the protocol needs a heading that is unknown.
         heading_errors: degrees between the heading of the first match and the true one; NaN if the heading is known.
         own_heading_errors: the same in the query's own tile, wherever it is ranked.
         metres: between the position of the first match and the true one; NaN if a position is unknown.
@@ -56,11 +56,14 @@ class Outcome:
         and their own tile. `metres_...` counts all queries with known positions, `found_metres_median` those found,
         with or without.
         """
-        found = self.ranks == 1
+        found, ranks = self.ranks == 1, self.ranks[self.ranks > 0]
         depths = {str(k): k for k in DEPTHS} | {"1_percent": ceil(self.gallery / 100)}
         return {
-            **{f"recall_at_{key}": float((self.ranks <= depth).mean()) for key, depth in depths.items()},
-            "median_rank": float(np.median(self.ranks)),
+            **{
+                f"recall_at_{key}": float((ranks <= depth).mean()) if len(ranks) else None
+                for key, depth in depths.items()
+            },
+            "median_rank": _median(ranks),
             "heading_error_median": _median(self.heading_errors[found]),
             **{f"heading_within_{most}": _within(self.heading_errors[found], most) for most in HEADINGS},
             "own_heading_error_median": _median(self.own_heading_errors),
@@ -71,7 +74,7 @@ class Outcome:
         }
 
 
-def _median(values: NDArray[np.float64]) -> float | None:
+def _median(values: NDArray[Any]) -> float | None:
     known = values[np.isfinite(values)]
     return float(np.median(known)) if len(known) else None
 

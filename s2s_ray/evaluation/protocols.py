@@ -174,7 +174,8 @@ def ask(
 ) -> Outcome:
     """Rank all tiles of a split for some of its panoramas, in the order of `indices`.
 
-    Ties count against the model, as in `recall_at_k`; with `config.radius_m`, tiles that near the panorama's own are
+    Panoramas of unknown heading are asked under protocols that search it. Ties count against the model, as in
+    `recall_at_k`; with `config.radius_m`, tiles that near the panorama's own are
     correct too.
 
     Args:
@@ -205,16 +206,20 @@ def ask(
             first = best.distances.argmin(1)
             rows = torch.arange(len(own), device=first.device)
             errors = np.full((2, len(own)), np.nan)
+            oriented = dataset.oriented[own]
             if protocol.heading:
                 for row, tile in enumerate((first, pairs.index)):
                     estimated = headings[best.headings[rows, tile].cpu().numpy()]
-                    errors[row] = np.abs((estimated - query.headings + 180) % 360 - 180)
+                    errors[row] = np.where(oriented, np.abs((estimated - query.headings + 180) % 360 - 180), np.nan)
             matched = first.cpu().numpy()
             offsets = gallery.offsets[matched, best.centres[rows, first].cpu().numpy()]
             metres = places[own].metres_to(places[matched].moved(*offsets.T))
             in_tile = np.where(matched == own, np.hypot(*offsets.T), np.nan)
             metres = np.where(np.isnan(metres) | np.isnan(in_tile), metres, in_tile)  # exact, without a projection
-            parts.append(np.stack([ranks.cpu().numpy(), *errors, metres, in_tile], axis=-1))
+            columns = np.stack([ranks.cpu().numpy(), *errors, metres, in_tile], axis=-1)
+            if not protocol.heading:  # north is not in the middle of these: they are not asked
+                columns[~oriented] = (0, np.nan, np.nan, np.nan, np.nan)
+            parts.append(columns)
             advance(len(own))
     return Outcome.of_columns(np.concatenate(parts), tiles)
 

@@ -60,7 +60,7 @@ def queries_table(
         **{name: found.cpu().numpy() for name, found in values.items()},
     }
     for name, outcome in outcomes.items():
-        columns[f"{name}.rank"] = outcome.ranks
+        columns[f"{name}.rank"] = pa.array(outcome.ranks, mask=outcome.ranks == 0)
         columns[f"{name}.heading_error"] = pa.array(outcome.heading_errors, from_pandas=True)
         columns[f"{name}.metres"] = pa.array(outcome.metres, from_pandas=True)
     return pa.table(columns)

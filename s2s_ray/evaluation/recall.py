@@ -38,28 +38,30 @@ class RecallResult:
     `recall` is keyed "1", "5", "10" and "1%"; p percent of a gallery of M are its first ceil(p * M / 100) ranks
     (repositories differ). `ranks` int64 N are 1-based: 1 plus the number of incorrect tiles at least as close as the
     best correct one, so ties count against the model. A query without any correct tile has rank M + 1 and counts as
-    missed at every k. `correct` int64 N is the number of correct tiles of each query.
+    missed at every k. `correct` int64 N is the number of correct tiles of each query. `counted` bool N are the queries
+    that the figures are about; None: all.
     """
 
     recall: dict[str, float]
     gallery: int
     ranks: Tensor
     correct: Tensor
+    counted: Tensor | None = None
 
     @property
     def queries(self) -> int:
         """The number of queries."""
-        return len(self.ranks)
+        return len(self.ranks) if self.counted is None else int(self.counted.sum())
 
     @property
     def median_rank(self) -> float:
         """The median of the ranks."""
-        return float(np.median(self.ranks.numpy()))
+        return float(np.median(_counted(self.ranks, self.counted).numpy()))
 
     @property
     def chance(self) -> float:
         """Recall at 1 of a random ranking: 1 / gallery if each query has one correct tile."""
-        return float(self.correct.double().mean()) / self.gallery
+        return float(_counted(self.correct, self.counted).double().mean()) / self.gallery
 
     def as_dict(self) -> dict[str, float]:
         """Return `recall_at_1`, ..., `recall_at_1_percent`, `median_rank`, `queries` and `gallery` for JSON."""
@@ -74,6 +76,7 @@ def recall_at_k(
     *,
     truth: Tensor | None = None,
     nearby: Nearby | None = None,
+    counted: Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
     percent: Sequence[float] = (1.0,),
     chunk: int = 4096,
@@ -93,6 +96,7 @@ def recall_at_k(
         truth: N gallery indices of the queries' own tiles. Default: i for query i (N = M); with `nearby` and N != M,
             only the radius counts.
         nearby: rule for further correct tiles.
+        counted: the queries that the figures are about, bool N, at least one; default: all.
         ks, percent: ranks, and percentages of the gallery, at which recall is measured.
         chunk, gallery_chunk: rows of both at a time; they affect no result.
 
@@ -117,8 +121,9 @@ def recall_at_k(
         correct.append(count.cpu())
     found = torch.cat(ranks)
     depths = {str(k): k for k in ks} | {f"{p:g}%": math.ceil(p * len(gallery) / 100) for p in percent}
-    recall = {key: float((found <= min(depth, len(gallery))).double().mean()) for key, depth in depths.items()}
-    return RecallResult(recall, len(gallery), found, torch.cat(correct))
+    ranked = _counted(found, counted)
+    recall = {key: float((ranked <= min(depth, len(gallery))).double().mean()) for key, depth in depths.items()}
+    return RecallResult(recall, len(gallery), found, torch.cat(correct), counted)
 
 
 @torch.inference_mode()
@@ -137,6 +142,10 @@ def nearest(
         for start in range(0, max(len(queries), 1), chunk)
     ]
     return torch.cat([distances for distances, _ in parts]), torch.cat([indices for _, indices in parts])
+
+
+def _counted(values: Tensor, counted: Tensor | None) -> Tensor:
+    return values if counted is None else values[counted]
 
 
 def _nearest(queries: Tensor, gallery: Rows, k: int, gallery_chunk: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from PIL import Image
 from s2s_ray.config import Config, EvaluationConfig, ModelConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.errors import DescriptorError, ExpectationError, ViewError
+from s2s_ray.errors import DatasetError, DescriptorError, ExpectationError, ViewError
 from s2s_ray.evaluation import evaluate as evaluation
 from s2s_ray.evaluation.descriptors import embed_dataset, embed_indices, evaluating
 from s2s_ray.evaluation.evaluate import evaluate
@@ -307,3 +307,54 @@ def test_another_resolution_is_refused(dataset: PairDataset) -> None:
     other = S2S(ModelConfig.model_validate(SMALL | {"width": 80}))
     with pytest.raises(ViewError, match="this model expects"):
         evaluate(other, dataset, EvaluationConfig(batch=7))
+
+
+class TestUnknownHeadings:
+    UNKNOWN = (1, 2, 5)
+
+    @pytest.fixture
+    def partly(self, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch) -> PairDataset:
+        oriented = np.ones(PAIRS, np.bool_)
+        oriented[list(self.UNKNOWN)] = False
+        monkeypatch.setattr(dataset, "oriented", oriented)
+        return dataset
+
+    @pytest.mark.parametrize("batch", [1, 3, 20])
+    def test_they_are_left_out_of_what_needs_a_heading(
+        self, batch: int, model: S2S, partly: PairDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = EvaluationConfig(batch=batch, protocols=("aligned", "heading", "fov=180"), gallery_rows=0)
+        report = evaluate(model, partly, config, out=str(tmp_path))
+        assert "3 of 7 pictures of the test split have an unknown heading" in caplog.text
+        street, satellite, views = one_by_one(model, partly)
+        known = [index for index in range(PAIRS) if index not in self.UNKNOWN]
+        for found, pair in (
+            (report.street_to_satellite, (street, satellite)),
+            (report.satellite_to_street, (satellite, street)),
+        ):
+            ranks = recall_at_k(*pair).ranks[known]
+            assert found.queries == len(known)
+            assert found.recall["1"] == (ranks == 1).double().mean()
+            assert found.recall["5"] == (ranks <= 5).double().mean()
+            assert found.median_rank == np.median(ranks)
+        real = torch.stack([partly[index].street for index in known]) / 127.5 - 1
+        for name, values in measure(views[known], real).items():
+            assert report.synthesis[name] == pytest.approx(float(values.mean()), rel=1e-4)
+        written = json.loads((tmp_path / "metrics.json").read_text())
+        assert written["unknown_heading"] == 3
+        assert report.protocols["aligned"]["recall_at_1"] == report.street_to_satellite.recall["1"]
+        table = pq.read_table(tmp_path / "queries.parquet").to_pydict()
+        for index in range(PAIRS):
+            unknown = index in self.UNKNOWN
+            assert (table["aligned.rank"][index] is None) == unknown
+            assert (table["fov=180.rank"][index] is None) == unknown
+            assert table["heading.rank"][index] >= 1
+            assert (table["heading.heading_error"][index] is None) == unknown
+            assert np.isnan(table["l1"][index]) == unknown
+
+    def test_without_any_known_heading_there_is_nothing_to_measure(
+        self, model: S2S, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dataset, "oriented", np.zeros(PAIRS, np.bool_))
+        with pytest.raises(DatasetError, match="the heading of every picture of the test split is unknown"):
+            evaluate(model, dataset, EvaluationConfig())
