@@ -74,15 +74,21 @@ def field_of_view(
     if fov is None and fov_in_file is not None:
         return projection or "equirectangular", origin, fov_in_file, "file", True
     if fov is None:
-        return projection or "equirectangular", origin, _assumed_fov(shape, projection), "assumed", False
+        return projection or "equirectangular", origin, _assumed_fov(shape, projection, warnings), "assumed", False
     agrees = fov_in_file is not None and abs(fov_in_file - fov) <= 0.5
     if fov_in_file is not None and not agrees:
         warnings.append(f"the file's field of view, {fov_in_file:.4g} degrees, is ignored: fov={fov:g} was given")
     return projection or _assumed_projection(shape, fov), origin, fov, "given", agrees
 
 
-def _assumed_fov(shape: Shape, projection: Projection | None) -> float:
+def _assumed_fov(shape: Shape, projection: Projection | None, warnings: list[str]) -> float:
     if shape.is_circle(projection):
+        return 360.0
+    if projection is None and shape.wide and shape.of_model:  # as preparation writes them: the ends of 1% do not meet
+        warnings.append(
+            "the picture's ends do not meet, but it was taken for 360 degrees because it has the shape of the model's "
+            "own panoramas; give fov if it shows less"
+        )
         return 360.0
     size = f"the picture is {shape.width} x {shape.height} pixels (width x height)"
     need = "give fov, the degrees of the horizon that it shows"

@@ -10,6 +10,7 @@ import pytest
 from s2s_ray.config import ManifestSourceConfig, SyntheticSourceConfig
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.data.sources.synthetic import SyntheticSource
+from s2s_ray.errors import ViewError
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.query import Query, settle
 from s2s_ray.geo.views import ViewGeometry
@@ -54,3 +55,16 @@ def test_the_source_says_it(heading: float | None) -> None:
     city = SyntheticSource(SyntheticSourceConfig(query_heading=heading))
     for source in (manifest, city):
         assert source.views(32, 72).default_heading == heading
+
+
+def test_a_wide_picture_of_the_models_own_shape_is_the_whole_horizon() -> None:
+    open_ended = np.broadcast_to(np.arange(0, 240, 2, dtype=np.uint8)[:, None], (30, 120, 3))
+    known = settle(Query(), open_ended, release_heading=0.0, model_shape=(32, 128))
+    assert (known.heading, known.fov, known.fov_origin, known.projection) == (0, 360, "assumed", "equirectangular")
+    assert "it has the shape of the model's own panoramas" in known.warnings[0]
+    for query, shape in ((Query(), (32, 176)), (Query(projection="cylindrical"), (32, 128))):
+        with pytest.raises(ViewError, match="fov is missing"):
+            settle(query, open_ended, model_shape=shape)
+    assert settle(Query(fov=90), open_ended, model_shape=(32, 128)).projection == "cylindrical"
+    with pytest.raises(ViewError, match="fov is missing"):
+        settle(Query(), open_ended[:, 20:60], model_shape=(30, 40))
