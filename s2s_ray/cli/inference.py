@@ -32,7 +32,8 @@ Heading = Annotated[
     str,
     typer.Option(
         metavar="DEG|auto|unknown",
-        help="Compass bearing of the pictures' middle column; auto: by the file, else the release's default.",
+        help="Compass bearing of the pictures' middle column; auto: by the file, else, for the whole horizon, the "
+        "release's default.",
     ),
 ]
 Fov = Annotated[

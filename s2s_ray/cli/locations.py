@@ -36,7 +36,10 @@ def _named(images: Sequence[str], queries: Sequence[ServedQuery]) -> list[dict[s
 
 def _lines(images: Sequence[str], location: ServedLocation) -> Iterator[str]:
     yield ", ".join(images)
-    yield from _fix(location.fix)
+    if location.matches:
+        yield from _fix(location.fix)
+    else:
+        yield "  no position: no tile of the index lies in the area"
     for image, query in zip(images, location.queries, strict=True):
         picture = f"{image}: " if len(images) > 1 else ""
         yield f"  {picture}{_understood(query)}"

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Origin = Literal["given", "file", "release", "estimated", "assumed"]
-"""Where a value comes from: the request, the file's metadata, the release, the search over headings, or a guess."""
-Projection = Literal["equirectangular", "rectilinear", "cylindrical"]
+from s2s_ray.geo.query import Origin, Projection
+
 _NAME = Field(None, description="name of the image, if the request had several")
 
 QUERY: dict[str, Any] = {

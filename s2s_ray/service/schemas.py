@@ -93,7 +93,8 @@ class ModelInfo(BaseModel):
     )
     default_heading: float | None = Field(
         None,
-        description="the meaning of heading=auto for pictures whose file names none; null: the heading is unknown",
+        description="the meaning of heading=auto for pictures of the whole horizon whose file names none; null: "
+        "the heading is unknown",
     )
     calibrated: bool = Field(
         False, description="false: the release has no calibration, so fixes have neither a radius nor a confidence"

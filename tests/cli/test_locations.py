@@ -46,6 +46,11 @@ def test_doubts_are_named(fix: dict[str, Any], words: str) -> None:
     assert words not in in_words(["photo.jpg"], location())
 
 
+def test_an_area_without_tiles_is_named() -> None:
+    text = in_words(["photo.jpg"], location()._replace(fix=None, matches=[]))
+    assert text.splitlines()[1] == "  no position: no tile of the index lies in the area"
+
+
 def test_pictures_of_one_place() -> None:
     one = location()
     warned = one.query._replace(heading=None, heading_origin=None, heading_spread=None, warnings=("no compass",))

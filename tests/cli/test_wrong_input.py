@@ -193,7 +193,7 @@ READ = [
     ["localize", "panorama.png", *MODEL, *INDEX, "--true", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--rows", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--heading", "{}"],
-    ["localize", "panorama.png", *MODEL, *INDEX, "--prior", "{}"],
+    ["localize", "--manifest", "{}", *MODEL, *INDEX],
     ["localize", "panorama.png", *MODEL, *INDEX, "--calibration", "{}"],
     ["localize", "panorama.png", *MODEL, *INDEX, "--device", "{}"],
     ["embed", "satellite", "tile.png", *MODEL, "--out", "d.npy", "--layout", "{}"],

@@ -55,8 +55,8 @@ async def _picture(
         Annotated[str, _schema("unknown", "auto", minimum=-360, maximum=360)],
         Query(
             description="Compass bearing of the middle column in degrees. `unknown`: the service finds it. `auto`: "
-            "that of the file's metadata, else the default of the release (`default_heading` of `/v1/model`), else "
-            "unknown.",
+            "that of the file's metadata, else, for pictures of the whole horizon, the default of the release "
+            "(`default_heading` of `/v1/model`), else unknown.",
             examples=["217.5"],
         ),
     ] = "auto",
@@ -64,7 +64,8 @@ async def _picture(
         Annotated[str, _schema("auto", exclusiveMinimum=0, maximum=360)] | None,
         Query(
             description="Horizontal field of view in degrees. `auto`: by the file's metadata, else 360 for a panorama "
-            "at least twice as wide as high whose ends meet; required of all other pictures. Default: `auto`, except "
+            "at least twice as wide as high whose ends meet or that has the model's own shape; required of all other "
+            "pictures. Default: `auto`, except "
             "where `heading` is a number and `projection`, `pitch` and `roll` are left out: a picture at least twice "
             "as wide as high then shows the whole horizon and is level, whatever its file says, with a warning.",
             examples=["73.7"],
