@@ -124,14 +124,11 @@ def make_plan(config: Config, source: Source, records: Sequence[Record], metres:
 def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
     """Return the settings that determine the bytes of the data set, by their names in the configuration."""
     prepare, rows = config.prepare, views.panorama_rows
-    source = config.source.model_dump(mode="json")
-    if source.get("query_heading") is None:  # data sets made before it existed keep their digest
-        source.pop("query_heading", None)
     settings = {
         "schema_version": SCHEMA_VERSION,
         "model.height": views.height,
         "model.width": views.width,
-        "source": source,
+        "source": source_settings(config),
         "panorama_rows": None if rows is None else list(rows),
         "prepare.encoding": prepare.encoding,
         "prepare.shard_mb": prepare.shard_mb,
@@ -144,6 +141,14 @@ def _settings(config: Config, views: ViewGeometry) -> dict[str, Any]:
     if set(prepare.splits) != set(SPLITS):
         settings["prepare.splits"] = sorted(prepare.splits)
     return settings
+
+
+def source_settings(config: Config) -> dict[str, Any]:
+    """Return the section `source` as a data set stores it."""
+    source = config.source.model_dump(mode="json")
+    if source.get("query_heading") is None:  # data sets made before it existed keep their digest
+        source.pop("query_heading", None)
+    return source
 
 
 def _digest(settings: dict[str, Any], records: Sequence[Record]) -> str:

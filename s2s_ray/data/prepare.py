@@ -18,7 +18,7 @@ from s2s_ray.data.description import (
     read_dataset_info,
 )
 from s2s_ray.data.holdout import hold_out
-from s2s_ray.data.plan import make_plan, metres_rule
+from s2s_ray.data.plan import make_plan, metres_rule, source_settings
 from s2s_ray.data.restore import restore
 from s2s_ray.data.schema import SPLITS, Record, Split, TileSize
 from s2s_ray.data.shard import Plan, ShardReport, encode_records, finished, write_file, write_shard
@@ -177,7 +177,7 @@ def _finish(
         geometry=plan.geometry,
         encoding=plan.encoding,
         keep_tiles=plan.keep_tiles,
-        source=config.source.model_dump(mode="json"),
+        source=source_settings(config),
         validation=validation,
         splits=splits,
         quarantine=tuple(quarantine),
