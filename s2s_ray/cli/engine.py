@@ -153,11 +153,11 @@ class Local:
                 ),
                 surface=False,
             )
-            queries = [
+            understood = [
                 {"query": answers.query(known[number], warnings, estimated)}
                 for number, estimated in zip(place, found["headings"], strict=True)
             ]
-            tree = {"images": queries, **answers.localization(found, search.true or position)}
+            tree = {"images": understood, **answers.localization(found, search.true or position)}
             locations.append(ServedLocation.parse(tree))
         return locations
 

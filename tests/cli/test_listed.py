@@ -19,7 +19,7 @@ from s2s_ray.geo.query import Query
 from s2s_ray.service.localizations import OneLocalization
 from tests.cli.test_wrong_input import INDEX, MODEL
 
-EXAMPLE: dict[str, Any] = OneLocalization.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index, call-overload]
+EXAMPLE: dict[str, Any] = OneLocalization.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index, assignment]
 
 
 class FakeEngine:

@@ -103,7 +103,12 @@ def test_a_calibration_that_is_added_to_the_served_release_is_used(
     args = by_registry(tmp_path, calibrated=False)
     loaded: list[str] = []
     load = ReferenceIndex.load
-    monkeypatch.setattr(ReferenceIndex, "load", lambda uri: loaded.append(uri) or load(uri))
+
+    def counted(uri: str) -> ReferenceIndex:
+        loaded.append(uri)
+        return load(uri)
+
+    monkeypatch.setattr(ReferenceIndex, "load", counted)
     search, changes = replica(), list[str]()
     rollout = Rollout(args, {"search": Direct(search)}, lambda release, _previous: changes.append(release.id))
 
