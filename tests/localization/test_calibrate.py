@@ -210,3 +210,33 @@ def test_what_cannot_be_calibrated_is_named() -> None:
     pairs.width = 99
     with pytest.raises(DatasetError, match=r"^data/val has images of 99 x 4 pixels, the model takes 24 x 4"):
         run(pairs)
+
+
+class Photographs(Pairs):
+    """Pictures that show seven columns of the horizon, around its ends."""
+
+    SHOWN = (21, 22, 23, 0, 1, 2, 3)
+
+    def __getitem__(self, row: int) -> Sample:
+        sample, seen = super().__getitem__(row), torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+        seen[:, list(self.SHOWN)] = True
+        return Sample(sample.polar, sample.street * seen, row, seen)
+
+
+def test_photographs_are_asked_with_what_they_show(fitted: list[Trials]) -> None:
+    pairs = Photographs(20, margin_m=0.0)
+    _, model = run(pairs)
+    batches = len(model.asked) // 8
+    for number, trials in enumerate(fitted):
+        asked = model.asked[number * batches : (number + 1) * batches]
+        views = torch.cat([views for views, _ in asked])
+        seen = torch.cat([seen for _, seen in asked if seen is not None])
+        count = min(len(Photographs.SHOWN), round(trials.fov / 360 * WIDTH))
+        assert set(seen.sum(-1).flatten().tolist()) == {count}
+        for row in range(20):
+            turned = round(float(trials.true_headings[row]) * WIDTH / 360)
+            assert torch.equal(views[row], view(pairs.points[row]).roll(-turned, -1) * seen[row])
+            own = set(((seen[row, 0].nonzero()[:, 0] + turned) % WIDTH).tolist())
+            assert own <= set(Photographs.SHOWN)
+            if not trials.heading_known:
+                assert abs(float(seen[row, 0].nonzero().double().mean()) - (WIDTH - 1) / 2) <= 0.5
