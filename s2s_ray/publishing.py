@@ -6,9 +6,10 @@ import logging
 
 import torch
 
-from s2s_ray import registry
-from s2s_ray.errors import DatasetError, InputError, RegistryError, StateError, StorageError
+from s2s_ray import registry, storage
+from s2s_ray.errors import DatasetError, InputError, NotFoundError, RegistryError, StateError, StorageError
 from s2s_ray.inference import Embedder
+from s2s_ray.localization import CALIBRATION_FILE, Calibration
 from s2s_ray.localization.calibrate import calibrate_checkpoint
 from s2s_ray.model.checkpoint_meta import read_meta
 
@@ -25,8 +26,9 @@ def publish_calibrated(
 ) -> registry.Release:
     """Publish a checkpoint with a calibration on the data set that it was trained on, if that can be had.
 
-    A release that has a calibration keeps it. Without the data set, or with too few pictures in it, the release is
-    published without a calibration, and a warning says why; one can be added later.
+    A release that has a calibration keeps it, and so does one whose publication was cut short after it.
+    Without the data set, or with too few pictures in it, the release is published without a calibration, and a warning
+    says why; one can be added later.
 
     Args:
         registry_uri, name, checkpoint, index: as in `registry.publish`.
@@ -36,8 +38,9 @@ def publish_calibrated(
         RegistryError, CheckpointError, ReferenceIndexError, StorageError: as in `registry.publish`.
     """
     registry.require_publishable(registry_uri, name, checkpoint, index)
-    id = registry.release_id(read_meta(checkpoint), registry.fingerprint(checkpoint))
-    if _has_calibration(registry_uri, name, id):
+    digest = registry.fingerprint(checkpoint)
+    id = registry.release_id(read_meta(checkpoint), digest)
+    if _has_calibration(registry_uri, name, id, digest):
         return registry.publish(registry_uri, name, checkpoint, index)
     calibration = None
     try:
@@ -52,9 +55,10 @@ def publish_calibrated(
     return registry.publish(registry_uri, name, checkpoint, index, calibration=calibration)
 
 
-def _has_calibration(registry_uri: str, name: str, id: str) -> bool:
-    """Return whether there is such a release, with a calibration."""
+def _has_calibration(registry_uri: str, name: str, id: str, digest: str) -> bool:
+    """Return whether there is a calibration of such a release, which need not be complete yet."""
     try:
-        return registry.read_calibration(registry.resolve(registry_uri, name, id)) is not None
-    except RegistryError:
+        Calibration.read(storage.join(registry_uri, name, "releases", id, CALIBRATION_FILE)).require(digest)
+    except (NotFoundError, RegistryError):
         return False
+    return True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from s2s_ray import publishing, registry
+from s2s_ray import publishing, registry, storage
 from s2s_ray.errors import DatasetError, S2SError, StorageError
 from s2s_ray.localization import Calibration
 from s2s_ray.publishing import publish_calibrated
@@ -36,6 +36,22 @@ def test_the_calibration_is_stored_and_made_once(tmp_path: Path, made: list[Cali
     release = publish_calibrated(root, "city", checkpoint, index)
     assert registry.read_calibration(release) == mine
     assert publish_calibrated(root, "city", checkpoint, index) == release, "without calibrating again"
+
+
+def test_a_publication_that_was_cut_short_keeps_its_calibration(
+    tmp_path: Path, made: list[Calibration | Exception]
+) -> None:
+    """The next one does not make another, which would be refused, and completes the release."""
+    checkpoint, index = stored_model(tmp_path)
+    root, mine = str(tmp_path / "registry"), calibration(registry.fingerprint(checkpoint))
+    made.append(mine)
+    release = publish_calibrated(root, "city", checkpoint, index)
+    storage.delete(storage.join(release.uri, "release.json"))
+    assert registry.list_releases(root, "city") == []
+    made.append(mine.model_copy(update={"tiles": mine.tiles + 1}))
+    again = publish_calibrated(root, "city", checkpoint, index)
+    assert (again.id, registry.read_calibration(again)) == (release.id, mine)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("error", [DatasetError("too few"), StorageError("gone")])

@@ -193,6 +193,8 @@ def floor(
     stored = registry.read_floor(registry_uri, name)
     former = {} if none else {field: getattr(stored, field) for field in values}
     if none or given:
+        if not registry.list_releases(registry_uri, name):
+            raise RegistryError(f"registry {registry_uri} has no releases of {name!r}")
         stored = registry.set_floor(registry_uri, name, **(former | given))
     shown = [
         f"{field.replace('_', ' ')} {value:g}" for field in values if (value := getattr(stored, field)) is not None

@@ -67,7 +67,11 @@ def _fix(fix: ServedFix | None) -> Iterator[str]:
             f"taken in this region: {fix.in_region_probability:.0%}"
         )
     if len(fix.peaks) > 1:
-        peaks = (f"{peak.latitude:.6f}, {peak.longitude:.6f} ({peak.probability:.0%})" for peak in fix.peaks[1:])
+        peaks = (
+            f"{peak.latitude:.6f}, {peak.longitude:.6f}"
+            + ("" if peak.probability is None else f" ({peak.probability:.0%})")
+            for peak in fix.peaks[1:]
+        )
         yield f"  also possible: {'; '.join(peaks)}"
     if fix.distance_m is not None:
         yield f"  {_metres(fix.distance_m)} from the known position"

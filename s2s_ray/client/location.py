@@ -60,15 +60,16 @@ class ServedPeak(NamedTuple):
     latitude: float
     longitude: float
     radius_m: float | None
-    probability: float
+    probability: float | None
 
 
 class ServedFix(NamedTuple):
     """The place where a picture was taken.
 
     `radius_m` holds the true position in 68 of 100 answers, `radius_95_m` in 95; `confidence` is the probability that
-    it is within `confidence_m`, low for a picture from elsewhere. They are None if the release is not calibrated. `in_region` is false for a picture
-    from outside the region of the index. `distance_m` counts from the true position, or else from the one in the file.
+    it is within `confidence_m`, low for a picture from elsewhere. They are None if the release is not calibrated.
+    `in_region` is false for a picture from outside the region of the index. `distance_m` counts from the true position,
+    or else from the one in the file.
     """
 
     latitude: float

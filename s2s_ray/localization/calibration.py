@@ -28,6 +28,8 @@ class Parameters(NamedTuple):
             the spacing of the tiles.
         mass_68, mass_95: posterior mass within the radii that hold the place at these rates.
         heading_factor: standard deviations of the posterior's headings in one spread that holds at 68%.
+        tiles: number of tiles with which `outside` and `region` were fitted; 0 if unknown.
+        growth: standard deviation of the log-likelihood over tiles that are not those of the picture.
         confidence: the same in the log-odds that the position is right, for a picture from the region; a fix's
             confidence is this probability times that of the region.
     """
@@ -38,6 +40,8 @@ class Parameters(NamedTuple):
     mass_68: float = 0.68
     mass_95: float = 0.95
     heading_factor: float = 1.0
+    tiles: float = 0.0
+    growth: float = 0.0
     region: tuple[float, float, float] = (0.0, 1.0, 0.0)
     confidence: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
@@ -97,6 +101,8 @@ class Kind(_Part):
     mass_68: float
     mass_95: float
     heading_factor: float
+    tiles: float = 0.0
+    growth: float = 0.0
     region: tuple[float, float, float]
     confidence: tuple[float, float, float]
     reliability: Reliability

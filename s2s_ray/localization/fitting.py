@@ -153,6 +153,15 @@ class _Surfaces:
             self._outcomes[key] = self._outcome(row, scale, blur_m)
         return self._outcomes[key]
 
+    def growth(self, rows: Rows, scale: float) -> float:
+        """Return `Parameters.growth`: the deviation of the log-likelihood over the tiles away from each picture."""
+        variances = [
+            log_likelihoods(self.trials.similarities[row][far], self.weights, scale)[0].var()
+            for row in rows
+            if len(far := np.flatnonzero(self.metres[row] > self.trials.elsewhere_m)) > 1
+        ]
+        return float(np.sqrt(np.mean(variances))) if variances else 0.0
+
     def _outcome(self, row: int, scale: float, blur_m: float) -> _Outcome:
         trials = self.trials
         likelihoods, at = log_likelihoods(trials.similarities[row], self.weights, scale)
@@ -199,6 +208,8 @@ def _parameters(trials: Trials, surfaces: _Surfaces, rows: Rows) -> Parameters:
         mass_68=max(_quantile(masses, 0.68), least[0]),
         mass_95=max(_quantile(masses, 0.95), least[1]),
         heading_factor=_heading_factor(outcomes),
+        tiles=len(trials.tiles),
+        growth=surfaces.growth(rows, scale),
         region=region,
         confidence=_triple(logistic(features, right, np.array(UNCALIBRATED.confidence))),
     )

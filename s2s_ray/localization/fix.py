@@ -26,13 +26,13 @@ class Peak(NamedTuple):
     """One of the separate places where a picture may have been taken, in degrees and metres.
 
     `probability` supposes that the picture is from the region. `radius_m` holds the place at 68% if this peak is the
-    right one; None without a calibration.
+    right one. Both are None without a calibration.
     """
 
     latitude: float
     longitude: float
     radius_m: float | None
-    probability: float
+    probability: float | None
 
 
 class Fix(NamedTuple):
@@ -196,7 +196,9 @@ def fix_of(
     )
     heading, spread = headings[0]
     peak = log_odds(located.groups[0].probability)
-    region = probability(parameters.region, found.evidence, peak)
+    growth = parameters.growth * math.sqrt(len(pictures))  # deviations of independent pictures add as squares
+    carried = found.evidence - excess(growth, found.count, parameters.tiles)
+    region = probability(parameters.region, carried, peak)
     radii: tuple[float | None, ...] = (None, None)
     if calibrated:
         radii = tuple(
@@ -229,6 +231,25 @@ def probability(weights: tuple[float, float, float], evidence: float, peak: floa
         peak: log-odds of the first peak.
     """
     return sigmoid(weights[0] + weights[1] * evidence + weights[2] * peak)
+
+
+def excess(growth: float, count: int, tiles: float) -> float:
+    """Return by how much more evidence pictures from outside have among `count` tiles than among `tiles`.
+
+    More tiles have more chances to resemble a picture. The cosines of unrelated tiles are taken as independent and
+    normal: with x = sqrt(2 log count), the logarithm of their summed likelihood grows by max(x, `growth`) per x, as in
+    the random energy model. As far as the whole sum counts, the mean likelihood stays; once the largest term decides,
+    it grows.
+
+    Args:
+        growth, tiles: see `Parameters`.
+        count: number of tiles that are searched.
+    """
+    if not tiles:
+        return 0.0
+    ends = [math.sqrt(2 * math.log(max(1.0, number))) for number in (tiles, count)]
+    sums = [growth * x if x < growth else (x * x + growth * growth) / 2 for x in ends]
+    return (sums[1] - sums[0]) - (ends[1] ** 2 - ends[0] ** 2) / 2
 
 
 def heading_of(picture: Turned, likely: NDArray[np.float64], factor: float) -> tuple[float, float]:
@@ -274,4 +295,4 @@ def _peak(found: Posterior, located: Located, group: peaks.Group, calibrated: bo
         chosen = np.isin(located.known, group.members)
         weights = found.probabilities[located.known[chosen]] / group.probability
         radius = peaks.radius_m(*peaks.masses(group.centre, located.points[chosen], weights, located.blur_m), 0.68)
-    return Peak(float(latitudes), float(longitudes), radius, group.probability)
+    return Peak(float(latitudes), float(longitudes), radius, group.probability if calibrated else None)

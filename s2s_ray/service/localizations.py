@@ -95,7 +95,7 @@ class Peak(Place):
     """One of several separate places where the picture may have been taken."""
 
     radius_m: float | None
-    probability: float
+    probability: float | None
 
 
 class FoundFix(BaseModel):

@@ -108,13 +108,19 @@ def test_published_with_a_calibration_of_its_own(
     assert found.dataset == str(city / "data")
 
 
+def test_a_name_without_releases_gets_no_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "floor", "--registry", str(tmp_path), "--name", "typo", "--recall", "0.5")
+    assert code != 0
+    assert "has no releases of 'typo'" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_options_that_contradict_each_other(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = ("--registry", "r", "--name", "city")
     words = ("--checkpoint", str(city / "checkpoint"))
     for options, expected in (
         (("publish", *words, "--index", "i", *name, "--calibration", "c", "--no-calibration"), "give either"),
         (("floor", *name, "--none", "--recall", "0.5"), "--none asks for nothing"),
-        (("floor", *name, "--recall", "50"), "recall=50.0: expected 0 to 1"),
         (("calibrate", *words, "--out", "o", "--pictures", "5", "--device", "cpu"), "pictures=5: expected at least 20"),
         (("calibrate", *words, "--out", "o", "--every", "0", "--device", "cpu"), "every_m=0: expected metres above 0"),
     ):

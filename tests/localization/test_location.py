@@ -15,7 +15,8 @@ from s2s_ray.geo.prior import Circle
 from s2s_ray.index import ReferenceIndex
 from s2s_ray.localization import Calibration, Fix, Found, Turned, locate
 from s2s_ray.localization.calibration import Kind
-from s2s_ray.localization.fix import MOST_POINTS
+from s2s_ray.localization.fix import MOST_POINTS, excess
+from s2s_ray.localization.surface import log_sum_exp
 from tests.support.calibrations import kind
 from tests.support.landscape import ORIGIN, Landscape, degrees, grid, index_of, unit
 
@@ -174,7 +175,7 @@ def test_without_a_calibration_there_is_neither_radius_nor_confidence(index: Ref
     assert not found.fix.calibrated
     nothing = ("radius_m", "radius_95_m", "heading_spread", "confidence", "in_region", "in_region_probability")
     assert [getattr(found.fix, name) for name in nothing] == [None] * 6
-    assert [peak.radius_m for peak in found.fix.peaks] == [None] * len(found.fix.peaks)
+    assert {(peak.radius_m, peak.probability) for peak in found.fix.peaks} == {(None, None)}
     calibrated = locate(index, [picture], k=1, calibration=CALIBRATION).fix
     assert calibrated is not None
     assert None not in [getattr(calibrated, name) for name in nothing]
@@ -256,7 +257,7 @@ def test_the_parameters_of_a_kind_decide(index: ReferenceIndex) -> None:
     narrow = locate(index, [picture._replace(fov=90.0)], k=1, calibration=calibration).fix
     assert wide is not None
     assert narrow is not None
-    assert wide.peaks[0].probability > narrow.peaks[0].probability + 0.3
+    assert (wide.peaks[0].probability or 0) > (narrow.peaks[0].probability or 1) + 0.3
     assert wide.radius_m is not None
     assert narrow.radius_m is not None
     assert narrow.radius_m > 2 * wide.radius_m
@@ -265,3 +266,15 @@ def test_the_parameters_of_a_kind_decide(index: ReferenceIndex) -> None:
 def test_a_process_that_localises_needs_no_pytorch() -> None:
     code = "import sys, s2s_ray.localization; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_more_tiles_give_pictures_from_elsewhere_no_more_region() -> None:
+    """The mean likelihood of independent normal cosines grows with their number as `excess` says."""
+    random, growth = np.random.default_rng(15), 6.0
+    few, many = (
+        np.mean([log_sum_exp(growth * random.normal(size=count)) - np.log(count) for _ in range(200)])
+        for count in (1000, 50_000)
+    )
+    assert many - few > 1
+    assert 0.5 * (many - few) < excess(growth, 50_000, 1000) < 1.2 * (many - few)
+    assert (excess(growth, 1000, 1000), excess(growth, 1000, 0), excess(0.5, 9000, 1000)) == (0, 0, pytest.approx(0))

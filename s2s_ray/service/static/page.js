@@ -200,7 +200,7 @@ function describeFix(fix) {
   if (fix.confidence !== null) lines.push(`Confidence ${percent(fix.confidence)} that this is right within ${metres(fix.confidence_m)}.`);
   if (fix.in_region) lines.push(`Taken in this region: ${percent(fix.in_region_probability)}.`);
   if (fix.distance_m !== null && fix.distance_m !== undefined) lines.push(`${metres(fix.distance_m)} from ${origin()}.`);
-  if (peaks.length > 1) lines.push(`Other places are possible: ${peaks.slice(1).map((peak) => `${peak.latitude.toFixed(5)}, ${peak.longitude.toFixed(5)} (${percent(peak.probability)})`).join("; ")}.`);
+  if (peaks.length > 1) lines.push(`Other places are possible: ${peaks.slice(1).map((peak) => `${peak.latitude.toFixed(5)}, ${peak.longitude.toFixed(5)}${peak.probability === null ? "" : ` (${percent(peak.probability)})`}`).join("; ")}.`);
   if (!fix.calibrated) lines.push("This release was published without a calibration, so there is no radius and no confidence.");
   $("fix-details").replaceChildren(...lines.map((text) => Object.assign(document.createElement("li"), { textContent: text })));
 }
