@@ -48,7 +48,7 @@ class AblationOrigin(Origin):
     FILE = "ablate.yaml"
     KIND = "study"
     SECTION = "ablate"
-    COMPARED = ("model", "loss", "mining", "train", "data", "evaluation")
+    COMPARED = ("model", "loss", "mining", "augmentation", "train", "data", "evaluation")
     FREE: ClassVar[Mapping[str, Sequence[str]]] = {
         "train": (*TRAIN_FREE, "seed"),
         "data": DATA_FREE,

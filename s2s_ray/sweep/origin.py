@@ -17,11 +17,12 @@ class SweepOrigin(Origin):
     FILE = "sweep.yaml"
     KIND = "sweep"
     SECTION = "tune"
-    COMPARED = ("model", "loss", "mining", "train", "data", "tune")
+    COMPARED = ("model", "loss", "mining", "augmentation", "train", "data", "evaluation", "tune")
     FREE: ClassVar[Mapping[str, Sequence[str]]] = {
         "tune": ("storage", "trials", "concurrent", "max_failures", "registry", "study"),
         "train": TRAIN_FREE,
         "data": DATA_FREE,
+        "evaluation": ("split", "batch", "chunk", "radius_m", "lpips", "fid", "weights", "gallery_rows", "seeds"),
     }
 
     def study(self, config: TuneConfig) -> str:

@@ -133,6 +133,17 @@ def test_a_lost_answer(started: Started, monkeypatch: pytest.MonkeyPatch, writte
     assert claim(config, new, origin) == origin.at(new)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("augmentation.fov", [70, 360]), ("evaluation.seed", 5), ("evaluation.protocols", ["fov=90"])],
+)
+def test_other_pairs_and_other_queries_are_other_trials(started: Started, key: str, value: Any) -> None:
+    origin, root, config = started
+    with pytest.raises(origin.ERROR, match=f"was started with {key}="):
+        claim(with_values(config, {key: value}), str(root), origin)
+    claim(with_values(config, {"evaluation.batch": 3}), str(root), origin)
+
+
 def test_other_settings_are_refused(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     origin, root, config = started
     with pytest.raises(origin.ERROR, match=r"was started with loss\.alpha=10\.0, now it is 20\.0: keep it, or choose"):
