@@ -205,6 +205,8 @@ def fix_of(
             peaks.radius_m(located.distances, located.within, mass) for mass in (parameters.mass_68, parameters.mass_95)
         )
     listed = tuple(_peak(found, located, group, calibrated) for group in located.groups)
+    if len(listed) == 1:
+        listed = (listed[0]._replace(radius_m=radii[0]),)  # nothing else is possible: the peak is the fix
     fix = Fix(
         listed[0].latitude,
         listed[0].longitude,

@@ -182,6 +182,7 @@ def test_without_a_calibration_there_is_neither_radius_nor_confidence(index: Ref
     assert calibrated.radius_m is not None
     assert calibrated.radius_95_m is not None
     assert 0 < calibrated.radius_m < calibrated.radius_95_m
+    assert [peak.radius_m for peak in calibrated.peaks] == [calibrated.radius_m]
 
 
 def test_the_surface_is_the_most_probable_tiles(index: ReferenceIndex) -> None:
