@@ -267,6 +267,8 @@ class Localizer:
         said = [None] * len(images) if photos is None else list(photos)
         if len(said) != len(images):
             raise InputError(f"{len(said)} photos for {len(images)} images: give the metadata of each, or none")
+        if together and not said:
+            raise InputError("images=[]: expected at least one picture of the place")
         turned = [self._turned(pixels, query or Query(), photo) for pixels, photo in zip(images, said, strict=True)]
         most = min(DEFAULT_K, len(self.index)) if k is None else k
         places = [turned] if together else [[one] for one in turned]

@@ -96,7 +96,7 @@ def test_what_cannot_be_located_is_named(localizer: Localizer) -> None:
         localizer.locate([np.zeros((40, 30, 3), np.uint8)], Query(heading=0.0))
     with pytest.raises(InputError, match=f"^k=37: expected 1 to {SIDE**2}"):
         localizer.locate([picture], Query(heading=0.0), k=37)
-    with pytest.raises(InputError, match=re.escape("pictures=[]")):
+    with pytest.raises(InputError, match=re.escape("images=[]")):
         localizer.locate([], together=True)
     assert localizer.locate([]) == []
 
