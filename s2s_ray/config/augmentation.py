@@ -33,6 +33,13 @@ class AugmentationConfig(Section):
         0.0, description="largest error of a query's heading in degrees"
     )
 
+    @field_validator("fov", mode="before")
+    @classmethod
+    def _two_angles(cls, value: object) -> object:
+        if value is not None and not (isinstance(value, list | tuple) and len(value) == 2):
+            raise ValueError("expected the smallest and the largest field of view, such as [70, 360]")
+        return value
+
     @field_validator("fov")
     @classmethod
     def _fov(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:

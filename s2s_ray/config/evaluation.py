@@ -41,6 +41,13 @@ class EvaluationConfig(Section):
         4.0, description="offcentre: metres between the positions searched within each tile; 0: its centre alone"
     )
 
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _list(cls, given: object) -> object:
+        if not isinstance(given, list | tuple):
+            raise ValueError("expected a list of protocols, such as [heading, fov=90]")
+        return given
+
     @field_validator("protocols")
     @classmethod
     def _known_protocols(cls, given: tuple[str, ...]) -> tuple[str, ...]:

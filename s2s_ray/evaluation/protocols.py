@@ -69,6 +69,8 @@ def measure(
         DescriptorError: descriptors are not finite; the message names the pairs.
     """
     config = config or EvaluationConfig()
+    if not len(dataset):
+        raise DatasetError(f"{dataset.uri}: the split is empty")
     everything = range(len(dataset))
     gallery = embed_gallery(model, dataset, geometry, protocol, seed, everything, config, device)
     return ask(model, dataset, protocol, seed, gallery, everything, config, device).figures()

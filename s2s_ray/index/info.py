@@ -118,10 +118,16 @@ class IndexInfo(Document):
         """Return the region of this index after tiles have been added: those of a region, or others.
 
         Raises:
-            ReferenceIndexError: a region is added to an index of other tiles, or to one of another spacing.
+            ReferenceIndexError: a region is added to an index of other tiles or of another spacing, or other tiles to
+                that of a region.
         """
+        if more is None and self.region is not None:
+            raise ReferenceIndexError(
+                f"the index to extend holds the tiles of a region, {self.region.every_m:g} m apart, and those to add "
+                "are of a data set or a manifest: build a separate index"
+            )
         if more is None:
-            return self.region
+            return None
         if self.region is None:
             raise ReferenceIndexError(
                 f"the index to extend holds the tiles of {self.dataset}, not those of a region: build a separate index"

@@ -81,8 +81,10 @@ def tile_size(source: SourceConfig, meta: Mapping[str, Any]) -> TileSize:
     """
     given, default = source.model_dump(exclude_unset=True), source.model_dump()
     trained = meta.get("dataset") or {}
-    if "tile_m" not in trained:  # a run of an earlier version
-        trained = (meta.get("config") or {}).get("source") or {}
+    config = meta.get("config") or {}
+    if "tile_m" not in trained and "augmentation" not in config:  # a run of an earlier version
+        former = config.get("source") or {}
+        trained = {} if former.get("kind") == "synthetic" else former  # the default, whatever the data set is made of
     metres, px = (given.get(key) or trained.get(key) or default.get(key) for key in ("tile_m", "tile_px"))
     if metres is None or px is None:
         raise ConfigError("source.tile_m is missing: the side of a tile in metres, as those the model was trained on")

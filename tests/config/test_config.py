@@ -316,3 +316,16 @@ def test_an_unknown_key_is_refused_with_those_of_its_section(tree: dict[Any, Any
 def test_an_unknown_key_in_a_list_is_refused_with_those_of_its_section() -> None:
     with pytest.raises(ConfigError, match=r"tokens\.0\.nme='x': unknown key; valid keys: name, sha256, admin"):
         ServeArgs.parse({"registry": "a", "name": "b", "tokens": [{"nme": "x"}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("augmentation.fov=90", r"augmentation\.fov=90.*\[70, 360\]"),
+        ("augmentation.fov=[90]", r"augmentation\.fov.*\[70, 360\]"),
+        ("evaluation.protocols=heading,fov=90", r"evaluation\.protocols=.*\[heading, fov=90\]"),
+    ],
+)
+def test_a_list_that_is_none_is_told_its_form(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config("tiny", [override])

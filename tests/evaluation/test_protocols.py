@@ -444,3 +444,9 @@ class TestOffcentre:
         config = EvaluationConfig(protocols=("offcentre=16",), offcentre_step_m=0.01)
         with pytest.raises(ConfigError, match=r"offcentre_step_m=0\.01 makes 10,246,401 positions"):
             measure_protocols(model, dataset, config)
+
+
+def test_an_empty_split_is_named(model: S2S, dataset: PairDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PairDataset, "__len__", lambda self: 0)
+    with pytest.raises(DatasetError, match="the split is empty"):
+        measure(model, dataset, dataset.info.geometry, Protocol(), 0)

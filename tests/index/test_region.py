@@ -311,7 +311,8 @@ def test_the_region_is_recorded_only_if_there_is_one() -> None:
     recorded = described.model_copy(update={"region": area})
     read = IndexInfo.parse(json.loads(recorded.to_bytes()), "index.json")
     assert read == recorded
-    assert read.with_region(None) == area
+    with pytest.raises(ReferenceIndexError, match="holds the tiles of a region, 8 m apart"):
+        read.with_region(None)
 
 
 @pytest.mark.parametrize("known", [0, 500])
@@ -351,7 +352,15 @@ def test_tiles_have_the_size_of_those_in_training(
 
 
 def test_an_unknown_size_of_tiles_is_refused() -> None:
-    for meta in ({}, {"config": None}, {"config": {"source": {"kind": "cvusa"}}}):
+    synthetic = SyntheticSourceConfig().model_dump(mode="json")
+    other = {"kind": "manifest", "tile_m": 64.0, "tile_px": 128}
+    for meta in (
+        {},
+        {"config": None},
+        {"config": {"source": {"kind": "cvusa"}}},
+        {"config": {"source": synthetic}},
+        {"config": {"source": other, "augmentation": {}}, "dataset": {"uri": "data/cvusa"}},
+    ):
         with pytest.raises(ConfigError, match=r"source\.tile_m is missing"):
             tile_size(ManifestSourceConfig(geotiff="a.tif"), meta)
 
