@@ -140,8 +140,9 @@ def _fixes(localizer: Localizer, asked: Sequence[Picture], *, known: bool) -> li
     """Return the fix of each picture, with its heading given or to be found."""
     fixes = []
     for picture in asked:
-        heading = picture.record.bearing if known else "unknown"
-        query = Query(heading=heading, fov=360.0, projection="equirectangular")
+        query = Query(heading="unknown", fov=360.0, projection="equirectangular")
+        if known:
+            query = dataclasses.replace(query, heading=picture.record.bearing)
         fix = localizer.locate([picture.panorama], query, 1)[0].fix
         assert fix is not None, "every tile has a position"
         fixes.append(fix)
