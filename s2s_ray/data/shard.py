@@ -30,6 +30,7 @@ from s2s_ray.storage.documents import Document, Tree
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
+_REASONS = 5  # warnings that are logged for a shard, each with its count
 RECORD_FIELDS = [
     pa.field("id", pa.string(), nullable=False),
     pa.field("latitude", pa.float64()),
@@ -115,7 +116,13 @@ def prepare_pair(pair: Pair, record: Record, views: ViewGeometry) -> tuple[Pixel
 
 
 def prepare_views(
-    pair: Pair, record: Record, views: ViewGeometry, photo: PhotoMetadata | None = None, *, masked: bool
+    pair: Pair,
+    record: Record,
+    views: ViewGeometry,
+    photo: PhotoMetadata | None = None,
+    *,
+    masked: bool,
+    warnings: Counter[str] | None = None,
 ) -> tuple[Pixels, View]:
     """Return the tile of a pair unrolled, H W 3, and the view of its picture.
 
@@ -123,6 +130,7 @@ def prepare_views(
         photo: what the file of the picture says of it, if the record needs that.
         masked: mark what a picture that shows a part of the horizon does not show. False: as versions did that had no
             marks, for records with numbers alone.
+        warnings: counts what was ignored or is doubtful in the file.
 
     Raises:
         UnreadableImageError: as `prepare_pair`; also for a picture whose file does not say what its record needs.
@@ -135,6 +143,8 @@ def prepare_views(
         if record.is_panorama or not masked:
             return _pixels(polar), View(views.street(pair.street, record.bearing, fov=_fov(record), smallest=1))
         known = views.settle(_query(record, views), pair.street, photo)
+        if warnings is not None:
+            warnings.update(known.warnings)
         if known.heading is None and record.heading == "auto":
             raise UnreadableImageError("the heading is unknown: the panorama's file does not say it; give a number")
         return _pixels(polar), views.of_query(pair.street, known)
@@ -149,15 +159,15 @@ def _query(record: Record, views: ViewGeometry) -> Query:
     return Query(heading, record.fov, record.projection, record.pitch, record.roll, rows)
 
 
-def encode_record(source: Source, record: Record, plan: Plan) -> Encoded:
-    """Read, prepare and encode one record. Raises `UnreadableImageError`."""
+def encode_record(source: Source, record: Record, plan: Plan, warnings: Counter[str] | None = None) -> Encoded:
+    """Read, prepare and encode one record, counting the `warnings` on its file. Raises `UnreadableImageError`."""
     pair = source.read(record, plan.margin_px)
     stored = pair.satellite
     if plan.margin_px:
         inner = slice(plan.margin_px, -plan.margin_px)
         pair = pair._replace(satellite=stored[inner, inner])
     photo = source.photo(record) if plan.masked and record.reads_metadata else None
-    polar, view = prepare_views(pair, record, plan.geometry, photo, masked=plan.masked)
+    polar, view = prepare_views(pair, record, plan.geometry, photo, masked=plan.masked, warnings=warnings)
     images = {"polar": encode(polar, plan.encoding), "street": encode(_pixels(view.pixels), plan.encoding)}
     if view.seen is not None:
         images["seen"] = encode(_grey(view.seen), "png")
@@ -194,14 +204,18 @@ def encode_shard(plan: Plan, k: int) -> tuple[bytes, ShardReport]:
     shard = plan.shards[k]
     source = _source(plan.digest, plan.source)
     rows: list[tuple[Record, dict[str, bytes]]] = []
-    quarantine, panoramas = [], Counter[PanoramaKind]()
+    quarantine, panoramas, warnings = [], Counter[PanoramaKind](), Counter[str]()
     for record in shard.records:
         try:
-            encoded = encode_record(source, record, plan)
+            encoded = encode_record(source, record, plan, warnings)
             rows.append((record, encoded.images))
             panoramas[encoded.panorama] += 1
         except UnreadableImageError as error:
             quarantine.append(Quarantined(id=record.id, split=shard.split, reason=str(error)))
+    for reason, count in warnings.most_common(_REASONS):
+        log.warning("%s: %d pictures: %s", shard.name, count, reason)
+    if len(warnings) > _REASONS:
+        log.warning("%s: %d other warnings on pictures' files", shard.name, len(warnings) - _REASONS)
     data = shard_bytes(rows, keep_tiles=plan.keep_tiles) if rows else b""
     info = described(f"{shard.name}.arrow", len(rows), data) if rows else None
     return data, ShardReport(shard.name, info, tuple(quarantine), dict(sorted(panoramas.items())))

@@ -85,9 +85,10 @@ class Pictures:
 
 
 def write_pictures(dataset: PairDataset, folder: Path) -> None:
-    """Write both files for all pairs of a data set."""
+    """Write both files for all pairs of a data set; pictures of a part of the horizon are no examples."""
     write_thumbnails((_tile(dataset, row) for row in range(len(dataset))), folder)
-    chosen = sorted({round(row) for row in np.linspace(0, len(dataset) - 1, EXAMPLES)})
+    spread = sorted({round(row) for row in np.linspace(0, len(dataset) - 1, EXAMPLES)})
+    chosen = [row for row in spread if dataset[row].seen is None]  # the page asks about whole panoramas
     examples = [
         {
             "id": dataset.ids[row],

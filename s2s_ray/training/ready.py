@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from s2s_ray.config import Config
 from s2s_ray.config.protocol import Protocol, metric
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.places import places_of
 from s2s_ray.data.schema import Split
-from s2s_ray.errors import DamagedError, DatasetError, NotFoundError, RunError
+from s2s_ray.errors import ConfigError, DamagedError, DatasetError, NotFoundError, RunError
 from s2s_ray.evaluation.protocols import require_margin
 from s2s_ray.model.checkpoint_meta import read_meta
 from s2s_ray.training.run import check_resumable, checkpoint_store
@@ -45,6 +47,7 @@ def open_split(config: Config, split: Split, flip: float) -> PairDataset:
 
     Raises:
         RunError: it has another resolution than the model.
+        ConfigError: a warm-up that is longer than the run.
         DatasetError: the validation split has no margin for a protocol that is to be measured on it, or no positions
             for the metric that chooses the best checkpoint.
     """
@@ -55,6 +58,12 @@ def open_split(config: Config, split: Split, flip: float) -> PairDataset:
         raise RunError(
             f"data.uri={config.data.uri!r} was prepared at {found[0]} x {found[1]}, the model takes "
             f"{config.model.height} x {config.model.width}: prepare it again, or change model.height and model.width"
+        )
+    steps = math.ceil(len(dataset) / config.train.batch) * config.train.epochs
+    if split == "train" and config.train.warmup_steps > steps:
+        raise ConfigError(
+            f"train.warmup_steps={config.train.warmup_steps}: the run has {steps} steps (train.epochs="
+            f"{config.train.epochs}), so its rates would never reach their values: choose fewer"
         )
     if split == "val":
         for name in config.evaluation.protocols:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from PIL.TiffImagePlugin import IFDRational
 from s2s_ray.config import AugmentationConfig, Config, ManifestSourceConfig
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.prepare import prepare
-from s2s_ray.data.schema import Record
+from s2s_ray.data.schema import Pair, Record
+from s2s_ray.data.shard import prepare_views
 from s2s_ray.data.sources.manifest import ManifestSource
 from s2s_ray.data.verify import verify
 from s2s_ray.errors import ManifestError
+from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.query import Query
 from s2s_ray.geo.views import ViewGeometry
 
@@ -182,6 +185,15 @@ class TestDataSet:
         train = PairDataset.open(config.data, "train")
         assert train.places == [None, None]
         assert train.oriented.all()
+
+    def test_warnings_on_files_are_counted(self, folder: Path) -> None:
+        square, wide = np.zeros((8, 8, 3), np.uint8), np.zeros((40, 80, 3), np.uint8)
+        record = Record("a", "train", heading="auto")
+        photo = PhotoMetadata(heading=90.0, warnings=("it is doubtful",))
+        counted = Counter[str]()
+        for _ in range(2):
+            prepare_views(Pair(square, wide), record, SHAPE, photo, masked=True, warnings=counted)
+        assert counted["it is doubtful"] == 2
 
     def test_a_file_that_does_not_say_it_is_quarantined(self, folder: Path) -> None:
         rows = [f"{row},,," for row in rest()]

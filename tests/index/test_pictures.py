@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from s2s_ray import storage
 from s2s_ray.data.entries import COLUMNS
 from s2s_ray.errors import ConflictError, DamagedError, NotFoundError, ReferenceIndexError
+from s2s_ray.geo.images import Pixels
 from s2s_ray.index import IndexInfo, ReferenceIndex, read_info
 from s2s_ray.index.index import require_place
-from s2s_ray.index.pictures import EXAMPLES_FILE, THUMBNAILS_FILE, Pictures
+from s2s_ray.index.pictures import EXAMPLES_FILE, THUMBNAILS_FILE, Pictures, write_pictures
 
 THUMBNAILS = pa.schema([("jpeg", pa.binary())])
 
@@ -119,3 +122,23 @@ def test_an_index_that_is_replaced_while_it_is_loaded(tmp_path: Path, monkeypatc
     loaded = ReferenceIndex.load(out)
     assert loaded.ids() == frozenset("xy")
     assert shown(loaded) == [b"picture of x", b"picture of y"]
+
+
+def test_pictures_of_a_part_of_the_horizon_are_no_examples(tmp_path: Path) -> None:
+    street, tile = torch.zeros(3, 8, 16, dtype=torch.uint8), np.zeros((8, 8, 3), np.uint8)
+
+    class Two:
+        ids, latlon = ["part", "whole"], np.full((2, 2), np.nan)
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, row: int) -> SimpleNamespace:
+            return SimpleNamespace(street=street, seen=None if row else torch.zeros(8, 16, dtype=torch.bool))
+
+        def tile(self, row: int) -> Pixels:
+            return tile
+
+    write_pictures(Two(), tmp_path)  # type: ignore[arg-type]
+    pictures = Pictures(tmp_path, [THUMBNAILS_FILE, EXAMPLES_FILE])
+    assert [example.id for example in pictures.examples()] == ["whole"]

@@ -125,3 +125,10 @@ def test_another_variation_is_another_run(base: Config, tmp_path: Path) -> None:
 def test_a_reference_beyond_the_margin_is_refused_before_the_workers_start(base: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"augmentation.offcentre_m=9 is more than the margin of"):
         check_ready(configured(base, tmp_path, offcentre_m=9))
+
+
+def test_a_warm_up_beyond_the_run_is_refused_before_the_workers_start(base: Config, tmp_path: Path) -> None:
+    config = configured(base, tmp_path)
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"warmup_steps": 10_000})})
+    with pytest.raises(ConfigError, match=r"train\.warmup_steps=10000: the run has \d+ steps"):
+        check_ready(longer)
