@@ -7,6 +7,7 @@ elsewhere, such as the service, pass views (uint8 B 3 H W) to `embed_street`, `e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, Self, TypeAlias
 
@@ -20,11 +21,13 @@ from s2s_ray.geo.images import Descriptors, Layout, Pixels
 from s2s_ray.geo.metadata import PhotoMetadata
 from s2s_ray.geo.numbers import elements, finite, whole
 from s2s_ray.geo.prepare import BEARING
-from s2s_ray.geo.prior import Prior
-from s2s_ray.geo.query import Query
-from s2s_ray.geo.views import ViewGeometry, to_pixels
+from s2s_ray.geo.prior import FileCircle, Prior
+from s2s_ray.geo.query import Known, Query
+from s2s_ray.geo.views import View, ViewGeometry, to_pixels
 from s2s_ray.index import Match, ReferenceIndex
 from s2s_ray.localization import Calibration, Found, Turned, locate
+from s2s_ray.localization.area import area
+from s2s_ray.localization.turned import searched, turns
 from s2s_ray.model.checkpoint import load_checkpoint
 from s2s_ray.model.checkpoint_meta import fingerprint, read_meta
 from s2s_ray.model.folding import fold
@@ -183,6 +186,19 @@ class Embedder(_Inference):
         turned, headings = at_all_headings(partial(self._run, self.model.embed_street_turned), views, seen)
         return turned.numpy(), headings
 
+    def searched(self, known: Known, view: View) -> Turned:
+        """Return one picture as it is searched: a descriptor for each heading that it may have.
+
+        Args:
+            known: what is known of the picture.
+            view: the model's view of it (`ViewGeometry.of_query`).
+        """
+        views, seen = view.pixels[None], None if view.seen is None else view.seen[None]
+        if not turns(known):
+            return searched(known, self.embed_street(views, seen))
+        [descriptors], turned_by = self.embed_turned(views, seen)
+        return searched(known, descriptors, turned_by)
+
     def embed_satellite(self, views: Tensor) -> Descriptors:
         """Return descriptors of polar views, uint8 B 3 H W. Only the encoder runs."""
         return self._run(self.model.embed_satellite, views).numpy()
@@ -245,7 +261,7 @@ class Localizer:
         images: Sequence[Pixels],
         query: Query | None = None,
         k: int | None = None,
-        prior: Prior | None = None,
+        prior: Prior | FileCircle | None = None,
         *,
         together: bool = False,
         photos: Sequence[PhotoMetadata | None] | None = None,
@@ -256,35 +272,48 @@ class Localizer:
             images: pictures of any size, uint8 h w 3.
             query: what is known of each of them; default: nothing but what `photos` and their shapes say.
             k: as in `street`.
-            prior: as in `ReferenceIndex.search`.
+            prior: as in `ReferenceIndex.search`, or the circle around the position that `photos` name.
             together: all pictures were taken at one place: the result has one element.
             photos: what the file of each image says of it (`s2s_ray.geo.metadata.read_metadata`).
 
+        Returns: what was found; `Found.pictures` says how each picture was understood.
+
         Raises:
             ViewError: a picture that cannot become a view, or whose field of view is unknown.
-            InputError: `k` is out of range, no picture to locate together, or the wrong number of `photos`.
+            InputError: `k` is out of range, no picture to locate together, the wrong number of `photos`, or a query or
+                prior of another type.
         """
         said = [None] * len(images) if photos is None else list(photos)
         if len(said) != len(images):
             raise InputError(f"{len(said)} photos for {len(images)} images: give the metadata of each, or none")
-        if together and not said:
-            raise InputError("images=[]: expected at least one picture of the place")
-        turned = [self._turned(pixels, query or Query(), photo) for pixels, photo in zip(images, said, strict=True)]
-        most = min(DEFAULT_K, len(self.index)) if k is None else k
-        places = [turned] if together else [[one] for one in turned]
-        return [locate(self.index, one, k=most, prior=prior, calibration=self.calibration) for one in places]
+        if not isinstance(query, Query | None):
+            raise InputError(f"query={query!r}: expected a Query")
+        geometry, pictures = self.embedder.geometry, []
+        for pixels, photo in zip(images, said, strict=True):
+            known = geometry.settle(query or Query(), pixels, photo)
+            pictures.append((known, geometry.of_query(pixels, known)))
+        return self.locate_views(pictures, k, prior, together=together)
 
-    def _turned(self, pixels: Pixels, query: Query, photo: PhotoMetadata | None) -> Turned:
-        """Return a picture as it is searched. Raises ViewError."""
-        geometry = self.embedder.geometry
-        known = geometry.settle(query, pixels, photo)
-        view = geometry.of_query(pixels, known)
-        views, seen = view.pixels[None], None if view.seen is None else view.seen[None]
-        if known.heading is not None and known.heading_spread == 0:
-            return Turned(self.embedder.embed_street(views, seen), np.array([known.heading]), fov=known.fov)
-        [descriptors], turns = self.embedder.embed_turned(views, seen)
-        headings = ((known.heading or 0.0) + turns) % 360
-        return Turned(descriptors, headings, known.heading_spread, known.fov, known.heading)
+    def locate_views(
+        self,
+        pictures: Sequence[tuple[Known, View]],
+        k: int | None = None,
+        prior: Prior | FileCircle | None = None,
+        *,
+        together: bool = False,
+    ) -> list[Found]:
+        """Return the same for pictures that are views already (`ViewGeometry.of_query`). Raises InputError."""
+        if together and not pictures:
+            raise InputError("images=[]: expected at least one picture of the place")
+        turned = [(known, self.embedder.searched(known, view)) for known, view in pictures]
+        most = min(DEFAULT_K, len(self.index)) if k is None else k
+        return [self._locate(place, most, prior) for place in ([turned] if together else [[one] for one in turned])]
+
+    def _locate(self, place: Sequence[tuple[Known, Turned]], k: int, prior: Prior | FileCircle | None) -> Found:
+        known = [one for one, _ in place]
+        within, _, warnings = area(prior, known)
+        found = locate(self.index, [one for _, one in place], k=k, prior=within, calibration=self.calibration)
+        return found._replace(pictures=tuple(replace(one, warnings=(*one.warnings, *warnings)) for one in known))
 
     def street(
         self,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # NumPy, Pillow, PyTorch and httpx2 would delay every other v
     from s2s_ray.geo.query import Known, Query
     from s2s_ray.geo.views import View
     from s2s_ray.inference import Embedder, Localizer
-    from s2s_ray.localization import Turned
 
 Position = tuple[float, float]
 
@@ -129,36 +128,21 @@ class Local:
     def locate(self, images: list[str], queries: list[Query], search: Search) -> list[ServedLocation]:
         """Return where each picture, or all of them together, were taken. Raises S2SError."""
         from s2s_ray.client import ServedLocation
-        from s2s_ray.inference import DEFAULT_K
-        from s2s_ray.localization import locate
+        from s2s_ray.localization.area import area
         from s2s_ray.service import answers
 
         localizer = self._localizer
         pictures = _street_views(localizer.embedder, images, queries)
-        known = [one for one, _ in pictures]
-        turned = [_turned(localizer.embedder, *picture) for picture in pictures]
-        k = min(DEFAULT_K, len(localizer.index)) if search.k is None else search.k
-        numbers = range(len(images))
         locations = []
-        for place in [numbers] if search.together else [numbers[number : number + 1] for number in numbers]:
-            area, position, warnings = answers.area(search.prior, [known[number] for number in place])
-            found = answers.found_tree(
-                localizer.index,
-                locate(
-                    localizer.index,
-                    [turned[number] for number in place],
-                    k=k,
-                    prior=area,
-                    calibration=localizer.calibration,
-                ),
-                surface=False,
-            )
+        for found in localizer.locate_views(pictures, search.k, search.prior, together=search.together):
+            tree = answers.found_tree(localizer.index, found, surface=False)
+            _, position, _ = area(search.prior, found.pictures)
             understood = [
-                {"query": answers.query(known[number], warnings, estimated)}
-                for number, estimated in zip(place, found["headings"], strict=True)
+                {"query": answers.query(known, estimated=estimated)}
+                for known, estimated in zip(found.pictures, tree["headings"], strict=True)
             ]
-            tree = {"images": understood, **answers.localization(found, search.true or position)}
-            locations.append(ServedLocation.parse(tree))
+            located = {"images": understood, **answers.localization(tree, search.true or position)}
+            locations.append(ServedLocation.parse(located))
         return locations
 
 
@@ -201,15 +185,6 @@ def _street_views(embedder: Embedder, images: list[str], queries: list[Query]) -
 
 def _embedded(embedder: Embedder, view: View) -> Descriptors:
     return embedder.embed_street(view.pixels[None], None if view.seen is None else view.seen[None])
-
-
-def _turned(embedder: Embedder, known: Known, view: View) -> Turned:
-    from s2s_ray.service import answers
-
-    if not answers.turns(known):
-        return answers.turned(known, _embedded(embedder, view))
-    [descriptors], turned_by = embedder.embed_turned(view.pixels[None], None if view.seen is None else view.seen[None])
-    return answers.turned(known, descriptors, turned_by)
 
 
 def require_readable(image: str) -> None:

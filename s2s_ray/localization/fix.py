@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2s_ray.geo.offsets import east_north, moved
+from s2s_ray.geo.query import Known
 from s2s_ray.localization import peaks
 from s2s_ray.localization.calibration import RIGHT_M, Parameters
 from s2s_ray.localization.surface import Posterior
@@ -103,12 +104,14 @@ class Found(NamedTuple):
         fix: None if no tile has a known position, or none is inside the prior.
         surface: the most probable tiles.
         headings: heading and spread of each picture in degrees, in the order of the pictures; None without a fix.
+        pictures: how each picture was understood, and warnings; empty for descriptors alone.
     """
 
     matches: list[HeadedMatch]
     fix: Fix | None
     surface: Surface
     headings: tuple[tuple[float, float] | None, ...]
+    pictures: tuple[Known, ...] = ()
 
 
 class Located(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s2s_ray.geo.images import Descriptors
+from s2s_ray.geo.query import Known
 
 _WINDOW = 3.0  # spreads around a heading that are searched
 
@@ -57,6 +58,26 @@ class Turned(NamedTuple):
         away = np.abs(angle(self.headings - self.heading))
         kept = away <= max(_WINDOW * self.heading_spread, self.step, away.min())
         return self._replace(descriptors=self.descriptors[kept], headings=self.headings[kept])
+
+
+def turns(known: Known) -> bool:
+    """Return true for a picture that may have one of several headings, which are searched."""
+    return known.heading is None or known.heading_spread > 0
+
+
+def searched(known: Known, descriptors: Descriptors, turned_by: NDArray[np.float64] | None = None) -> Turned:
+    """Return a picture as it is searched.
+
+    Args:
+        known: what is known of the picture.
+        descriptors: T D, of the view at the known heading, or at 0 if it is unknown, turned by so many degrees.
+        turned_by: degrees, T; None if there is only the view as it is.
+    """
+    heading = known.heading or 0.0
+    if turned_by is None:
+        return Turned(descriptors, np.array([heading]), fov=known.fov)
+    headings = (heading + turned_by) % 360
+    return Turned(descriptors, headings, known.heading_spread, known.fov, known.heading).narrowed()
 
 
 def angle(degrees: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,52 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from s2s_ray.geo.images import Descriptors
-from s2s_ray.geo.prior import FileCircle, Prior, distances_m
+from s2s_ray.geo.prior import distances_m
 from s2s_ray.geo.query import Known
 from s2s_ray.index import ReferenceIndex
-from s2s_ray.localization import Found, Surface, Turned
+from s2s_ray.localization import Found, Surface
+from s2s_ray.localization.area import Position
 
-Position = tuple[float, float]
-"""Latitude and longitude in degrees."""
 Tree = dict[str, Any]
-
-
-NO_POSITION = "prior=file: the file has no position, so the whole index was searched"
-
-
-def turns(known: Known) -> bool:
-    """Return true for a picture that may have one of several headings, which are searched."""
-    return known.heading is None or known.heading_spread > 0
-
-
-def turned(known: Known, descriptors: Descriptors, turned_by: NDArray[np.float64] | None = None) -> Turned:
-    """Return a picture as it is searched.
-
-    Args:
-        known: what is known of the picture.
-        descriptors: T D, of the view at the known heading, or at 0 if it is unknown, turned by so many degrees.
-        turned_by: degrees, T; None if there is only the view as it is.
-    """
-    heading = known.heading or 0.0
-    if turned_by is None:
-        return Turned(descriptors, np.array([heading]), fov=known.fov)
-    headings = (heading + turned_by) % 360
-    return Turned(descriptors, headings, known.heading_spread, known.fov, known.heading).narrowed()
-
-
-def area(
-    prior: Prior | FileCircle | None, pictures: Sequence[Known]
-) -> tuple[Prior | None, Position | None, list[str]]:
-    """Return the area to search for pictures of one place, the first position in their files, and warnings."""
-    position = next((known.position for known in pictures if known.position is not None), None)
-    if not isinstance(prior, FileCircle):
-        return prior, position, []
-    if position is None:
-        return None, None, [NO_POSITION]
-    return prior.around(position), position, []
 
 
 def found_tree(index: ReferenceIndex, found: Found, *, surface: bool) -> Tree:

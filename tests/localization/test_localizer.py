@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from s2s_ray.errors import InputError, RegistryError, ViewError
 from s2s_ray.geo.metadata import PhotoMetadata
+from s2s_ray.geo.prior import FileCircle
 from s2s_ray.geo.query import Query
 from s2s_ray.geo.views import ViewGeometry
 from s2s_ray.index import ReferenceIndex
@@ -112,3 +114,37 @@ def test_it_is_loaded_with_its_calibration(tmp_path: Path) -> None:
     assert loaded.calibration == mine == Calibration.read(uri)
     with pytest.raises(RegistryError, match=f"^calibration {other} was made with checkpoint ffffffff, not"):
         Localizer.load(checkpoint, index, calibration=other)
+
+
+def test_the_circle_around_the_position_in_a_file(localizer: Localizer) -> None:
+    picture = panoramas(SIDE**2)[7]
+    [near] = localizer.locate([picture], Query(heading=0.0), 1)
+    latitude, longitude = near.matches[0].latitude, near.matches[0].longitude
+    assert latitude is not None
+    assert longitude is not None
+    photo = PhotoMetadata(position=(latitude + 0.0005, longitude))  # 56 m to the north of tile 7
+    [found] = localizer.locate([picture], Query(heading=0.0), 5, FileCircle(58.0), photos=[photo])
+    assert len(found.matches) == 2, "tile 7 and the one to the north of it"
+    assert found.matches[0].id == "tile-7"
+    assert found.pictures[0].warnings == ()
+    [found] = localizer.locate([picture], Query(heading=0.0), 5, FileCircle(58.0))
+    assert len(found.matches) == 5
+    assert "the file has no position" in found.pictures[0].warnings[0]
+
+
+def test_how_each_picture_was_understood(localizer: Localizer) -> None:
+    pictures = panoramas(SIDE**2)[3:5]
+    [found] = localizer.locate(pictures, Query(heading="unknown"), 1, together=True)
+    assert [(one.heading, one.fov, one.fov_origin) for one in found.pictures] == [(None, 360, "assumed")] * 2
+
+
+@pytest.mark.parametrize(
+    ("keywords", "words"),
+    [
+        ({"query": {"heading": 0}}, "query={'heading': 0}: expected a Query"),
+        ({"prior": (1, 2)}, "prior=(1, 2): expected"),
+    ],
+)
+def test_values_of_another_type(localizer: Localizer, keywords: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        localizer.locate(panoramas(1), k=1, **keywords)

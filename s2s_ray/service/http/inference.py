@@ -13,6 +13,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from s2s_ray.errors import RequestError
 from s2s_ray.index import Descriptors
 from s2s_ray.localization import Turned
+from s2s_ray.localization.area import area
+from s2s_ray.localization.turned import searched, turns
 from s2s_ray.service import answers
 from s2s_ray.service.http import openapi, responses
 from s2s_ray.service.http.exchange import Exchange
@@ -143,9 +145,9 @@ async def localize(
 
     async def locate(place: range) -> Located:
         taken = [pictures[number].known for number in place]
-        area, position, warnings = answers.area(prior, taken)
+        within, position, warnings = area(prior, taken)
         wanted = k or min(DEFAULT_K, count)
-        found = await api.call("search", "search", [turned[number] for number in place], wanted, area, surface)
+        found = await api.call("search", "search", [turned[number] for number in place], wanted, within, surface)
         queries = [
             answers.query(known, warnings, estimated) for known, estimated in zip(taken, found["headings"], strict=True)
         ]
@@ -186,9 +188,9 @@ async def _descriptor(api: Exchange, picture: StreetView) -> Descriptors:
 
 async def _turned(api: Exchange, picture: StreetView) -> Turned:
     """Return the descriptors of a picture, one for each heading that it may have."""
-    if not answers.turns(picture.known):
-        return answers.turned(picture.known, (await _descriptor(api, picture))[None])
-    return answers.turned(picture.known, *await api.call("street", "model", picture.pixels, picture.seen, True))
+    if not turns(picture.known):
+        return searched(picture.known, (await _descriptor(api, picture))[None])
+    return searched(picture.known, *await api.call("street", "model", picture.pixels, picture.seen, True))
 
 
 def _count(api: Exchange, pictures: Sequence[StreetView]) -> None:
