@@ -26,6 +26,7 @@ SMALL = (
     "prepare.shard_mb=0.5",
     "train.epochs=3",
     "train.batch=12",
+    "train.warmup_steps=3",
     "tune.trials=3",
     "prepare.parallel=false",
 )
