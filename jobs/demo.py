@@ -53,6 +53,7 @@ FOLDERS = ("data", "sweeps", "runs", "registry", "index", "region", "pictures")
 SWEEP = (
     "tune.trials=4",
     "tune.scheduler=none",
+    "tune.calibrate=false",
     "tune.space={loss.lambda_ret: {low: 300, high: 3000, log: true}, loss.lambda_l1: {low: 30, high: 300, log: true}, "
     "loss.scale: {low: 10, high: 30, log: true}}",
 )

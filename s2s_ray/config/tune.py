@@ -109,6 +109,9 @@ class TuneConfig(Section):
         Uri("registry"),
         description="registry of the best checkpoint, by the sweep's name: a directory or an object-store URI",
     )
+    calibrate: bool = Field(
+        True, description="also calibrate the best checkpoint for its release; minutes for a large model on a CPU"
+    )
 
     @model_validator(mode="after")
     def _early_stopping_needs_one_objective(self) -> Self:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from s2s_ray.data.dataset import PairDataset
 from s2s_ray.data.schema import Metres, Record
 from s2s_ray.geo.places import Places
-from s2s_ray.geo.utm import to_degrees
+from s2s_ray.geo.utm import with_degrees
 
 
 def metres_rule(dataset: PairDataset) -> Metres:
@@ -32,23 +32,11 @@ def places_of(dataset: PairDataset, rule: Metres | None = None) -> Places:
 
 def degrees_of(dataset: PairDataset) -> NDArray[np.float64]:
     """Return the latitude and longitude of all pairs of a split in degrees, N 2; NaN if unknown."""
-    return _latlon(dataset.latlon, dataset.positions, dataset.zones)
+    return with_degrees(dataset.latlon, dataset.positions, dataset.zones)
 
 
 def latlon_of(records: Sequence[Record]) -> NDArray[np.float64]:
     """Return the latitude and longitude of records in degrees, N 2; NaN if unknown."""
     degrees = np.array([(record.latitude, record.longitude) for record in records], np.float64)
     positions = np.array([(record.easting, record.northing) for record in records], np.float64)
-    return _latlon(degrees, positions, np.array([record.zone or 0 for record in records], np.int64))
-
-
-def _latlon(
-    degrees: NDArray[np.float64], positions: NDArray[np.float64], zones: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return latitude and longitude, computed from easting and northing where only these are known."""
-    latlon = degrees.copy()
-    planar = np.isnan(latlon).any(axis=1) & (zones != 0)
-    for zone in np.unique(zones[planar]):
-        rows = planar & (zones == zone)
-        latlon[rows] = np.stack(to_degrees(positions[rows, 0], positions[rows, 1], int(zone)), axis=-1)
-    return np.where(np.isfinite(latlon), latlon, np.nan)
+    return with_degrees(degrees, positions, np.array([record.zone or 0 for record in records], np.int64))

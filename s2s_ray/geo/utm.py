@@ -31,6 +31,24 @@ def to_degrees(easting: ArrayLike, northing: ArrayLike, zone: int) -> tuple[NDAr
     return np.asarray(latitude, dtype=np.float64), np.asarray(longitude, dtype=np.float64)
 
 
+def with_degrees(
+    degrees: NDArray[np.float64], positions: NDArray[np.float64], zones: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return latitudes and longitudes, computed from easting and northing where only these are known.
+
+    Args:
+        degrees: latitude and longitude in degrees, N 2; NaN if unknown.
+        positions: easting and northing in metres, N 2; NaN if unknown.
+        zones: EPSG code of each zone, N; 0 if unknown.
+    """
+    latlon = degrees.copy()
+    planar = np.isnan(latlon).any(axis=1) & (zones != 0)
+    for zone in np.unique(zones[planar]):
+        rows = planar & (zones == zone)
+        latlon[rows] = np.stack(to_degrees(positions[rows, 0], positions[rows, 1], int(zone)), axis=-1)
+    return np.where(np.isfinite(latlon), latlon, np.nan)
+
+
 @lru_cache(maxsize=64)
 def _transformer(zone: int) -> Transformer:
     return Transformer.from_crs("EPSG:4326", f"EPSG:{zone}", always_xy=True)

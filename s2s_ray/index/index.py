@@ -7,6 +7,7 @@ built from a data set.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from s2s_ray.errors import DamagedError, DescriptorError, InputError, NotFoundEr
 from s2s_ray.geo.images import Descriptors
 from s2s_ray.geo.numbers import whole
 from s2s_ray.geo.prior import Prior
+from s2s_ray.geo.utm import with_degrees
 from s2s_ray.index import vectors
 from s2s_ray.index.info import INFO_FILE, IndexInfo, RegionInfo
 from s2s_ray.index.pictures import Pictures
@@ -87,7 +89,11 @@ class ReferenceIndex:
         self.pictures = pictures
         self._vectors = vectors
         self._entries = entries.combine_chunks()
-        self.positions = np.stack([_floats(entries.column(name)) for name in ("latitude", "longitude")], axis=1)
+        degrees, plane = (
+            np.stack([_floats(entries.column(name)) for name in names], axis=1)
+            for names in (("latitude", "longitude"), ("easting", "northing"))
+        )
+        self.positions = with_degrees(degrees, plane, entries.column("zone").fill_null(0).to_numpy())
         self._write_pictures = write_pictures
 
     @classmethod
@@ -189,6 +195,9 @@ class ReferenceIndex:
             similarities: n, the cosine of each with the query.
         """
         entries = self._entries.take(pa.array(rows)).to_pylist()
+        for entry, (latitude, longitude) in zip(entries, self.positions[rows].tolist(), strict=True):
+            if entry["latitude"] is None and not math.isnan(latitude):
+                entry |= {"latitude": latitude, "longitude": longitude}
         distances = 2 - 2 * np.clip(similarities, -1, 1).astype(np.float64)
         return [
             Match(rank=rank, **entry, descriptor_distance=float(distance))

@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass
 
+import torch
 from ray import tune
 
 from s2s_ray import registry, storage
@@ -164,10 +165,18 @@ def _conclude(config: Config, root: str, space: Space, study: SweepStudy) -> Swe
     if step is None:
         raise SweepError(f"sweep {config.tune.name!r}: run {best.run} of trial {best.number} has lost its checkpoints")
     study.check()
-    release = publish_calibrated(config.tune.registry, config.tune.name, store.uri(step))
+    release = _published(config, store.uri(step))
     start = next((record for record in records if record.params == space.start()), None)
     write_report(root, config, study, best)
     return SweepResult(root, best, start, best_config, release, records)
+
+
+def _published(config: Config, checkpoint: str) -> registry.Release:
+    """Publish the best checkpoint, with a calibration if the sweep is to make one."""
+    if not config.tune.calibrate:
+        return registry.publish(config.tune.registry, config.tune.name, checkpoint)
+    device = "cuda" if config.train.use_gpu and torch.cuda.is_available() else "cpu"
+    return publish_calibrated(config.tune.registry, config.tune.name, checkpoint, device=device)
 
 
 def describe(result: SweepResult) -> str:

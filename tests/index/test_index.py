@@ -14,7 +14,8 @@ import torch
 
 from s2s_ray import storage
 from s2s_ray.errors import DamagedError, DescriptorError, InputError, ReferenceIndexError, StorageError
-from s2s_ray.geo.prior import Box
+from s2s_ray.geo.prior import Box, Circle
+from s2s_ray.geo.utm import to_utm
 from s2s_ray.index import (
     ENTRIES_FILE,
     INDEX_FILE,
@@ -58,6 +59,18 @@ def entries(count: int) -> pa.Table:
 
 def index(count: int = 9, dimension: int = 6) -> ReferenceIndex:
     return ReferenceIndex.build(info(count, dimension), unit(count, dimension), entries(count))
+
+
+def test_a_tile_with_utm_coordinates_alone_has_a_position() -> None:
+    table = entries(3).to_pydict()
+    easting, northing = to_utm(48.1, 11.5, 32632)
+    table |= {"latitude": [None, None, 52.0], "longitude": [None, None, 52.0]}
+    table |= {"easting": [float(easting), None, None], "northing": [float(northing), None, None]}
+    table["zone"] = [32632, None, None]
+    built = ReferenceIndex.build(info(3), unit(3, 6), pa.table(table, schema=entries(3).schema))
+    np.testing.assert_allclose(built.positions, [[48.1, 11.5], [np.nan, np.nan], [52.0, 52.0]], atol=1e-9)
+    [[match]] = built.search(unit(3, 6)[:1], 1, Circle(48.1, 11.5, 1.0))
+    assert (match.id, match.latitude, match.longitude) == ("tile-0", pytest.approx(48.1), pytest.approx(11.5))
 
 
 @pytest.mark.parametrize("k", [1, 4, 9])
