@@ -91,6 +91,8 @@ DATA = "memory://data/set"
 class Pairs:
     """A source of a few pairs whose images are a few pixels of one colour."""
 
+    tile_size = None
+
     def __init__(self, count: int, colour: int) -> None:
         self.count, self.colour = count, colour
 
