@@ -117,7 +117,7 @@ def test_two_preparations(
     monkeypatch.setattr(shard, "open_source", lambda config: source)
     monkeypatch.setattr(plan, "_pairs_per_shard", lambda *arguments: 4)
 
-    def encoded(source: Pairs, record: Record, plan: shard.Plan) -> shard.Encoded:
+    def encoded(source: Pairs, record: Record, plan: shard.Plan, warnings: object = None) -> shard.Encoded:
         return shard.Encoded({name: image * plan.geometry.height for name, image in images.items()}, "sphere")  # type: ignore[arg-type]
 
     monkeypatch.setattr(shard, "encode_record", encoded)
