@@ -30,7 +30,7 @@ ERRORS = ("median_rank", "heading_error_median", "own_heading_error_median", "me
 """Figures that are better if lower."""
 FIGURES = (*SHARES, *ERRORS)
 OF_FOUND = ("heading_error_median", "heading_within_5", "heading_within_10", "found_metres_median")
-"""Figures of the queries that are found alone: whoever finds fewer may have better ones, so they choose no model."""
+"""Figures of the found queries only. A model that finds fewer may have better ones, so they cannot choose a model."""
 
 
 @dataclass(frozen=True, slots=True)
