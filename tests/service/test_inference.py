@@ -149,7 +149,7 @@ def test_geojson(fakes: Fakes) -> None:
 @pytest.mark.parametrize("images", [1, 3])
 def test_forms_get_a_result_for_each_image_by_name(fakes: Fakes, images: int) -> None:
     pixels = [flat(40, 100 + number) for number in range(images)]
-    tree = form(fakes, "/v1/localize", *pixels, params={"k": 1}).json()
+    tree = form(fakes, "/v1/localize", *pixels, params={"k": 1, "heading": 0}).json()
     assert [(one["name"], len(one["matches"])) for one in tree["images"]] == [(f"{i}.png", 1) for i in range(images)]
     views = [view for view, _seen, _turned in fakes.street.calls]
     for image, view in zip(pixels, views, strict=True):
