@@ -82,9 +82,9 @@ def test_rejected_forms(fakes: Fakes) -> None:
         Image.new("L", (80, 40), 9),
         Image.new("CMYK", (80, 40)),
         Image.new("I;16", (80, 40), 4000),
-        Image.new("RGBA", (80, 40)),
+        Image.new("RGBA", (80, 40), (9, 8, 7, 90)),
         Image.new("P", (80, 40)),
-        Image.new("LA", (80, 40)),
+        Image.new("LA", (80, 40), (9, 90)),
         Image.new("1", (80, 40)),
     ],
     ids=lambda image: image.mode,
@@ -242,7 +242,7 @@ def test_an_image_is_held_as_long_as_a_thread_works_on_it(fakes: Fakes, monkeypa
         finish.wait(10)
         raise UnreadableImageError("is no image")
 
-    monkeypatch.setattr("s2s_ray.service.http.pictures.decode", decode_slowly)
+    monkeypatch.setattr("s2s_ray.service.http.pictures.decode_seen", decode_slowly)
     fakes.settings = LARGE
     first, second = Sending(fakes, 2), Sending(fakes, 3)
     second.service = first.service

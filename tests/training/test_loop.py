@@ -268,8 +268,9 @@ def test_pictures_of_one_place_are_not_negatives(pairs: PairFolder, across_a_bor
     tree["loss"]["negative_min_distance_m"] = None
     trainer = Trainer(Config.from_tree(tree))
     assert near(trainer) == [("train-0", "train-2")]
-    trainer.train_set.places = [None] * 3
-    assert trainer._negatives(np.arange(3)) is None
+    unnamed = across_a_border.model_dump()
+    unnamed["loss"]["negative_min_distance_m"] = None
+    assert Trainer(Config.from_tree(unnamed))._negatives(np.arange(3)) is None
 
 
 def test_a_run_begun_under_the_rule_of_zones_keeps_it(across_a_border: Config, tmp_path: Path) -> None:
