@@ -64,6 +64,7 @@ def fix_map(imagery: Pixels, centre: tuple[float, float], side_m: float, located
             )
         axes.plot(*place, "o", color=colour, markersize=3.5, markeredgecolor="#222222", markeredgewidth=0.5)
         axes.plot(*truth, "x", color=_TRUE, markersize=4.5, markeredgewidth=1.2)
+    axes.grid(visible=False)
     axes.set_xlim(-half, half)
     axes.set_ylim(-half, half)
     axes.set_xlabel("metres east", fontsize=7.5, color=_FAINT)
